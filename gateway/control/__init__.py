@@ -1,0 +1,1 @@
+"""The store with its audit chain, and the loop that turns verdicts into decisions."""

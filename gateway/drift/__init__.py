@@ -1,0 +1,1 @@
+"""Reference profile, binning and sequential drift detectors. Pure."""

@@ -1,0 +1,1 @@
+"""The records that cross a boundary, and their public JSON form. Pure."""

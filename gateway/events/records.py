@@ -1,0 +1,121 @@
+"""The records that cross a boundary: prediction, feedback, decision.
+
+One record is one JSON object in the log. `docs/records.md` shows an example of each. A reader ignores keys it does
+not know; a writer never changes the meaning of a key within one `schema` number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = (
+    "KIND_DECISION",
+    "KIND_FEEDBACK",
+    "KIND_PREDICTION",
+    "SCHEMA",
+    "Arm",
+    "DecisionRecord",
+    "FeedbackRecord",
+    "PredictionRecord",
+    "TensorRecord",
+    "Timings",
+)
+
+SCHEMA = 1
+
+KIND_PREDICTION = 1
+KIND_FEEDBACK = 2
+KIND_DECISION = 3
+
+Arm = Literal["stable", "canary", "shadow", "pinned"]
+
+
+class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One tensor as it was logged.
+
+    `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `sha256` of its
+    little-endian bytes and a `summary` (count, minimum, maximum, mean).
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any] | None = None
+    sha256: str | None = None
+    summary: dict[str, float] | None = None
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Microseconds spent waiting for the engine, in the model, and in the front altogether."""
+
+    queue_us: int = 0
+    inference_us: int = 0
+    total_us: int = 0
+
+
+class PredictionRecord(msgspec.Struct, frozen=True):
+    """One answered request.
+
+    `id` is `<boot>-<seq>`: `boot` names one life of one front (14 hex digits, sorting by time), `seq` counts its
+    records from 1 without a gap (10 hex digits in the id), so a missing record can be told by anyone who reads the
+    log. `weight` is the canary's share in percent when the request was routed. `key` is the SHA-256 of the routing
+    key, cut to 16 hex digits. `parameters.event_time`, where the caller gave it, is the time the request speaks of.
+    """
+
+    id: str
+    time: str
+    gateway: str
+    seq: int
+    model: str
+    version: int
+    digest: str
+    arm: Arm
+    weight: float
+    reason: str
+    status: int
+    rows: int
+    timings: Timings
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+    parameters: dict[str, Any]
+    request_id: str | None = None
+    key: str | None = None
+    error: str | None = None
+    schema: int = SCHEMA
+
+
+class FeedbackRecord(msgspec.Struct, frozen=True):
+    """A label that arrived for one row of one prediction; `id` is `<boot>-<seq>` of the front that took it."""
+
+    id: str
+    time: str
+    gateway: str
+    seq: int
+    model: str
+    prediction_id: str
+    row: int
+    label: float
+    schema: int = SCHEMA
+
+
+class DecisionRecord(msgspec.Struct, frozen=True):
+    """What the system or a person did, with its certificate.
+
+    `hash` is SHA-256 over `prev_hash` and the canonical JSON of every other field, so the decisions form a chain.
+    """
+
+    seq: int
+    id: str
+    time: str
+    model: str
+    kind: str
+    actor: str
+    reason: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+    evidence: dict[str, Any]
+    prev_hash: str
+    hash: str
+    schema: int = SCHEMA

@@ -1,0 +1,1 @@
+"""The prediction log: spool, Kafka shipper and reader, lookup by id."""

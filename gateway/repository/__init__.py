@@ -1,0 +1,1 @@
+"""Model folders: manifest, digests, lineage, profile building, safe loading."""

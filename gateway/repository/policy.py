@@ -1,0 +1,153 @@
+"""The policy of one model: `models/<name>/model.toml`.
+
+An unknown key or a wrong value is refused with the file, the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = (
+    "Action",
+    "BatchingPolicy",
+    "DetectorPolicy",
+    "DriftPolicy",
+    "LoggingPolicy",
+    "ModelPolicy",
+    "PolicyError",
+    "QualityPolicy",
+    "RolloutPolicy",
+    "RoutePolicy",
+    "load_policy",
+)
+
+Action = Literal["alert", "pause", "rollback", "retrain"]
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Probability = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
+class PolicyError(Exception):
+    """Raised when `model.toml` cannot be read or has a key or value that is not allowed."""
+
+
+class RoutePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The route a model gets when the store sees it for the first time."""
+
+    stable: int = 1
+    canary: int | None = None
+    weight: Percent = 0.0
+
+
+class BatchingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`exact` asks for batches whose answers are equal bit for bit to those of single rows."""
+
+    exact: bool = False
+    max_rows: Annotated[int, msgspec.Meta(ge=1)] = 256
+
+
+class DriftPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Input and output drift against the reference profile (e-CUSUM).
+
+    `false_alarm_days`: promised mean time between false alarms of one version, in days.
+    `tolerance`: density ratios below 1 + tolerance are no drift.
+    `ignore`: inputs that are no evidence, such as a calendar.
+    """
+
+    ignore: tuple[str, ...] = ()
+    tolerance: Positive = 0.10
+    false_alarm_days: Positive = 90.0
+    inputs: Action = "alert"
+    outputs: Action = "alert"
+
+
+class QualityPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Labelled quality: which output a label speaks of and what counts as a miss.
+
+    A row is a miss when its loss is above `miss_above`; left out, the 0.9 quantile of the reference's loss is taken.
+    """
+
+    output: str = ""
+    loss: Literal["absolute_error", "zero_one"] = "absolute_error"
+    miss_above: float | None = None
+    tolerance: Positive = 0.05
+    action: Action = "rollback"
+
+
+class DetectorPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A river detector by name on the loss of each version; `action` is `alert` unless told otherwise."""
+
+    name: str
+    action: Action = "alert"
+    parameters: dict[str, float] = {}
+
+
+class RolloutPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a canary is judged and taken forward.
+
+    `false_rollback` (alpha) and `bad_promotion` hold over the whole rollout, whenever and however often one looks.
+    `harm_ratio`: a canary is harmful when its events are more than this many times as frequent as the stable's.
+    `worse_ratio`: a canary is as good as stable when shown to have less than this many times its misses.
+    """
+
+    steps: tuple[Percent, ...] = (10.0, 50.0)
+    false_rollback: Probability = 0.01
+    bad_promotion: Probability = 0.05
+    harm_ratio: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    worse_ratio: Annotated[float, msgspec.Meta(gt=1)] = 1.25
+    require: tuple[Literal["errors", "quality"], ...] = ("quality",)
+    errors: Action = "rollback"
+    outputs: Action = "pause"
+    inputs: Action = "rollback"
+    max_hours: Positive = 168.0
+
+
+class LoggingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What of a prediction is logged; a redacted input is named in the record and has no data."""
+
+    redact: tuple[str, ...] = ()
+
+
+class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of `model.toml`; every table may be left out."""
+
+    description: str = ""
+    approvals: dict[str, str] = {}
+    route: RoutePolicy = RoutePolicy()
+    batching: BatchingPolicy = BatchingPolicy()
+    drift: DriftPolicy = DriftPolicy()
+    quality: QualityPolicy = QualityPolicy()
+    detectors: tuple[DetectorPolicy, ...] = (DetectorPolicy("ADWIN"),)
+    rollout: RolloutPolicy = RolloutPolicy()
+    logging: LoggingPolicy = LoggingPolicy()
+
+
+def load_policy(folder: Path) -> ModelPolicy:
+    """Read `model.toml` of one model folder; a folder without the file has the default policy.
+
+    Raises
+    ------
+    PolicyError
+        With the file, the key and what is allowed.
+    """
+    path = folder / "model.toml"
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return ModelPolicy()
+    except OSError as error:
+        raise PolicyError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        policy = msgspec.toml.decode(raw, type=ModelPolicy)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise PolicyError(f"{path}: {error}") from None
+    for version, digest in policy.approvals.items():
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", version) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise PolicyError(f"{path}: approvals.{version} = {digest!r}: expected a version and 'sha256:<64 hex>'")
+    if any(a >= b for a, b in zip(policy.rollout.steps, policy.rollout.steps[1:], strict=False)):
+        raise PolicyError(f"{path}: rollout.steps = {list(policy.rollout.steps)}: weights must rise")
+    return policy

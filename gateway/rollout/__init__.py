@@ -1,0 +1,1 @@
+"""Rollout plan, state machine, judge and certificates. Pure."""

@@ -1,0 +1,1 @@
+"""The front: HTTP protocol class, batching by version, feedback, health."""

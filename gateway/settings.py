@@ -1,0 +1,222 @@
+"""One settings tree: `gateway.toml`, then the environment (`GATEWAY_KAFKA__BOOTSTRAP_SERVERS`), read once.
+
+An unknown key or a wrong value stops the start with the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+__all__ = (
+    "AdminSettings",
+    "EngineSettings",
+    "KafkaSettings",
+    "LimitSettings",
+    "LogSettings",
+    "MonitorSettings",
+    "ServerSettings",
+    "Settings",
+    "SettingsError",
+    "SpoolSettings",
+    "StoreSettings",
+    "load_settings",
+)
+
+
+class SettingsError(Exception):
+    """Raised when a setting is unknown or has a value that is not allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Section):
+    name: str = Field("gateway", description="Server name in `GET /v2`.")
+    host: str = Field("127.0.0.1", description="Address the inference port listens on.")
+    http_port: int = Field(8000, ge=0, le=65535, description="Inference over HTTP; 0 picks a free port.")
+    grpc_port: int = Field(8001, ge=0, le=65535, description="Reserved for inference over gRPC.")
+    metrics_port: int = Field(8002, ge=0, le=65535, description="`/metrics` of all processes.")
+    admin_port: int = Field(8003, ge=0, le=65535, description="Admin API.")
+    fronts: int = Field(2, ge=1, le=64, description="Front processes that share the inference port.")
+    drain_timeout_seconds: float = Field(30.0, gt=0, description="Budget of a clean stop after SIGTERM.")
+    drain_delay_seconds: float = Field(0.0, ge=0, description="Wait after turning not ready, for load balancers.")
+
+
+class LimitSettings(_Section):
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body. Triton: 64 MiB.")
+    max_queue_requests: int = Field(4096, ge=1, description="Requests waiting for one version in one front.")
+    max_connections: int = Field(1024, ge=1, description="Open connections of one front.")
+    request_timeout_ms: int = Field(10_000, ge=1, description="Deadline of a request; a client may ask for less.")
+    head_timeout_seconds: float = Field(5.0, gt=0, description="Time to send a request's head.")
+    body_timeout_seconds: float = Field(30.0, gt=0, description="Time to send a request's body.")
+    keep_alive_seconds: float = Field(75.0, gt=0, description="Idle time before a connection is closed.")
+
+
+class EngineSettings(_Section):
+    threads: int = Field(1, ge=1, description="onnxruntime's intra-op threads of one engine.")
+    start_timeout_seconds: float = Field(30.0, gt=0, description="Time to load and warm up a version.")
+    hang_seconds: float = Field(10.0, gt=0, description="A run longer than this ends the engine.")
+    max_resident_bytes: int = Field(2**30, ge=2**26, description="An engine beyond this is replaced.")
+    crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
+    crash_window_seconds: float = Field(60.0, gt=0)
+    frames_in_flight: int = Field(2, ge=1, le=16, description="Batches one front may have in one engine.")
+
+
+class SpoolSettings(_Section):
+    segment_bytes: int = Field(16 * 2**20, ge=4096, description="A segment file is closed at this size.")
+    max_bytes: int = Field(4 * 2**30, ge=2**20, description="Size of the whole spool.")
+    max_age_hours: float = Field(24.0 * 7, gt=0, description="Older segments are removed (after shipping, with Kafka).")
+    fsync: Literal["always", "interval", "never"] = Field("never", description="kill -9 loses nothing in any mode.")
+    fsync_interval_seconds: float = Field(1.0, gt=0)
+    full: Literal["block", "drop"] = Field("block", description="When no space is left: refuse predictions, or drop.")
+
+
+class LogSettings(_Section):
+    max_tensor_bytes: int = Field(65_536, ge=0, description="Larger tensors become digest and summary.")
+
+
+class KafkaSettings(_Section):
+    bootstrap_servers: str = Field("", description="host:port,... ; empty: the spool is the log.")
+    topic_prefix: str = Field("gateway", pattern=r"^[A-Za-z0-9._-]+$")
+    acks: Literal["all", "1"] = "all"
+    idempotence: bool = True
+    compression: Literal["zstd", "lz4", "gzip", "none"] = "lz4"
+    request_timeout_ms: int = Field(10_000, ge=100)
+    batch_bytes: int = Field(256 * 1024, ge=1024, le=900 * 1024)
+    create_topics: bool = Field(True, description="Create missing topics at start.")
+    partitions: int = Field(3, ge=1)
+    replication_factor: int = Field(1, ge=1)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str = ""
+    sasl_password: str = ""
+    ssl_cafile: str = ""
+
+
+class MonitorSettings(_Section):
+    source: Literal["auto", "spool", "kafka"] = Field("auto", description="auto: Kafka where it is configured.")
+    group: str = Field("gateway-monitor", description="Kafka consumer group.")
+    flush_seconds: float = Field(0.25, gt=0, description="Time between two looks at the evidence.")
+    checkpoint_seconds: float = Field(5.0, gt=0)
+    join_predictions: int = Field(200_000, ge=1, description="Predictions kept in memory for labels to come.")
+
+
+class StoreSettings(_Section):
+    url: str = Field("", description="SQLAlchemy URL; empty: SQLite under the state directory.")
+    poll_seconds: float = Field(0.2, gt=0, le=0.5, description="How often fronts ask for a new revision.")
+
+
+class AdminSettings(_Section):
+    host: str = Field("127.0.0.1", description="Address of the admin and metrics ports.")
+    token: str = Field("", description="Bearer token; needed to listen beyond loopback.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, by section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GATEWAY_", env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    models: Path = Field(Path("models"), description="Model folders.")
+    state_dir: Path = Field(Path(".gateway"), description="Spool, store, sockets.")
+    server: ServerSettings = ServerSettings()  # type: ignore[call-arg]
+    limits: LimitSettings = LimitSettings()  # type: ignore[call-arg]
+    engine: EngineSettings = EngineSettings()  # type: ignore[call-arg]
+    spool: SpoolSettings = SpoolSettings()  # type: ignore[call-arg]
+    log: LogSettings = LogSettings()  # type: ignore[call-arg]
+    kafka: KafkaSettings = KafkaSettings()  # type: ignore[call-arg]
+    monitor: MonitorSettings = MonitorSettings()  # type: ignore[call-arg]
+    store: StoreSettings = StoreSettings()  # type: ignore[call-arg]
+    admin: AdminSettings = AdminSettings()  # type: ignore[call-arg]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (env_settings, init_settings)
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets, metric files and notes of the running processes."""
+        return self.state_dir / "run"
+
+    @property
+    def spool_dir(self) -> Path:
+        return self.state_dir / "spool"
+
+    @property
+    def store_url(self) -> str:
+        return self.store.url or f"sqlite:///{self.state_dir / 'store.db'}"
+
+
+_NOT_SETTINGS = frozenset({"GATEWAY_URL", "GATEWAY_TOKEN", "GATEWAY_TEST_KAFKA"})
+
+
+def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read the settings: defaults, then `config` (or `gateway.toml` here, if there is one), environment, `overrides`.
+
+    Parameters
+    ----------
+    config : Path, optional
+        A TOML file that must exist when given.
+    overrides : dict, optional
+        Sections to merge on top of all, as the command line's flags give them.
+
+    Raises
+    ------
+    SettingsError
+        With the key, the value and what is allowed.
+    """
+    tree = _read_toml(config)
+    known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
+    for name in os.environ:
+        if name.startswith("GATEWAY_") and name not in _NOT_SETTINGS and name.split("__")[0] not in known:
+            raise SettingsError(f"environment variable {name} is no setting; sections are {', '.join(sorted(known))}")
+    try:
+        settings = Settings(**tree)
+        if overrides:
+            settings = Settings.model_validate(_merge(settings.model_dump(), overrides))
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+    return settings
+
+
+def _read_toml(config: Path | None) -> dict[str, Any]:
+    path = config or Path("gateway.toml")
+    if config is None and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from None
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        merged[key] = _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{key}: no such setting")
+        else:
+            lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+    return "; ".join(lines)

@@ -1,0 +1,1 @@
+"""Metrics in shared memory, their catalog and exposition, and the process log."""
