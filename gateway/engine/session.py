@@ -1,0 +1,105 @@
+"""One ONNX model loaded in onnxruntime: the only module that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from gateway.engine.errors import EngineStartFailed, RunFailed
+from gateway.protocol.datatypes import FREE, NUMPY_OF, ONNX_OF, Signature, TensorSpec
+
+__all__ = ("ModelSession",)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class ModelSession:
+    """A model ready to run on the CPU.
+
+    Parameters
+    ----------
+    model_file : Path
+        An ONNX file; its external weights lie beside it.
+    threads : int
+        Intra-op threads, never the host's count: an engine shares the machine with fronts and other engines.
+
+    Raises
+    ------
+    EngineStartFailed
+        onnxruntime refuses the file, or no output is a tensor.
+    """
+
+    def __init__(self, model_file: Path, *, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # The path must not change what is loaded: weights are looked for beside the file, in its private folder.
+        try:
+            self._session = ort.InferenceSession(
+                os.fspath(model_file), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has no exception base of its own
+            raise EngineStartFailed(f"onnxruntime cannot load {model_file.name}: {error}") from None
+        self.signature = Signature(
+            inputs=tuple(_spec(node) for node in self._session.get_inputs()),
+            outputs=tuple(_spec(node) for node in self._session.get_outputs() if node.type in ONNX_OF),
+        )
+        if not self.signature.outputs:
+            raise EngineStartFailed(f"{model_file.name} has no output that is a tensor")
+        self._output_names = [spec.name for spec in self.signature.outputs]
+
+    def __repr__(self) -> str:
+        return f"<ModelSession {len(self.signature.inputs)} inputs, outputs {', '.join(self._output_names)}>"
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Run the model once.
+
+        Parameters
+        ----------
+        inputs : mapping of name to array
+            Dtypes as in `NUMPY_OF`, shapes as in the signature.
+
+        Returns
+        -------
+        list of arrays
+            In the order of `signature.outputs`.
+
+        Raises
+        ------
+        RunFailed
+            With onnxruntime's text, which names nodes and source files: for the log, not for callers.
+        """
+        try:
+            outputs: list[Array] = self._session.run(self._output_names, dict(inputs))
+        except Exception as error:
+            raise RunFailed(str(error)) from None
+        return outputs
+
+    def warm_up(self) -> None:
+        """Run once on zeros, free axes taken as one; a model that refuses zeros is left to its callers."""
+        zeros = {}
+        for spec in self.signature.inputs:
+            shape = [1 if axis == FREE else axis for axis in spec.shape]
+            zeros[spec.name] = (
+                np.full(shape, "", object) if spec.datatype == "BYTES" else np.zeros(shape, NUMPY_OF[spec.datatype])
+            )
+        try:
+            self.run(zeros)
+        except RunFailed:
+            return
+
+
+def _spec(node: Any) -> TensorSpec:
+    if node.type not in ONNX_OF:
+        raise EngineStartFailed(
+            f"input {node.name!r} is {node.type}, which is no tensor of the Open Inference Protocol"
+        )
+    shape = tuple(axis if isinstance(axis, int) and axis >= 0 else FREE for axis in node.shape)
+    return TensorSpec(node.name, ONNX_OF[node.type], shape)

@@ -1,0 +1,230 @@
+"""Frames between a front and an engine, over a Unix stream socket.
+
+A frame is a header and a payload, little endian: ``length u32`` of the payload, ``kind u8``, one byte unused, ``count
+u16`` of tensors, ``id u64``. A tensor is ``code u8, rank u8, ordinal u16, size u32`` (``size`` is the number of
+strings of a BYTES tensor, else 0), ``rank`` dimensions as i64, ``nbytes u64``, then its bytes, padded to 8. Strings
+are ``length u32`` and UTF-8 each. An engine greets with HELLO, answers RUN with RESULT (which starts with the
+nanoseconds of the run as u64) or FAILURE (UTF-8 text, for the log).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.engine.errors import WireError
+from gateway.protocol.datatypes import NUMPY_OF, Signature, datatype_of
+
+__all__ = (
+    "FAILURE",
+    "HEADER",
+    "HELLO",
+    "MAX_FRAME_BYTES",
+    "RESULT",
+    "RUN",
+    "FrameReader",
+    "Hello",
+    "decode_result",
+    "decode_tensors",
+    "encode_failure",
+    "encode_hello",
+    "encode_result",
+    "encode_run",
+)
+
+HEADER = struct.Struct("<IBxHQ")
+HELLO, RUN, RESULT, FAILURE = 1, 2, 3, 4
+MAX_FRAME_BYTES = 2**31
+
+_TENSOR = struct.Struct("<BBHI")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+_CODES = tuple(NUMPY_OF)
+_CODE_OF = {datatype: code for code, datatype in enumerate(_CODES)}
+_DTYPES = tuple(NUMPY_OF[datatype] for datatype in _CODES)
+_BYTES = _CODE_OF["BYTES"]
+_DIMENSIONS = tuple(struct.Struct(f"<{rank}q") for rank in range(33))
+_PADDING = tuple(bytes(-n % 8) for n in range(8))
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """An engine's greeting: what it serves and how."""
+
+    model: str
+    version: int
+    digest: str
+    signature: Signature
+    pid: int
+
+
+def encode_hello(hello: Hello) -> bytes:
+    payload = msgspec.json.encode(hello)
+    return HEADER.pack(len(payload), HELLO, 0, 0) + payload
+
+
+def encode_failure(frame_id: int, text: str) -> bytes:
+    payload = text.encode("utf-8", "replace")[:4096]
+    return HEADER.pack(len(payload), FAILURE, 0, frame_id) + payload
+
+
+def encode_run(frame_id: int, parts: Sequence[Sequence[Array]]) -> list[bytes | memoryview]:
+    """The pieces of a RUN frame.
+
+    Parameters
+    ----------
+    frame_id : int
+    parts : sequence over inputs, each a sequence of arrays
+        The arrays of one input have equal datatype and equal axes but the first; they are sent joined along it.
+
+    Returns
+    -------
+    list of buffers
+        To be written in order; array bytes are not copied.
+    """
+    pieces: list[bytes | memoryview] = [b""]
+    length = sum(_put_tensor(pieces, ordinal, arrays) for ordinal, arrays in enumerate(parts))
+    pieces[0] = HEADER.pack(length, RUN, len(parts), frame_id)
+    return pieces
+
+
+def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> list[bytes | memoryview]:
+    """The pieces of a RESULT frame; `arrays` in the order of the signature's outputs."""
+    pieces: list[bytes | memoryview] = [b"", _U64.pack(nanoseconds)]
+    length = 8 + sum(_put_tensor(pieces, ordinal, (array,)) for ordinal, array in enumerate(arrays))
+    pieces[0] = HEADER.pack(length, RESULT, len(arrays), frame_id)
+    return pieces
+
+
+def decode_result(payload: memoryview, count: int) -> tuple[int, list[Array]]:
+    """Nanoseconds of the run, and the outputs in the signature's order."""
+    return _U64.unpack_from(payload)[0], decode_tensors(payload[8:], count)
+
+
+def decode_tensors(payload: memoryview, count: int) -> list[Array]:
+    """The tensors of a frame, in order, without copying (but for BYTES, which become object arrays of ``str``).
+
+    Raises
+    ------
+    WireError
+        The bytes are no tensors.
+    """
+    arrays: list[Array] = []
+    offset = 0
+    try:
+        for _ in range(count):
+            code, rank, _ordinal, strings = _TENSOR.unpack_from(payload, offset)
+            offset += 8
+            shape = _DIMENSIONS[rank].unpack_from(payload, offset)
+            offset += 8 * rank
+            (nbytes,) = _U64.unpack_from(payload, offset)
+            offset += 8
+            block = payload[offset : offset + nbytes]
+            offset += nbytes + (-nbytes % 8)
+            if code == _BYTES:
+                arrays.append(_strings(block, strings).reshape(shape))
+            else:
+                arrays.append(np.frombuffer(block, _DTYPES[code]).reshape(shape))
+    except (struct.error, IndexError, ValueError) as error:
+        raise WireError(f"a frame on an engine's socket cannot be read: {error}") from None
+    return arrays
+
+
+class FrameReader:
+    """Cuts a byte stream into frames.
+
+    >>> reader = FrameReader()
+    >>> frame = encode_failure(7, "no")
+    >>> list(reader.feed(frame[:5]))
+    []
+    >>> [(kind, frame_id, bytes(payload)) for kind, _, frame_id, payload in reader.feed(frame[5:])]
+    [(4, 7, b'no')]
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._wanted = HEADER.size
+
+    def feed(self, received: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+        """Yield (kind, count, id, payload) of every frame that is whole.
+
+        Raises
+        ------
+        WireError
+            A length beyond `MAX_FRAME_BYTES`.
+        """
+        if self._parts:
+            self._parts.append(received)
+            self._held += len(received)
+            if self._held < self._wanted:
+                return
+            received = b"".join(self._parts)
+            self._parts.clear()
+            self._held = 0
+        view = memoryview(received)
+        offset, end = 0, len(received)
+        self._wanted = HEADER.size
+        while end - offset >= HEADER.size:
+            length, kind, count, frame_id = HEADER.unpack_from(view, offset)
+            if length > MAX_FRAME_BYTES:
+                raise WireError(f"a frame of {length} bytes is beyond {MAX_FRAME_BYTES}")
+            stop = offset + HEADER.size + length
+            if stop > end:
+                self._wanted = HEADER.size + length
+                break
+            yield kind, count, frame_id, view[offset + HEADER.size : stop]
+            offset = stop
+        if offset < end:
+            self._parts.append(received[offset:])
+            self._held = end - offset
+
+
+def _put_tensor(pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence[Array]) -> int:
+    first = arrays[0]
+    shape = first.shape
+    if len(arrays) > 1:
+        shape = (sum(array.shape[0] for array in arrays), *shape[1:])
+    rank = len(shape)
+    code = _BYTES if first.dtype.kind in "OUT" else _CODE_OF[datatype_of(first.dtype)]
+    blocks: list[bytes | memoryview]
+    strings = 0
+    if code == _BYTES:
+        strings = math.prod(shape)
+        blocks = [_pack_strings(array) for array in arrays]
+        nbytes = sum(map(len, blocks))
+    else:
+        contiguous = [array if array.flags.c_contiguous else np.ascontiguousarray(array) for array in arrays]
+        blocks = [array.data.cast("B") if array.size else b"" for array in contiguous]
+        nbytes = sum(array.nbytes for array in contiguous)
+    pieces.append(_TENSOR.pack(code, rank, ordinal, strings) + _DIMENSIONS[rank].pack(*shape) + _U64.pack(nbytes))
+    pieces.extend(blocks)
+    if nbytes % 8:
+        pieces.append(_PADDING[nbytes % 8])
+    return 16 + 8 * rank + nbytes + (-nbytes % 8)
+
+
+def _pack_strings(array: Array) -> bytes:
+    pieces = []
+    for text in array.ravel():
+        encoded = text.encode()
+        pieces.append(_U32.pack(len(encoded)))
+        pieces.append(encoded)
+    return b"".join(pieces)
+
+
+def _strings(block: memoryview, count: int) -> Array:
+    texts = np.empty(count, dtype=object)
+    offset = 0
+    for index in range(count):
+        (length,) = _U32.unpack_from(block, offset)
+        offset += 4
+        texts[index] = str(block[offset : offset + length], "utf-8")
+        offset += length
+    return texts

@@ -1,0 +1,28 @@
+"""Ties a child process to the one that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+__all__ = ("die_with_parent",)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to end this process when its parent ends (Linux, prctl(2)); elsewhere nothing is done.
+
+    Parameters
+    ----------
+    parent : int, optional
+        Process id the caller expects as its parent; when it is gone already, this process ends at once.
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):
+        return
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
