@@ -1,0 +1,314 @@
+"""Labels meet predictions: by prediction id and row, late, repeated and out of order, in bounded memory.
+
+Nothing here reads a clock or a file: the caller passes the time in and looks up what `overdue` names.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from gateway.events.records import Arm, FeedbackRecord, PredictionRecord, TensorRecord
+
+__all__ = ("FEEDBACK_STATES", "JoinState", "LabelJoin", "LabelledRow", "event_time_of", "seconds_between")
+
+FEEDBACK_STATES = ("joined", "repeated", "corrected", "orphan", "invalid")
+"""What became of a label; `waiting` ones are in none of these yet."""
+
+_PAYLOAD_BYTES_PER_PREDICTION = 1024
+_LOOKUPS_AT_ONCE = 256
+_CHECKPOINT_PREDICTIONS = 20_000
+
+
+class LabelledRow(msgspec.Struct, frozen=True, gc=False):
+    """One row of one prediction with the label that came for it.
+
+    `outputs` holds the row's values of the quality output, `payload` the prediction as it was logged (None when it
+    no longer fitted the memory); `event_time` is the time the request speaks of, in ISO 8601.
+    """
+
+    model: str
+    version: int
+    arm: Arm
+    weight: float
+    key: str | None
+    prediction_id: str
+    row: int
+    outputs: tuple[float, ...]
+    label: float
+    time: str
+    event_time: str
+    delay_seconds: float
+    payload: bytes | None = None
+
+
+class _Kept(msgspec.Struct, gc=False):
+    model: str
+    version: int
+    arm: Arm
+    weight: float
+    key: str | None
+    time: str
+    event_time: str
+    rows: int
+    outputs: bytes
+    payload: bytes | None = None
+
+
+class _Waiting(msgspec.Struct):
+    since: float
+    labels: list[FeedbackRecord]
+
+
+class JoinState(msgspec.Struct):
+    """What a checkpoint keeps; the time that labels have waited starts anew."""
+
+    kept: list[tuple[str, _Kept]]
+    labelled: list[tuple[str, dict[int, float]]]
+    waiting: list[list[FeedbackRecord]]
+    counts: dict[str, int]
+
+
+class LabelJoin:
+    """Joins labels to predictions.
+
+    A label that comes again with the same value is ignored; with another value it is counted as corrected, and the
+    first one stays the evidence: who may send labels cannot take evidence back. A label whose prediction is unknown
+    waits `wait_seconds`, then `overdue` asks for its prediction, then it is an orphan.
+
+    Parameters
+    ----------
+    output_name : callable
+        From a model's name to the output its labels speak of; "" stands for the first output.
+    max_predictions : int
+        Predictions kept, and labels remembered, `monitor.join_predictions`; their payloads are kept
+        within 1 KiB times this number.
+    wait_seconds : float
+        How long a label waits for its prediction to be read.
+    """
+
+    def __init__(
+        self, output_name: Callable[[str], str], *, max_predictions: int = 200_000, wait_seconds: float = 5.0
+    ) -> None:
+        self._output_name = output_name
+        self._max_predictions = max_predictions
+        self._wait_seconds = wait_seconds
+        self._kept: dict[str, _Kept] = {}
+        self._with_payload: deque[str] = deque()
+        self._payload_bytes = 0
+        self._labelled: dict[str, dict[int, float]] = {}
+        self._labelled_rows = 0
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._waiting_labels = 0
+        self.counts = dict.fromkeys(FEEDBACK_STATES, 0)
+
+    def __repr__(self) -> str:
+        return f"<LabelJoin kept={len(self._kept)} waiting={self._waiting_labels} {self.counts}>"
+
+    @property
+    def waiting(self) -> int:
+        """Labels that wait for their prediction."""
+        return self._waiting_labels
+
+    def add_prediction(self, record: PredictionRecord, payload: bytes | None = None) -> list[LabelledRow]:
+        """Keep a prediction; returns the rows whose labels had come before it."""
+        if record.id in self._kept:
+            return []
+        kept = self._keep(record, payload)
+        self._kept[record.id] = kept
+        if kept.payload is not None:
+            self._with_payload.append(record.id)
+            self._payload_bytes += len(kept.payload)
+        self._forget_beyond_the_bounds()
+        return self._settle(record.id, kept)
+
+    def add_feedback(self, feedback: FeedbackRecord, now: float) -> LabelledRow | None:
+        """Join one label, or let it wait; `now` is any clock in seconds that never goes back."""
+        kept = self._kept.get(feedback.prediction_id)
+        if kept is not None:
+            return self._join(feedback, kept)
+        earlier = self._labelled.get(feedback.prediction_id)
+        if earlier is not None and feedback.row in earlier:
+            self._count_again(earlier[feedback.row], feedback.label)
+            return None
+        waiting = self._waiting.get(feedback.prediction_id)
+        if waiting is None:
+            waiting = self._waiting[feedback.prediction_id] = _Waiting(now, [])
+        waiting.labels.append(feedback)
+        self._waiting_labels += 1
+        while self._waiting_labels > self._max_predictions:
+            self._give_up(next(iter(self._waiting)))
+        return None
+
+    def overdue(self, now: float) -> list[str]:
+        """Prediction ids that labels have waited for long enough, oldest first, at most 256 at once."""
+        ids: list[str] = []
+        for prediction_id, waiting in self._waiting.items():
+            if now - waiting.since < self._wait_seconds or len(ids) == _LOOKUPS_AT_ONCE:
+                break
+            ids.append(prediction_id)
+        return ids
+
+    def resolve(self, prediction_id: str, record: PredictionRecord | None) -> list[LabelledRow]:
+        """Hand in what a look-up found for an overdue id; None makes its labels orphans."""
+        if record is None or record.id != prediction_id:
+            self._give_up(prediction_id)
+            return []
+        return self._settle(prediction_id, self._keep(record, msgspec.json.encode(record)))
+
+    def state(self) -> JoinState:
+        """What a checkpoint keeps: the newest predictions without their payloads, and every label's memory."""
+        newest = list(self._kept.items())[-_CHECKPOINT_PREDICTIONS:]
+        bare = [(prediction_id, msgspec.structs.replace(kept, payload=None)) for prediction_id, kept in newest]
+        labelled = list(self._labelled.items())
+        return JoinState(bare, labelled, [waiting.labels for waiting in self._waiting.values()], dict(self.counts))
+
+    def restore(self, state: JoinState, now: float) -> None:
+        """Take over the state of a checkpoint."""
+        self._kept = dict(state.kept)
+        self._labelled = dict(state.labelled)
+        self._labelled_rows = sum(len(rows) for rows in self._labelled.values())
+        self._waiting = OrderedDict((labels[0].prediction_id, _Waiting(now, labels)) for labels in state.waiting)
+        self._waiting_labels = sum(len(labels) for labels in state.waiting)
+        self.counts |= state.counts
+
+    def _keep(self, record: PredictionRecord, payload: bytes | None) -> _Kept:
+        return _Kept(
+            record.model,
+            record.version,
+            record.arm,
+            record.weight,
+            record.key,
+            record.time,
+            event_time_of(record),
+            record.rows,
+            _values_of(record.outputs, self._output_name(record.model)) if record.status == 200 else b"",
+            payload,
+        )
+
+    def _settle(self, prediction_id: str, kept: _Kept) -> list[LabelledRow]:
+        waiting = self._waiting.pop(prediction_id, None)
+        if waiting is None:
+            return []
+        self._waiting_labels -= len(waiting.labels)
+        rows = [self._join(feedback, kept) for feedback in waiting.labels]
+        return [row for row in rows if row is not None]
+
+    def _join(self, feedback: FeedbackRecord, kept: _Kept) -> LabelledRow | None:
+        earlier = self._labelled.get(feedback.prediction_id)
+        if earlier is not None and feedback.row in earlier:
+            self._count_again(earlier[feedback.row], feedback.label)
+            return None
+        outputs = _row_of(kept, feedback.row)
+        if not outputs or feedback.model != kept.model or not _is_finite(feedback.label):
+            self.counts["invalid"] += 1
+            return None
+        if earlier is None:
+            earlier = self._labelled[feedback.prediction_id] = {}
+        earlier[feedback.row] = feedback.label
+        self._labelled_rows += 1
+        while self._labelled_rows > self._max_predictions and len(self._labelled) > 1:
+            self._labelled_rows -= len(self._labelled.pop(next(iter(self._labelled))))
+        self.counts["joined"] += 1
+        return LabelledRow(
+            kept.model,
+            kept.version,
+            kept.arm,
+            kept.weight,
+            kept.key,
+            feedback.prediction_id,
+            feedback.row,
+            outputs,
+            feedback.label,
+            kept.time,
+            kept.event_time,
+            max(0.0, seconds_between(kept.time, feedback.time)),
+            kept.payload,
+        )
+
+    def _count_again(self, first: float, label: float) -> None:
+        self.counts["repeated" if label == first else "corrected"] += 1
+
+    def _give_up(self, prediction_id: str) -> None:
+        waiting = self._waiting.pop(prediction_id, None)
+        if waiting is not None:
+            self._waiting_labels -= len(waiting.labels)
+            self.counts["orphan"] += len(waiting.labels)
+
+    def _forget_beyond_the_bounds(self) -> None:
+        while len(self._kept) > self._max_predictions:
+            oldest = next(iter(self._kept))
+            self._drop_payload(self._kept.pop(oldest))
+        while self._with_payload and (
+            self._payload_bytes > self._max_predictions * _PAYLOAD_BYTES_PER_PREDICTION
+            or self._with_payload[0] not in self._kept
+        ):
+            kept = self._kept.get(self._with_payload.popleft())
+            if kept is not None:
+                self._drop_payload(kept)
+
+    def _drop_payload(self, kept: _Kept) -> None:
+        if kept.payload is not None:
+            self._payload_bytes -= len(kept.payload)
+            kept.payload = None
+
+
+def event_time_of(record: PredictionRecord) -> str:
+    """The time a prediction speaks of: `parameters.event_time` when it is ISO 8601, else when it was answered."""
+    given = record.parameters.get("event_time")
+    if isinstance(given, str) and len(given) <= 40:
+        try:
+            datetime.fromisoformat(given)
+        except ValueError:
+            return record.time
+        return given
+    return record.time
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    """Seconds from one ISO 8601 time to another; 0 when one cannot be read or only one names its zone.
+
+    >>> seconds_between("2012-01-01T00:00:00Z", "2012-01-01T01:00:00+00:00")
+    3600.0
+    """
+    try:
+        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def _values_of(outputs: list[TensorRecord], name: str) -> bytes:
+    for tensor in outputs:
+        if tensor.name == name or not name:
+            return _doubles(tensor.data)
+    return b""
+
+
+def _doubles(values: list[Any] | None) -> bytes:
+    if values is None:
+        return b""
+    try:
+        return array("d", values).tobytes()
+    except TypeError:
+        numbers = (value if isinstance(value, int | float) else float("nan") for value in values)
+        return array("d", numbers).tobytes()
+    except OverflowError:
+        return b""
+
+
+def _row_of(kept: _Kept, row: int) -> tuple[float, ...]:
+    values = array("d", kept.outputs)
+    width, rest = divmod(len(values), max(kept.rows, 1))
+    if rest or not 0 <= row < kept.rows:
+        return ()
+    outputs = tuple(values[row * width : (row + 1) * width])
+    return outputs if all(_is_finite(value) for value in outputs) else ()
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0
