@@ -71,7 +71,7 @@ class JoinState(msgspec.Struct):
     kept: list[tuple[str, _Kept]]
     labelled: list[tuple[str, dict[int, float]]]
     waiting: list[list[FeedbackRecord]]
-    counts: dict[str, int]
+    counts: dict[str, dict[str, int]]
 
 
 class LabelJoin:
@@ -105,7 +105,7 @@ class LabelJoin:
         self._labelled_rows = 0
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._waiting_labels = 0
-        self.counts = dict.fromkeys(FEEDBACK_STATES, 0)
+        self.counts: dict[str, dict[str, int]] = {}
 
     def __repr__(self) -> str:
         return f"<LabelJoin kept={len(self._kept)} waiting={self._waiting_labels} {self.counts}>"
@@ -134,7 +134,7 @@ class LabelJoin:
             return self._join(feedback, kept)
         earlier = self._labelled.get(feedback.prediction_id)
         if earlier is not None and feedback.row in earlier:
-            self._count_again(earlier[feedback.row], feedback.label)
+            self._count(feedback.model, "repeated" if feedback.label == earlier[feedback.row] else "corrected")
             return None
         waiting = self._waiting.get(feedback.prediction_id)
         if waiting is None:
@@ -166,7 +166,12 @@ class LabelJoin:
         newest = list(self._kept.items())[-_CHECKPOINT_PREDICTIONS:]
         bare = [(prediction_id, msgspec.structs.replace(kept, payload=None)) for prediction_id, kept in newest]
         labelled = list(self._labelled.items())
-        return JoinState(bare, labelled, [waiting.labels for waiting in self._waiting.values()], dict(self.counts))
+        return JoinState(
+            bare,
+            labelled,
+            [waiting.labels for waiting in self._waiting.values()],
+            {model: dict(counts) for model, counts in self.counts.items()},
+        )
 
     def restore(self, state: JoinState, now: float) -> None:
         """Take over the state of a checkpoint."""
@@ -175,7 +180,7 @@ class LabelJoin:
         self._labelled_rows = sum(len(rows) for rows in self._labelled.values())
         self._waiting = OrderedDict((labels[0].prediction_id, _Waiting(now, labels)) for labels in state.waiting)
         self._waiting_labels = sum(len(labels) for labels in state.waiting)
-        self.counts |= state.counts
+        self.counts = state.counts
 
     def _keep(self, record: PredictionRecord, payload: bytes | None) -> _Kept:
         return _Kept(
@@ -202,11 +207,11 @@ class LabelJoin:
     def _join(self, feedback: FeedbackRecord, kept: _Kept) -> LabelledRow | None:
         earlier = self._labelled.get(feedback.prediction_id)
         if earlier is not None and feedback.row in earlier:
-            self._count_again(earlier[feedback.row], feedback.label)
+            self._count(feedback.model, "repeated" if feedback.label == earlier[feedback.row] else "corrected")
             return None
         outputs = _row_of(kept, feedback.row)
         if not outputs or feedback.model != kept.model or not _is_finite(feedback.label):
-            self.counts["invalid"] += 1
+            self._count(feedback.model, "invalid")
             return None
         if earlier is None:
             earlier = self._labelled[feedback.prediction_id] = {}
@@ -214,7 +219,7 @@ class LabelJoin:
         self._labelled_rows += 1
         while self._labelled_rows > self._max_predictions and len(self._labelled) > 1:
             self._labelled_rows -= len(self._labelled.pop(next(iter(self._labelled))))
-        self.counts["joined"] += 1
+        self._count(feedback.model, "joined")
         return LabelledRow(
             kept.model,
             kept.version,
@@ -231,14 +236,18 @@ class LabelJoin:
             kept.payload,
         )
 
-    def _count_again(self, first: float, label: float) -> None:
-        self.counts["repeated" if label == first else "corrected"] += 1
+    def _count(self, model: str, state: str) -> None:
+        counts = self.counts.get(model)
+        if counts is None:
+            counts = self.counts[model] = dict.fromkeys(FEEDBACK_STATES, 0)
+        counts[state] += 1
 
     def _give_up(self, prediction_id: str) -> None:
         waiting = self._waiting.pop(prediction_id, None)
         if waiting is not None:
             self._waiting_labels -= len(waiting.labels)
-            self.counts["orphan"] += len(waiting.labels)
+            for feedback in waiting.labels:
+                self._count(feedback.model, "orphan")
 
     def _forget_beyond_the_bounds(self) -> None:
         while len(self._kept) > self._max_predictions:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.control.join import LabelJoin, LabelledRow, event_time_of
+from gateway.control.join import FEEDBACK_STATES, LabelJoin, LabelledRow, event_time_of
 from gateway.events.records import FeedbackRecord, PredictionRecord, TensorRecord, Timings
 
 
-def prediction(number: int, outputs: list[Any], **changes: Any) -> PredictionRecord:
+def prediction(number: int, values: list[Any], **changes: Any) -> PredictionRecord:
     fields: dict[str, Any] = {
         "id": f"{1:014x}-{number:010x}",
         "time": "2026-01-01T00:00:00.000Z",
@@ -26,10 +26,10 @@ def prediction(number: int, outputs: list[Any], **changes: Any) -> PredictionRec
         "weight": 0.0,
         "reason": "drawn",
         "status": 200,
-        "rows": len(outputs),
+        "rows": len(values),
         "timings": Timings(),
-        "inputs": [TensorRecord("x", "FP64", (len(outputs), 1), [0.5] * len(outputs))],
-        "outputs": [TensorRecord("y", "FP64", (len(outputs), 1), outputs)],
+        "inputs": [TensorRecord("x", "FP64", (len(values), 1), [0.5] * len(values))],
+        "outputs": [TensorRecord("y", "FP64", (len(values), 1), values)],
         "parameters": {},
     }
     return PredictionRecord(**(fields | changes))
@@ -85,7 +85,7 @@ def test_the_same_label_again_is_ignored_and_another_value_never_replaces_the_fi
     assert labels.add_feedback(label(1, 0, 5.0), now=0.0) is not None
     assert labels.add_feedback(label(1, 0, 5.0), now=0.0) is None
     assert labels.add_feedback(label(1, 0, 6.0), now=0.0) is None
-    assert (labels.counts["joined"], labels.counts["repeated"], labels.counts["corrected"]) == (1, 1, 1)
+    assert (labels.counts["m"]["joined"], labels.counts["m"]["repeated"], labels.counts["m"]["corrected"]) == (1, 1, 1)
 
 
 def test_a_label_before_its_prediction_waits_for_it() -> None:
@@ -93,7 +93,7 @@ def test_a_label_before_its_prediction_waits_for_it() -> None:
     assert labels.add_feedback(label(1, 0, 5.0), now=0.0) is None
     assert labels.waiting == 1
     [row] = labels.add_prediction(prediction(1, [1.0]))
-    assert (row.label, labels.waiting, labels.counts["joined"]) == (5.0, 0, 1)
+    assert (row.label, labels.waiting, labels.counts["m"]["joined"]) == (5.0, 0, 1)
 
 
 def test_a_label_is_an_orphan_only_after_its_prediction_was_looked_up() -> None:
@@ -105,7 +105,7 @@ def test_a_label_is_an_orphan_only_after_its_prediction_was_looked_up() -> None:
     [row] = labels.resolve(f"{1:014x}-{1:010x}", prediction(1, [1.0]))
     assert row.label == 5.0
     assert labels.resolve(f"{1:014x}-{2:010x}", None) == []
-    assert (labels.counts["joined"], labels.counts["orphan"], labels.waiting) == (1, 1, 0)
+    assert (labels.counts["m"]["joined"], labels.counts["m"]["orphan"], labels.waiting) == (1, 1, 0)
 
 
 def test_a_label_looked_up_and_sent_again_counts_once() -> None:
@@ -113,7 +113,7 @@ def test_a_label_looked_up_and_sent_again_counts_once() -> None:
     labels.add_feedback(label(1, 0, 5.0), now=0.0)
     labels.resolve(f"{1:014x}-{1:010x}", prediction(1, [1.0]))
     labels.add_feedback(label(1, 0, 5.0), now=9.0)
-    assert (labels.counts["joined"], labels.counts["repeated"], labels.waiting) == (1, 1, 0)
+    assert (labels.counts["m"]["joined"], labels.counts["m"]["repeated"], labels.waiting) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_label_that_fits_no_row_is_invalid(record: PredictionRecord, feedback:
     labels = join()
     labels.add_prediction(record)
     assert labels.add_feedback(feedback, now=0.0) is None
-    assert labels.counts["invalid"] == 1
+    assert sum(counts["invalid"] for counts in labels.counts.values()) == 1
 
 
 def test_memory_is_bounded_in_predictions_labels_and_bytes() -> None:
@@ -148,7 +148,7 @@ def test_memory_is_bounded_in_predictions_labels_and_bytes() -> None:
     assert labels._labelled_rows == len(labels._labelled) == 10
     assert labels.waiting == 10
     assert labels._payload_bytes == sum(len(kept.payload or b"") for kept in labels._kept.values()) <= 10 * 1024
-    assert labels.counts["orphan"] == 90
+    assert labels.counts["m"]["orphan"] == 90
 
 
 def test_a_state_taken_over_joins_as_before() -> None:
@@ -161,7 +161,7 @@ def test_a_state_taken_over_joins_as_before() -> None:
     assert after.add_feedback(label(1, 0, 5.0), now=100.0) is None
     assert after.add_feedback(label(1, 1, 5.0), now=100.0) is not None
     assert len(after.add_prediction(prediction(2, [1.0]))) == 1
-    assert after.counts == dict.fromkeys(after.counts, 0) | {"joined": 3, "repeated": 1}
+    assert after.counts["m"] == dict.fromkeys(FEEDBACK_STATES, 0) | {"joined": 3, "repeated": 1}
 
 
 def test_an_event_time_that_is_no_time_is_not_used() -> None:
@@ -191,4 +191,4 @@ def test_any_order_of_arrival_joins_the_same_rows(sent: list[tuple[int, int]], o
             joined.append(row)
     assert sorted((int(row.prediction_id[15:], 16), row.row) for row in joined) == sorted(expected)
     assert all(row.label == int(row.prediction_id[15:], 16) * 10 + row.row for row in joined)
-    assert labels.counts["repeated"] + labels.counts["joined"] + labels.waiting == len(sent)
+    assert sum(labels.counts.get("m", {}).values()) + labels.waiting == len(sent)
