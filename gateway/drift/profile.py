@@ -238,7 +238,8 @@ def out_of_range(feature: FeatureProfile, values: Values) -> Values:
             margin += _ROUNDING * max(abs(feature.low), abs(feature.high))
             strange |= (numbers < feature.low - margin) | (numbers > feature.high + margin)
         missing = np.isnan(numbers)
-    return strange | (missing & missing_is_new)
+    beyond: Values = strange | (missing & missing_is_new)
+    return beyond
 
 
 def psi(feature: FeatureProfile, counts: Iterable[int]) -> float:
