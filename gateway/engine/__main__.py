@@ -9,6 +9,7 @@ from pathlib import Path
 from gateway.engine.errors import EngineStartFailed
 from gateway.engine.process import run_engine
 from gateway.engine.session import ModelSession
+from gateway.engine.wire import Hello
 from gateway.parent import die_with_parent
 
 
@@ -22,7 +23,7 @@ def main() -> int:
     except EngineStartFailed as error:
         print(error, file=sys.stderr)
         return 1
-    run_engine(session, Path(sys.argv[2]), model="", version=0, digest="")
+    run_engine(session, Path(sys.argv[2]), hello=Hello(signature=session.signature, pid=os.getpid()))
     return 0
 
 

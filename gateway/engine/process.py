@@ -63,9 +63,7 @@ class _Connection(asyncio.Protocol):
         return b"".join(encode_result(frame_id, time.perf_counter_ns() - started, outputs))
 
 
-def run_engine(
-    session: ModelSession, socket_path: Path, *, model: str, version: int, digest: str, beat_path: Path | None = None
-) -> None:
+def run_engine(session: ModelSession, socket_path: Path, *, hello: Hello, beat_path: Path | None = None) -> None:
     """Serve `session` on `socket_path` until SIGTERM; the socket appears only once everything is ready.
 
     Parameters
@@ -74,10 +72,11 @@ def run_engine(
         Loaded and warm.
     socket_path : Path
         A Unix socket; a stale one is replaced.
+    hello : Hello
+        The greeting of every connection.
     beat_path : Path, optional
         Where the engine leaves its pulse for the supervisor (see `BEAT`).
     """
-    hello = Hello(model=model, version=version, digest=digest, signature=session.signature, pid=os.getpid())
     uvloop.run(_serve(session, socket_path, encode_hello(hello), beat_path))
 
 

@@ -55,13 +55,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """An engine's greeting: what it serves and how."""
+    """An engine's greeting: what it serves and how.
 
-    model: str
-    version: int
-    digest: str
+    `batchable`: rows of several requests may share a run of up to `max_rows` (a larger request goes alone).
+    `redact`: names of inputs whose content must not be logged.
+    """
+
     signature: Signature
     pid: int
+    model: str = ""
+    version: int = 0
+    digest: str = ""
+    batchable: bool = False
+    max_rows: int = 1
+    redact: tuple[str, ...] = ()
 
 
 def encode_hello(hello: Hello) -> bytes:

@@ -1,0 +1,329 @@
+"""A front's way to one engine: queue, batches, deadlines.
+
+What arrived in one pass of the loop goes as one frame; while `frames_in_flight` frames are out, what arrives waits and
+forms the next one. No timer adds delay. Order is first come, first served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+
+from gateway.engine.errors import WireError
+from gateway.engine.wire import FAILURE, HELLO, RESULT, FrameReader, Hello, decode_result, encode_run
+from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, GatewayError, ModelFailed, Overloaded
+
+__all__ = ("Job", "Lane")
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Job:
+    """One request on its way through an engine.
+
+    Attributes
+    ----------
+    inputs : list of arrays
+        In the signature's order.
+    rows : int
+    deadline : float
+        `time.perf_counter()` after which no answer is wanted.
+    outputs : list of arrays
+        In the signature's order, once the job is done and `failure` is None.
+    queued_at, sent_at : float
+        `time.perf_counter()`.
+    inference_ns : int
+        Of the run the job was part of.
+    batch_rows : int
+        Rows of that run.
+    abandoned : bool
+        The caller has gone; a job that still waits is dropped.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "batch_rows",
+        "deadline",
+        "failure",
+        "inference_ns",
+        "inputs",
+        "outputs",
+        "queued_at",
+        "rows",
+        "sent_at",
+    )
+
+    def __init__(self) -> None:
+        self.inputs: list[Array] = []
+        self.rows = 1
+        self.deadline = 0.0
+        self.outputs: list[Array] = []
+        self.failure: GatewayError | None = None
+        self.queued_at = 0.0
+        self.sent_at = 0.0
+        self.inference_ns = 0
+        self.batch_rows = 0
+        self.abandoned = False
+
+
+class Lane:
+    """Requests of one model version, from one front, to its engine.
+
+    Parameters
+    ----------
+    model, version
+        What is served.
+    socket_path : Path
+        The engine's socket; it may come and go.
+    done : callable
+        Called with the jobs of a finished frame, answered or failed, in order.
+    greeted : callable
+        Called with the engine's greeting each time one is reached, before anything is sent to it.
+    max_queue : int
+        Jobs that may wait.
+    frames_in_flight : int
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: int,
+        *,
+        socket_path: Path,
+        done: Callable[[list[Any]], None],
+        greeted: Callable[[Hello], None],
+        max_queue: int,
+        frames_in_flight: int,
+    ) -> None:
+        self.model = model
+        self.version = version
+        self.hello: Hello | None = None
+        self.refusing: str | None = None
+        self._socket_path = socket_path
+        self._done = done
+        self._greeted = greeted
+        self._max_queue = max_queue
+        self._frames_in_flight = frames_in_flight
+        self._waiting: deque[Job] = deque()
+        self._in_flight: dict[int, list[Job]] = {}
+        self._next_id = 0
+        self._link: _Link | None = None
+        self._flush_due = False
+        self._free_axes = False
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+
+    def __repr__(self) -> str:
+        state = "up" if self._link else "down"
+        return (
+            f"<Lane {self.model}/{self.version} {state} | waiting {len(self._waiting)} | frames {len(self._in_flight)}>"
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether an engine is connected."""
+        return self._link is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no job waits or runs."""
+        return not self._waiting and not self._in_flight
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; `done` is called with it later, never from here.
+
+        Raises
+        ------
+        Overloaded
+            The queue is full.
+        EngineUnavailable
+            The engine will not come back by itself.
+        """
+        if len(self._waiting) >= self._max_queue:
+            raise Overloaded(f"the queue of model '{self.model}' version {self.version} is full")
+        if self.refusing is not None and self._link is None:
+            raise EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {self.refusing}")
+        job.queued_at = time.perf_counter()
+        self._waiting.append(job)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    async def connect(self) -> bool:
+        """Try once to reach the engine; True when connected."""
+        if self._link is not None:
+            return True
+        try:
+            await self._loop.create_unix_connection(lambda: _Link(self), str(self._socket_path))
+        except OSError:
+            return False
+        return True
+
+    def expire(self, now: float) -> None:
+        """Fail every job whose deadline is past; drop what waits for callers that have gone."""
+        if self._waiting and (self._link is None or min(job.deadline for job in self._waiting) < now):
+            kept: deque[Job] = deque()
+            expired: list[Job] = []
+            for job in self._waiting:
+                if job.abandoned:
+                    continue
+                (expired if job.deadline < now else kept).append(job)
+            self._waiting = kept
+            self._fail(expired, DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time"))
+        for jobs in self._in_flight.values():
+            # A late job keeps its place in the frame, so that the rows of the others still line up.
+            late = [job for job in jobs if job.failure is None and job.deadline < now]
+            self._fail(late, DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time"))
+
+    def refuse_waiting(self, text: str) -> None:
+        """Fail everything that waits: the engine will not come back by itself."""
+        self.refusing = text
+        waiting, self._waiting = list(self._waiting), deque()
+        self._fail(waiting, EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {text}"))
+
+    def close(self) -> None:
+        """Disconnect; jobs that are left fail."""
+        self._closing = True
+        if self._link is not None:
+            self._link.close()
+        self.refuse_waiting("it is being unloaded")
+
+    def _fail(self, jobs: list[Job], failure: GatewayError) -> None:
+        if jobs:
+            for job in jobs:
+                job.failure = failure
+            self._done(jobs)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        while self._waiting and self._link is not None and len(self._in_flight) < self._frames_in_flight:
+            jobs = self._next_batch()
+            if jobs:
+                self._send(jobs, self._link)
+
+    def _next_batch(self) -> list[Job]:
+        waiting = self._waiting
+        head = waiting.popleft()
+        jobs = [] if head.abandoned else [head]
+        rows = head.rows
+        batchable, max_rows = (self.hello.batchable, self.hello.max_rows) if self.hello else (False, 1)
+        while batchable and waiting and rows + waiting[0].rows <= max_rows:
+            if self._free_axes and _axes(waiting[0]) != _axes(head):
+                break
+            job = waiting.popleft()
+            if not job.abandoned:
+                jobs.append(job)
+                rows += job.rows
+        return jobs
+
+    def _send(self, jobs: list[Job], link: _Link) -> None:
+        self._next_id += 1
+        now = time.perf_counter()
+        rows = 0
+        for job in jobs:
+            job.sent_at = now
+            rows += job.rows
+        for job in jobs:
+            job.batch_rows = rows
+        self._in_flight[self._next_id] = jobs
+        parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
+        link.send(encode_run(self._next_id, parts))
+
+    def _connected(self, link: _Link, hello: Hello) -> None:
+        self._link = link
+        self.hello = hello
+        self.refusing = None
+        self._greeted(hello)
+        self._free_axes = any(-1 in spec.shape[1:] for spec in hello.signature.inputs)
+        self._flush()
+
+    def _result(self, frame_id: int, nanoseconds: int, outputs: list[Array]) -> None:
+        jobs = self._in_flight.pop(frame_id)
+        rows = jobs[0].batch_rows
+        if len(jobs) > 1 and any(output.ndim == 0 or len(output) != rows for output in outputs):
+            self._retry_singly(jobs)
+        else:
+            start = 0
+            for job in jobs:
+                stop = start + job.rows
+                job.outputs = outputs if len(jobs) == 1 else [output[start:stop] for output in outputs]
+                job.inference_ns = nanoseconds
+                start = stop
+            self._deliver(jobs)
+        self._flush()
+
+    def _failed(self, frame_id: int) -> None:
+        jobs = self._in_flight.pop(frame_id)
+        if len(jobs) > 1:
+            self._retry_singly(jobs)
+        else:
+            failure = ModelFailed(f"model '{self.model}' version {self.version} failed on this request")
+            self._fail([job for job in jobs if job.failure is None], failure)
+        self._flush()
+
+    def _retry_singly(self, jobs: list[Job]) -> None:
+        # Only the guilty one shall fail: each is run by itself, once.
+        for job in jobs:
+            if job.failure is None and self._link is not None:
+                self._send([job], self._link)
+
+    def _deliver(self, jobs: list[Job]) -> None:
+        answered = [job for job in jobs if job.failure is None]
+        if answered:
+            self._done(answered)
+
+    def _lost(self, link: _Link) -> None:
+        if link is not self._link:
+            return
+        self._link = None
+        lost = [job for jobs in self._in_flight.values() for job in jobs if job.failure is None]
+        self._in_flight.clear()
+        self._fail(
+            lost,
+            ModelFailed(f"the engine of model '{self.model}' version {self.version} ended while running this request"),
+        )
+
+
+class _Link(asyncio.Protocol):
+    """One connection to the engine."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        lane = self._lane
+        try:
+            for kind, count, frame_id, payload in self._reader.feed(data):
+                if kind == RESULT:
+                    lane._result(frame_id, *decode_result(payload, count))  # noqa: SLF001
+                elif kind == FAILURE:
+                    lane._failed(frame_id)  # noqa: SLF001
+                elif kind == HELLO:
+                    lane._connected(self, msgspec.json.decode(payload, type=Hello))  # noqa: SLF001
+        except (WireError, msgspec.MsgspecError):
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lane._lost(self)  # noqa: SLF001
+
+    def send(self, pieces: list[bytes | memoryview]) -> None:
+        self._transport.write(b"".join(pieces))
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _axes(job: Job) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape[1:] for array in job.inputs)

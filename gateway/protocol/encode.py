@@ -1,0 +1,60 @@
+"""Answers and logged tensors as JSON.
+
+NaN and infinities are written as the bare tokens that clients of Triton read; the log writes null for them, since a
+record must be JSON for everybody.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gateway.protocol.datatypes import TensorSpec
+
+__all__ = ("all_finite", "encode_flat", "encode_flat_with_tokens", "encode_string", "tensor_head")
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+
+
+def all_finite(array: Array) -> bool:
+    """Whether a tensor holds neither NaN nor an infinity."""
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def encode_flat(array: Array) -> bytes:
+    """The elements of a tensor as a flat, row-major JSON array; NaN and infinities become null.
+
+    >>> encode_flat(np.array([[0.1, 2.0]], "f4"))
+    b'[0.1,2.0]'
+    """
+    flat = array.ravel()
+    if flat.dtype.kind in "OUT" or flat.dtype.itemsize == 2 and flat.dtype.kind == "f":
+        return orjson.dumps(flat.tolist())
+    return orjson.dumps(flat, option=_OPTIONS)
+
+
+def encode_flat_with_tokens(array: Array) -> bytes:
+    """As `encode_flat`, but NaN and infinities as `NaN`, `Infinity` and `-Infinity`.
+
+    >>> encode_flat_with_tokens(np.array([float("nan"), float("-inf"), 0.1], "f4"))
+    b'[NaN, -Infinity, 0.1]'
+    """
+    if array.dtype.kind == "f" and array.dtype.itemsize == 4:
+        # The shortest decimal of the single, not the long one of the double it widens to.
+        return json.dumps([float(str(element)) for element in array.ravel()]).encode()
+    return json.dumps(array.ravel().tolist()).encode()
+
+
+def encode_string(text: str) -> bytes:
+    """A string as JSON."""
+    return orjson.dumps(text)
+
+
+def tensor_head(spec: TensorSpec) -> bytes:
+    """The beginning of a tensor object, up to where its shape's numbers go."""
+    return b'{"name":%b,"datatype":"%b","shape":[' % (orjson.dumps(spec.name), spec.datatype.encode())
