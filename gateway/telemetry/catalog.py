@@ -33,7 +33,10 @@ class Metric:
     labels : tuple of str
         Label names, in the order they are shown.
     values : mapping of label name to tuple of str
-        Closed sets. A counter with a closed label is shown with 0 for the values not seen yet.
+        The labels whose values are a closed set.
+    filled : str
+        A closed label whose every value is shown, with 0 until it is seen, so that no first event is missed by a
+        rate and no panel is empty.
     buckets : tuple of float
         Upper bounds of a histogram, rising, without infinity.
     merge : "sum", "max" or "last"
@@ -45,6 +48,7 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    filled: str = ""
     buckets: tuple[float, ...] = ()
     merge: Merge = "sum"
 
@@ -72,6 +76,7 @@ CATALOG: Mapping[str, Metric] = _table(
             "Inference requests answered, by how they ended.",
             ("model", "version", "arm", "outcome"),
             {"arm": _ARMS, "outcome": ("ok", "client_error", "model_error", "unavailable", "timeout")},
+            filled="outcome",
         ),
         Metric(
             "gateway_request_duration_seconds",
@@ -79,7 +84,7 @@ CATALOG: Mapping[str, Metric] = _table(
             "Seconds from the last byte of a request to its answer.",
             ("model", "version", "arm"),
             {"arm": _ARMS},
-            _SECONDS,
+            buckets=_SECONDS,
         ),
         Metric(
             "gateway_inference_duration_seconds",
@@ -150,6 +155,7 @@ CATALOG: Mapping[str, Metric] = _table(
             "Labels: received by a front; joined to their prediction, repeated, or without one, by the monitor.",
             ("model", "state"),
             {"state": ("received", "joined", "repeated", "unmatched")},
+            filled="state",
         ),
         Metric(
             "gateway_feedback_delay_seconds",
@@ -164,6 +170,7 @@ CATALOG: Mapping[str, Metric] = _table(
             "Events of the log: written to the spool, acknowledged by Kafka, dropped as the spool was full, set aside.",
             ("state",),
             {"state": ("spooled", "shipped", "dropped", "dead_letter")},
+            filled="state",
         ),
         Metric(
             "gateway_log_lag_events",

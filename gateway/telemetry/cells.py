@@ -7,6 +7,7 @@ the file is locked: no second writer, and readers tell the living from the dead,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import mmap
@@ -20,6 +21,7 @@ from .catalog import Kind, Metric, MetricError, metric_named, series_labels
 from .layout import (
     BLOCK_BYTES,
     HEADER_BYTES,
+    MAX_FILE_BYTES,
     Header,
     MetricFileError,
     read_header,
@@ -207,8 +209,8 @@ class CellFile:
 
     def _continue(self) -> None:
         size = os.fstat(self._file).st_size
-        if size % BLOCK_BYTES:
-            raise MetricFileError(f"{self.path} is {size} bytes, not a number of whole blocks")
+        if size % BLOCK_BYTES or size > MAX_FILE_BYTES:
+            raise MetricFileError(f"{self.path} has {size} bytes, not a number of blocks up to {MAX_FILE_BYTES}")
         for start in range(0, size, BLOCK_BYTES):
             self._last = self._mapped(start)
             if start == 0:
@@ -258,6 +260,8 @@ class CellFile:
 
     def _grow(self) -> None:
         start = os.fstat(self._file).st_size
+        if start >= MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"a metric file has at most {MAX_FILE_BYTES} bytes")
         # Reserved, not sparse: storing into a hole of a full disk kills the process.
         os.posix_fallocate(self._file, start, BLOCK_BYTES)
         self._last = self._mapped(start)

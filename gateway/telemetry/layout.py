@@ -22,6 +22,7 @@ from .catalog import CATALOG, Metric, MetricError, metric_named, series_labels
 __all__ = (
     "BLOCK_BYTES",
     "HEADER_BYTES",
+    "MAX_FILE_BYTES",
     "Header",
     "MetricFileError",
     "Series",
@@ -33,6 +34,7 @@ __all__ = (
 )
 
 BLOCK_BYTES = 64 * 1024
+MAX_FILE_BYTES = 512 * BLOCK_BYTES  # about 100,000 series
 MAGIC = b"GWCELLS1"
 
 _HEADER = struct.Struct("<8sIIII")  # magic, CRC32 of the catalog, process id of the writer, unpublished series, spare
