@@ -1,0 +1,269 @@
+"""Reading the spool: follow every stream, record by record, beside the writers."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from gateway.predictions.segments import (
+    LogRecord,
+    end_of_records,
+    list_segments,
+    list_streams,
+    scan,
+    split_name,
+)
+from gateway.predictions.spool import SpoolError
+
+__all__ = ("LogRecord", "Position", "SpoolReader")
+
+Position = Mapping[str, tuple[str, int]]
+
+_BLOCK_BYTES = 256 * 1024
+_NO_FILE = -1
+# One damaged record is passed over by its length; a second one in a row means that the length was wrong as well.
+_DAMAGED_IN_A_ROW = 2
+
+
+class SpoolReader:
+    """Follows all streams of a spool, new ones too, and never holds up a writer.
+
+    Order holds within a stream. Nothing is passed over silently: `corrupt` counts places that do not check, `torn`
+    unfinished last records of closed segments, `removed` segments that were gone when their turn came, and `missing`
+    record numbers that were never seen.
+
+    Parameters
+    ----------
+    spool_dir : Path
+        The spool; need not be there yet.
+    position : mapping of stream to (segment, offset in bytes), optional
+        Where to go on, as `position` returned it.
+    start : "earliest" or "latest"
+        Where to begin in streams that are there now and that `position` does not name.
+    """
+
+    def __init__(
+        self,
+        spool_dir: Path,
+        *,
+        position: Position | None = None,
+        start: Literal["earliest", "latest"] = "earliest",
+    ) -> None:
+        self._spool_dir = spool_dir
+        self._cursors: dict[str, _Cursor] = {}
+        self._turn = 0
+        for stream, (segment, offset) in (position or {}).items():
+            split_name(segment)
+            self._cursors[stream] = _Cursor(spool_dir / stream, segment=segment, offset=offset)
+        self._find_streams()
+        if start == "latest":
+            for stream, cursor in self._cursors.items():
+                if stream not in (position or {}):
+                    cursor.go_to_end()
+
+    def __repr__(self) -> str:
+        return (
+            f"<SpoolReader {len(self._cursors)} streams behind={self.bytes_behind()} corrupt={self.corrupt} "
+            f"torn={self.torn} removed={self.removed} missing={self.missing}>"
+        )
+
+    def read(self, max_records: int = 1000) -> list[LogRecord]:
+        """Return the next records, at most `max_records`, taken evenly from the streams; empty when none is new.
+
+        Raises
+        ------
+        SpoolError
+            When a file of the spool cannot be read.
+        """
+        records: list[LogRecord] = []
+        try:
+            self._find_streams()
+            waiting = list(self._cursors.values())
+            self._turn += 1
+            while waiting and len(records) < max_records:
+                share = max(1, (max_records - len(records)) // len(waiting))
+                first = self._turn % len(waiting)
+                still = []
+                for cursor in waiting[first:] + waiting[:first]:
+                    limit = min(share, max_records - len(records))
+                    found = cursor.read(limit)
+                    records += found
+                    if len(found) == limit:
+                        still.append(cursor)
+                waiting = still
+        except OSError as error:
+            raise SpoolError(f"cannot read {self._spool_dir}: {error.strerror}") from None
+        return records
+
+    def position(self) -> dict[str, tuple[str, int]]:
+        """Return, per stream, the segment and the offset of the first record not yet returned."""
+        return {stream: (cursor.segment, cursor.offset) for stream, cursor in self._cursors.items() if cursor.segment}
+
+    def bytes_behind(self) -> int:
+        """Return the bytes that lie in the spool after the position."""
+        return sum(cursor.bytes_behind() for cursor in self._cursors.values())
+
+    def close(self) -> None:
+        """Close the files. A second call does nothing."""
+        for cursor in self._cursors.values():
+            cursor.close()
+
+    @property
+    def corrupt(self) -> int:
+        return sum(cursor.corrupt for cursor in self._cursors.values())
+
+    @property
+    def torn(self) -> int:
+        return sum(cursor.torn for cursor in self._cursors.values())
+
+    @property
+    def removed(self) -> int:
+        return sum(cursor.removed for cursor in self._cursors.values())
+
+    @property
+    def missing(self) -> int:
+        return sum(cursor.missing for cursor in self._cursors.values())
+
+    def _find_streams(self) -> None:
+        for stream in list_streams(self._spool_dir):
+            if stream not in self._cursors:
+                self._cursors[stream] = _Cursor(self._spool_dir / stream)
+
+
+class _Cursor:
+    """The place of a reader in one stream."""
+
+    def __init__(self, folder: Path, *, segment: str = "", offset: int = 0) -> None:
+        self.folder = folder
+        self.segment = segment
+        self.offset = offset
+        self.corrupt = self.torn = self.removed = self.missing = 0
+        self._file = _NO_FILE
+        self._boot = ""
+        self._block = b""
+        self._block_at = 0
+        self._asked = 0
+        self._fresh = False
+        self._gone = False
+        self._given_up = False
+        self._damaged_in_a_row = 0
+        self._expected: tuple[str, int] | None = None
+
+    def read(self, limit: int) -> list[LogRecord]:
+        records: list[LogRecord] = []
+        self._fresh = False
+        while len(records) < limit and self._open():
+            if self._given_up:
+                if not self._advance():
+                    break
+                continue
+            found = scan(self._block, self._boot, start=self.offset - self._block_at, max_records=limit - len(records))
+            if found.records:
+                self._take(found.records, self._block_at + found.end)
+                records += found.records
+            elif not self._fresh or found.needed > self._asked == len(self._block):
+                self._refill(found.needed)
+            elif found.damaged:
+                self._pass_over(found.needed)
+            elif not self._advance():
+                break
+        return records
+
+    def go_to_end(self) -> None:
+        names = list_segments(self.folder)
+        if names:
+            self.segment, self.offset = names[-1], end_of_records(self.folder / names[-1])
+
+    def bytes_behind(self) -> int:
+        behind = 0
+        for name in list_segments(self.folder):
+            if name >= self.segment:
+                try:
+                    behind += (self.folder / name).stat().st_size
+                except FileNotFoundError:
+                    continue
+                if name == self.segment:
+                    behind -= self.offset
+        return max(0, behind)
+
+    def close(self) -> None:
+        file, self._file = self._file, _NO_FILE
+        if file != _NO_FILE:
+            os.close(file)
+        self._block, self._fresh = b"", False
+
+    def _open(self) -> bool:
+        while self._file == _NO_FILE:
+            if not self.segment and not self._step():
+                return False
+            try:
+                self._file = os.open(self.folder / self.segment, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self.removed += not self._gone
+                self._gone = True
+                if not self._step():
+                    return False
+                continue
+            self._boot = split_name(self.segment)[0]
+            self._block, self._block_at, self._fresh = b"", self.offset, False
+        return True
+
+    def _step(self) -> bool:
+        """Go to the start of the next segment, if there is one."""
+        names = list_segments(self.folder)
+        place = bisect_right(names, self.segment)
+        if place == len(names):
+            return False
+        self.close()
+        self.segment, self.offset = names[place], 0
+        self._gone = self._given_up = False
+        self._damaged_in_a_row = 0
+        return True
+
+    def _advance(self) -> bool:
+        """At the end of what can be read here: go to the next segment, or stay while this is the last."""
+        names = list_segments(self.folder)
+        if bisect_right(names, self.segment) == len(names):
+            return False
+        # A writer is done with a segment before it begins the next, so what is here now is all that will ever be.
+        size = os.fstat(self._file).st_size
+        if not self._given_up:
+            if size > self._block_at + len(self._block):
+                self._refill(0)
+                return True
+            self.torn += size > self.offset
+        return self._step()
+
+    def _refill(self, needed: int) -> None:
+        # Bytes of an unfinished record are never kept: the writer may cut them off and write others in their place.
+        self._asked = max(_BLOCK_BYTES, needed)
+        self._block = os.pread(self._file, self._asked, self.offset)
+        self._block_at = self.offset
+        self._fresh = True
+
+    def _take(self, records: list[LogRecord], end: int) -> None:
+        first, after = records[0].sequence, records[-1].sequence + 1
+        gap = after - first - len(records)
+        if self._expected is not None:
+            gap += first - (self._expected[1] if self._expected[0] == self._boot else 1)
+        self.missing += max(0, gap)
+        self._expected = (self._boot, after)
+        self.offset = end
+        self._fresh = False
+        self._damaged_in_a_row = 0
+
+    def _pass_over(self, length: int) -> None:
+        again = os.pread(self._file, max(length, 1), self.offset)
+        if again != self._block[: len(again)]:
+            self._refill(length)
+            return
+        self.corrupt += 1
+        self._damaged_in_a_row += 1
+        if not length or self._damaged_in_a_row >= _DAMAGED_IN_A_ROW:
+            self._given_up = True
+            return
+        self.offset += length
+        self._fresh = False

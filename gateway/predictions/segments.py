@@ -1,0 +1,158 @@
+"""The spool on disk: how a record is framed, how segment files are named and listed.
+
+A record is `length u32, crc32c u32, sequence u64, kind u8`, payload; little endian, no padding. The length is the
+payload's, the CRC covers sequence, kind and payload. `docs/log.md` describes the format for others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from google_crc32c import value as crc32c
+
+__all__ = (
+    "HEADER_BYTES",
+    "LOCK_NAME",
+    "MAX_PAYLOAD_BYTES",
+    "RECORD_HEAD",
+    "RECORD_TAIL",
+    "LogRecord",
+    "Scan",
+    "end_of_records",
+    "list_segments",
+    "list_streams",
+    "reserve_of",
+    "scan",
+    "segment_name",
+    "spool_size",
+    "split_name",
+)
+
+HEADER_BYTES = 17
+# A record's header in two parts, as the second is covered by the CRC in the first.
+RECORD_HEAD = struct.Struct("<II")
+RECORD_TAIL = struct.Struct("<QB")
+# The longest request body is 16 MiB by default and JSON at most quadruples a tensor.
+MAX_PAYLOAD_BYTES = 64 * 2**20
+LOCK_NAME = "writer.lock"
+
+_SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
+_HEADER = struct.Struct("<IIQB")
+_CHECKED_FROM = RECORD_HEAD.size
+
+
+class LogRecord(NamedTuple):
+    """One record of the log: `boot` and `sequence` are its address, `payload` is its JSON."""
+
+    kind: int
+    boot: str
+    sequence: int
+    payload: bytes
+
+
+class Scan(NamedTuple):
+    """Whole records of a block, the offset after them, and what stopped the scan.
+
+    `needed` is the length of the record at `end` as its header tells, 0 when no whole header is there or the length
+    cannot be; `damaged` is set when the record at `end` does not check.
+    """
+
+    records: list[LogRecord]
+    end: int
+    needed: int
+    damaged: bool
+
+
+def scan(block: bytes, boot: str, *, start: int = 0, max_records: int = 1 << 60) -> Scan:
+    """Return the whole records of `block` from offset `start`, at most `max_records`."""
+    records: list[LogRecord] = []
+    offset, size = start, len(block)
+    unpack = _HEADER.unpack_from
+    while len(records) < max_records and size - offset >= HEADER_BYTES:
+        length, crc, sequence, kind = unpack(block, offset)
+        if length > MAX_PAYLOAD_BYTES:
+            return Scan(records, offset, 0, True)
+        after = offset + HEADER_BYTES + length
+        if after > size:
+            return Scan(records, offset, after - offset, False)
+        if crc32c(block[offset + _CHECKED_FROM : after]) != crc:
+            return Scan(records, offset, after - offset, True)
+        records.append(LogRecord(kind, boot, sequence, block[offset + HEADER_BYTES : after]))
+        offset = after
+    return Scan(records, offset, 0, False)
+
+
+def end_of_records(path: Path) -> int:
+    """Return the offset after the last whole record of a segment, by lengths alone; 0 when it is gone."""
+    try:
+        block = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    offset = 0
+    while offset + HEADER_BYTES <= len(block):
+        after = offset + HEADER_BYTES + RECORD_HEAD.unpack_from(block, offset)[0]
+        if after > len(block):
+            break
+        offset = after
+    return offset
+
+
+def segment_name(boot: str, sequence: int) -> str:
+    """Return the file name of the segment whose first record is `sequence`; names sort in the order of writing."""
+    return f"{boot}-{sequence:010x}.seg"
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """Return boot and first sequence of a segment file's name, the inverse of `segment_name`."""
+    match = _SEGMENT.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no segment; expected <14 hex digits>-<10 hex digits>.seg")
+    return match[1], int(match[2], 16)
+
+
+def list_segments(stream_dir: Path) -> list[str]:
+    """Return the names of a stream's segments in the order of writing; none when the folder is not there."""
+    try:
+        names = os.listdir(stream_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if _SEGMENT.fullmatch(name))
+
+
+def list_streams(spool_dir: Path) -> list[str]:
+    """Return the names of the streams of a spool, sorted."""
+    try:
+        with os.scandir(spool_dir) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def spool_size(spool_dir: Path) -> int:
+    """Return the bytes of all files of a spool, dead letters and checkpoint included."""
+    total = 0
+    for folder in (spool_dir, *(spool_dir / stream for stream in list_streams(spool_dir))):
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_file(follow_symlinks=False):
+                        total += _size_of(entry)
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def reserve_of(max_bytes: int) -> int:
+    """Return the bytes that writers leave free below `max_bytes`: what other writers may add between two looks."""
+    return min(64 * 2**20, max_bytes // 16)

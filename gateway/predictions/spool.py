@@ -1,0 +1,354 @@
+"""The spool's one writer per stream: a batch of records is one write, and it is in the log before it is answered."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from google_crc32c import extend as crc32c_extend
+from google_crc32c import value as crc32c
+
+from gateway.predictions.segments import (
+    HEADER_BYTES,
+    LOCK_NAME,
+    MAX_PAYLOAD_BYTES,
+    RECORD_HEAD,
+    RECORD_TAIL,
+    list_segments,
+    reserve_of,
+    segment_name,
+    split_name,
+    spool_size,
+)
+from gateway.settings import SpoolSettings
+
+__all__ = ("SpoolError", "SpoolFull", "SpoolWriter")
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_FILE = -1
+# Every open segment of a small spool must fit beside the closed ones, or nothing could ever be removed.
+_SEGMENTS_PER_SPOOL = 32
+_MIN_SEGMENT_BYTES = 4096
+# A stream that writes little closes its segment after this time, so that retention by age can remove it.
+_SEGMENT_SECONDS = 3600.0
+_PROBE_BYTES = 4096
+
+
+class SpoolError(Exception):
+    """Raised when records could not be written; the first `written` of the batch are in the log all the same."""
+
+    def __init__(self, text: str, *, written: int = 0) -> None:
+        super().__init__(text)
+        self.written = written
+
+
+class SpoolFull(SpoolError):
+    """Raised when there is no space left, on the disk or below `spool.max_bytes`."""
+
+
+class SpoolWriter:
+    """The writer of one stream; the lock in its folder keeps a second one out.
+
+    Not safe to use from several threads. Records are numbered from 1 in each life (`boot`) of a writer. When a batch
+    is refused, its records have no number and nothing of them lies in the log; when it is dropped (`full = "drop"`)
+    the numbers are used up, so that the gap shows in the log.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder of the stream, `<spool>/<stream>`; made when missing.
+    slot : int
+        0 to 255, different for each stream of one spool; part of `boot`.
+    settings : SpoolSettings
+    clock : callable
+        Seconds since 1970.
+    reserve_bytes : int, optional
+        Bytes this writer leaves free below `settings.max_bytes` and on the disk; the default is `reserve_of`.
+
+    Raises
+    ------
+    SpoolError
+        When the folder cannot be used or has a writer already.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        slot: int,
+        settings: SpoolSettings,
+        clock: Callable[[], float] = time.time,
+        reserve_bytes: int | None = None,
+    ) -> None:
+        if not 0 <= slot <= 255:
+            raise ValueError(f"slot is {slot}; expected 0 to 255")
+        self.directory = directory
+        self.next_sequence = 1
+        self.size_bytes = 0
+        self.full = False
+        self.dropped = 0
+        self.unsynced = 0
+        self._clock = clock
+        self._fsync = settings.fsync
+        self._fsync_interval = settings.fsync_interval_seconds
+        self._drop = settings.full == "drop"
+        self._max_bytes = settings.max_bytes
+        self._segment_bytes = max(
+            _MIN_SEGMENT_BYTES, min(settings.segment_bytes, settings.max_bytes // _SEGMENTS_PER_SPOOL)
+        )
+        self._reserve = reserve_of(settings.max_bytes) if reserve_bytes is None else reserve_bytes
+        self._room = 0
+        self._file = _NO_FILE
+        self._path = directory
+        self._dirty = False
+        self._synced_at = clock()
+        self._begun_at = clock()
+        self._lock = self._take_lock()
+        try:
+            self.boot = self._next_boot(slot)
+            self._look_for_room()
+        except OSError as error:
+            os.close(self._lock)
+            raise _translated(error, self.directory) from None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._lock == _NO_FILE else "full" if self.full else "open"
+        return (
+            f"<SpoolWriter {self.directory.name} {state} boot={self.boot} next={self.next_sequence} "
+            f"segment={self.size_bytes} room={self._room} dropped={self.dropped}>"
+        )
+
+    def append(self, records: Sequence[tuple[int, bytes]]) -> None:
+        """Write `(kind, payload)` pairs in one write; on return all of them are in the log.
+
+        With `fsync = "always"` they are on the disk. With `full = "drop"` a full spool is no error: the records are
+        counted in `dropped`.
+
+        Raises
+        ------
+        SpoolFull
+            No space is left.
+        SpoolError
+            The disk refused. In both cases `written` tells how many of the batch are in the log.
+        """
+        head, tail = RECORD_HEAD.pack, RECORD_TAIL.pack
+        sequence = self.next_sequence
+        parts: list[bytes] = []
+        for kind, payload in records:
+            number = tail(sequence, kind)
+            parts += (head(len(payload), crc32c_extend(crc32c(number), payload)), number, payload)
+            sequence += 1
+        frame = b"".join(parts)
+        size = len(frame)
+        if size > MAX_PAYLOAD_BYTES:
+            _check_sizes(records)
+        try:
+            if self._file == _NO_FILE or (self.size_bytes + size > self._segment_bytes and self.size_bytes):
+                self._begin_segment()
+            if size > self._room:
+                raise SpoolFull(f"the spool has reached its limit of {self._max_bytes} bytes")
+            done = os.write(self._file, frame)
+            if done != size:
+                self._write_rest(frame, done)
+        except (OSError, SpoolFull) as error:
+            self._refuse(error, records, sequence)
+            return
+        self.next_sequence = sequence
+        self.size_bytes += size
+        self._room -= size
+        self._dirty = True
+        self.full = False
+        if self._fsync == "always":
+            self._sync_batch(len(records))
+
+    def tick(self) -> None:
+        """Look again for room, close a segment that is old, and bring to the disk what is due; call it every second.
+
+        Never raises: what the disk refuses shows in `full` and at the next `append`.
+        """
+        if self._lock == _NO_FILE:
+            return
+        now = self._clock()
+        try:
+            self._look_for_room()
+            if self.size_bytes and (self.full or not 0 <= now - self._begun_at <= _SEGMENT_SECONDS):
+                self._begin_segment()
+            if self.full and self._room > _PROBE_BYTES:
+                self._probe()
+                self.full = False
+            if self._fsync == "interval" and self._dirty and not 0 <= now - self._synced_at < self._fsync_interval:
+                self.sync()
+        except (OSError, SpoolError):
+            self.full = True
+
+    def sync(self) -> None:
+        """Bring everything written so far to the disk.
+
+        Raises
+        ------
+        SpoolError
+            When the disk refused; what was written since the last call may not survive a power loss.
+        """
+        if self._file == _NO_FILE:
+            return
+        self._synced_at = self._clock()
+        try:
+            os.fdatasync(self._file)
+        except OSError as error:
+            # After a failed sync the kernel calls the pages clean: a second sync of this file would prove nothing.
+            self._abandon_segment()
+            raise _translated(error, self.directory) from None
+        self._dirty = False
+
+    def close(self) -> None:
+        """Close the segment and let go of the lock. A second call does nothing."""
+        if self._lock == _NO_FILE:
+            return
+        try:
+            self._end_segment()
+        finally:
+            os.close(self._lock)
+            self._lock = _NO_FILE
+
+    def _take_lock(self) -> int:
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _translated(error, self.directory) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise SpoolError(f"{self.directory} already has a writer; one gateway per state directory") from None
+            raise _translated(error, self.directory) from None
+        return lock
+
+    def _next_boot(self, slot: int) -> str:
+        """Return a boot later than any before it, even when the clock went back or the segments are gone."""
+        past = [split_name(name)[0] for name in list_segments(self.directory)[-1:]]
+        noted = os.pread(self._lock, 14, 0).decode("ascii", "replace")
+        if re.fullmatch("[0-9a-f]{14}", noted):
+            past.append(noted)
+        latest = int(max(past, default="0" * 14)[:12], 16)
+        boot = f"{max(int(self._clock() * 1000), latest + 1):012x}{slot:02x}"
+        # On a full disk the note fails and the names of the segments still tell.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock, boot.encode("ascii"), 0)
+        return boot
+
+    def _look_for_room(self) -> None:
+        """Count the spool and the free disk; see whether the open segment is still there."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._file != _NO_FILE and not self._path.exists():
+            self._abandon_segment()
+        disk = os.statvfs(self.directory)
+        used = spool_size(self.directory.parent)
+        self._room = min(self._max_bytes - used, disk.f_bavail * disk.f_frsize) - self._reserve
+
+    def _begin_segment(self) -> None:
+        self._end_segment()
+        self._look_for_room()
+        path = self.directory / segment_name(self.boot, self.next_sequence)
+        # A file of this name exists only when nothing whole could be written to it before.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file, self._path, self.size_bytes = file, path, 0
+        self._begun_at = self._clock()
+        if self._fsync != "never":
+            _sync_folder(self.directory)
+
+    def _end_segment(self) -> None:
+        if self._file == _NO_FILE:
+            return
+        if self._fsync != "never" and self._dirty:
+            self.sync()
+        self._abandon_segment()
+
+    def _abandon_segment(self) -> None:
+        file, self._file = self._file, _NO_FILE
+        self.size_bytes = 0
+        self._dirty = False
+        if file != _NO_FILE:
+            os.close(file)
+
+    def _probe(self) -> None:
+        """Write and take back a few bytes beside the log, to learn whether the disk takes any."""
+        os.pwrite(self._lock, bytes(_PROBE_BYTES), _PROBE_BYTES)
+        os.ftruncate(self._lock, _PROBE_BYTES)
+
+    def _write_rest(self, frame: bytes, done: int) -> None:
+        """Go on after a short write; when the disk refuses, cut the file back to the last whole record."""
+        try:
+            while done < len(frame):
+                done += os.write(self._file, frame[done:])
+        except OSError:
+            count, whole = _whole_records(frame, done)
+            self.next_sequence += count
+            self.size_bytes += whole
+            self._room -= whole
+            self._dirty = True
+            try:
+                os.ftruncate(self._file, self.size_bytes)
+            except OSError:
+                # Readers pass over a torn record at the end of a segment that is not the last.
+                self._abandon_segment()
+            raise
+
+    def _refuse(self, error: OSError | SpoolFull, records: Sequence[tuple[int, bytes]], end: int) -> None:
+        self.full = True
+        refused = end - self.next_sequence
+        if isinstance(error, OSError) and error.errno not in _NO_SPACE:
+            self._abandon_segment()
+        if not self._drop:
+            failure = _translated(error, self.directory) if isinstance(error, OSError) else error
+            failure.written = len(records) - refused
+            raise failure from None
+        self.dropped += refused
+        self.next_sequence = end
+
+    def _sync_batch(self, count: int) -> None:
+        try:
+            self.sync()
+        except SpoolError:
+            if not self._drop:
+                raise
+            self.unsynced += count
+
+
+def _translated(error: OSError, directory: Path) -> SpoolError:
+    kind = SpoolFull if error.errno in _NO_SPACE else SpoolError
+    return kind(f"cannot write to {directory}: {error.strerror}")
+
+
+def _check_sizes(records: Sequence[tuple[int, bytes]]) -> None:
+    for kind, payload in records:
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            raise SpoolError(
+                f"a record of kind {kind} has {len(payload)} bytes; expected at most {MAX_PAYLOAD_BYTES} bytes"
+            )
+
+
+def _whole_records(frame: bytes, written: int) -> tuple[int, int]:
+    """Return how many records lie whole in the first `written` bytes of a frame, and their bytes."""
+    count = used = 0
+    while used + HEADER_BYTES <= written:
+        after = used + HEADER_BYTES + RECORD_HEAD.unpack_from(frame, used)[0]
+        if after > written:
+            break
+        count, used = count + 1, after
+    return count, used
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
