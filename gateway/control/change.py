@@ -1,0 +1,252 @@
+"""One writing transaction on the store: whoever holds a `Change` is the only writer.
+
+It reads what is there, puts what shall be, appends decisions to the chain, and at the end moves the head: all of it
+or nothing is seen by others.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+import orjson
+import sqlalchemy as sa
+
+from gateway.control import schema
+from gateway.control.audit import canonical, seal
+from gateway.control.errors import NotKnown, Refused, StoreError
+from gateway.events.records import DecisionRecord
+from gateway.rollout.machine import RolloutState
+from gateway.rollout.plan import Plan
+from gateway.routing.table import Route
+
+__all__ = ("Change", "Status", "VersionState", "decision_of", "rollout_of", "route_of", "version_of")
+
+Status = Literal["registered", "approved", "rejected"]
+
+MAX_WORDS = 2000
+"""Characters in a reason; an actor may have a tenth. Argo and GitHub cut such texts at 1 to 4 thousand."""
+
+
+class VersionState(msgspec.Struct, frozen=True):
+    """What the store knows of one version; `digest` is the one that was registered, and approved with it."""
+
+    model: str
+    version: int
+    digest: str
+    status: Status
+
+
+class Change:
+    """The store, locked for one change.
+
+    Parameters
+    ----------
+    connection : sqlalchemy.Connection
+        In a writing transaction.
+    now : float
+        Seconds since 1970 that the decisions of this change carry.
+
+    Raises
+    ------
+    StoreError
+        The store was never created.
+    """
+
+    def __init__(self, connection: sa.Connection, *, now: float) -> None:
+        self._connection = connection
+        row = connection.execute(sa.select(schema.head).with_for_update()).one_or_none()
+        if row is None:
+            raise StoreError("the store is empty; `gateway serve` creates it")
+        self._store: str = row.store
+        self._revision: int = row.revision
+        self._seq: int = row.last_seq
+        self._hash: str = row.last_hash
+        self._found_hash = self._hash
+        self._changed = False
+        self._time = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    @property
+    def time(self) -> str:
+        return self._time
+
+    @property
+    def revision(self) -> int:
+        """The revision this change will leave behind; asking for it makes it one that others must read."""
+        self._changed = True
+        return self._revision + 1
+
+    @property
+    def next_seq(self) -> int:
+        return self._seq + 1
+
+    def version(self, model: str, version: int) -> VersionState | None:
+        table = schema.versions
+        found = (
+            self._connection.execute(sa.select(table).where(table.c.model == model, table.c.version == version))
+            .mappings()
+            .one_or_none()
+        )
+        return None if found is None else version_of(found)
+
+    def known_version(self, model: str, version: int) -> VersionState:
+        state = self.version(model, version)
+        if state is None:
+            raise NotKnown(f"model {model} has no registered version {version}")
+        return state
+
+    def put_version(self, state: VersionState) -> None:
+        table = schema.versions
+        self._put(table, state, (table.c.model == state.model) & (table.c.version == state.version))
+
+    def route(self, model: str) -> Route | None:
+        table = schema.routes
+        found = self._connection.execute(sa.select(table).where(table.c.model == model)).mappings().one_or_none()
+        return None if found is None else route_of(found)
+
+    def put_route(self, route: Route) -> None:
+        self._put(schema.routes, route, schema.routes.c.model == route.model)
+
+    def open_rollout(self, model: str) -> RolloutState | None:
+        table = schema.rollouts
+        found = (
+            self._connection.execute(sa.select(table.c.state).where(table.c.model == model, table.c.is_open))
+            .mappings()
+            .one_or_none()
+        )
+        return None if found is None else rollout_of(found)
+
+    def rollout(self, rollout_id: str) -> RolloutState:
+        table = schema.rollouts
+        found = (
+            self._connection.execute(sa.select(table.c.state).where(table.c.id == rollout_id)).mappings().one_or_none()
+        )
+        if found is None:
+            raise NotKnown(f"there is no rollout {rollout_id}")
+        return rollout_of(found)
+
+    def add_rollout(self, state: RolloutState, *, plan: Plan) -> None:
+        self._connection.execute(
+            sa.insert(schema.rollouts).values(
+                id=state.id,
+                model=state.model,
+                started_seq=self.next_seq,
+                is_open=not state.over,
+                state=msgspec.json.encode(state).decode(),
+                plan=msgspec.json.encode(plan).decode(),
+            )
+        )
+
+    def put_rollout(self, state: RolloutState) -> None:
+        self._connection.execute(
+            sa.update(schema.rollouts)
+            .where(schema.rollouts.c.id == state.id)
+            .values(is_open=not state.over, state=msgspec.json.encode(state).decode())
+        )
+
+    def last_decision(self, model: str, kind: str) -> DecisionRecord | None:
+        table = schema.decisions
+        found = (
+            self._connection.execute(
+                sa.select(table)
+                .where(table.c.model == model, table.c.kind == kind)
+                .order_by(table.c.seq.desc())
+                .limit(1)
+            )
+            .mappings()
+            .one_or_none()
+        )
+        return None if found is None else decision_of(found)
+
+    def decide(
+        self,
+        model: str,
+        *,
+        kind: str,
+        actor: str,
+        reason: str,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        evidence: dict[str, Any] | None = None,
+    ) -> DecisionRecord:
+        """Append one decision to the chain."""
+        _check_words(actor, "actor", MAX_WORDS // 10)
+        _check_words(reason, "reason", MAX_WORDS)
+        self._seq += 1
+        record = seal(
+            DecisionRecord(
+                seq=self._seq,
+                id=f"{self._store}-{self._seq:010x}",
+                time=self._time,
+                model=model,
+                kind=kind,
+                actor=actor,
+                reason=reason,
+                before=_plain(before, "before"),
+                after=_plain(after, "after"),
+                evidence=_plain(evidence or {}, "evidence"),
+                prev_hash=self._hash,
+                hash="",
+            )
+        )
+        self._hash = record.hash
+        fields = msgspec.structs.asdict(record)
+        texts = {name: canonical(fields[name]).decode() for name in ("before", "after", "evidence")}
+        self._connection.execute(sa.insert(schema.decisions).values({**fields, **texts}))
+        return record
+
+    def finish(self) -> None:
+        """Move the head; the transaction may commit then."""
+        if not self._changed and self._hash == self._found_hash:
+            return
+        self._connection.execute(
+            sa.update(schema.head).values(
+                revision=self._revision + self._changed, last_seq=self._seq, last_hash=self._hash
+            )
+        )
+
+    def _put(self, table: sa.Table, row: msgspec.Struct, where: sa.ColumnElement[bool]) -> None:
+        self._changed = True
+        values = msgspec.structs.asdict(row)
+        if self._connection.execute(sa.update(table).where(where).values(values)).rowcount == 0:
+            self._connection.execute(sa.insert(table).values(values))
+
+
+def route_of(row: sa.RowMapping) -> Route:
+    return Route(**row)
+
+
+def version_of(row: sa.RowMapping) -> VersionState:
+    return VersionState(**row)
+
+
+def rollout_of(row: sa.RowMapping) -> RolloutState:
+    return msgspec.json.decode(row["state"], type=RolloutState)
+
+
+def decision_of(row: sa.RowMapping) -> DecisionRecord:
+    fields = dict(row)
+    for name in ("before", "after", "evidence"):
+        fields[name] = orjson.loads(fields[name])
+    return DecisionRecord(**fields)
+
+
+def _plain(value: dict[str, Any], name: str) -> dict[str, Any]:
+    """The value as a reader will find it, so that the hash is over what is stored."""
+    try:
+        plain = orjson.loads(canonical(value))
+    except ValueError as error:
+        raise Refused(f"{name} of a decision: {error}") from None
+    return dict(plain)
+
+
+def _check_words(text: str, name: str, limit: int) -> None:
+    if len(text) > limit:
+        raise Refused(f"{name} has {len(text)} characters; {limit} are allowed")
+    if "\x00" in text or not text.isprintable() and any(ord(letter) < 32 and letter not in "\n\t" for letter in text):
+        raise Refused(f"{name} holds a control character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused(f"{name} is no valid Unicode text") from None

@@ -1,0 +1,225 @@
+"""Every way traffic moves, within one change of the store: by hand, by a rollout, back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.control.change import Change
+from gateway.control.errors import Conflict, NotKnown, Refused
+from gateway.control.traffic import (
+    previous_route,
+    promoted_route,
+    route_summary,
+    set_route,
+    stable_route,
+    step_route,
+)
+from gateway.events.records import DecisionRecord
+from gateway.rollout.errors import RolloutError
+from gateway.rollout.machine import Event, RolloutState, begin, move
+from gateway.rollout.plan import Plan, check_plan
+from gateway.routing.table import Route
+
+__all__ = ("move_rollout", "roll_back", "set_route_by_hand", "start_rollout")
+
+_KINDS: dict[Event, str] = {
+    "advance": "rollout_advanced",
+    "pause": "rollout_paused",
+    "resume": "rollout_resumed",
+    "freeze": "rollout_frozen",
+    "thaw": "rollout_thawed",
+    "promote": "rollout_promoted",
+    "rollback": "rollback",
+    "abort": "rollout_aborted",
+    "supersede": "rollout_superseded",
+    "expire": "rollout_expired",
+}
+
+
+def set_route_by_hand(
+    change: Change,
+    model: str,
+    *,
+    stable: int,
+    canary: int | None,
+    weight: float,
+    salt: str,
+    actor: str,
+    reason: str,
+    kind: str,
+    evidence: dict[str, Any] | None,
+    expected_revision: int | None,
+) -> DecisionRecord:
+    """Set a route as it is asked for. An open rollout no longer speaks for the route then, and is superseded."""
+    old = change.route(model)
+    found = 0 if old is None else old.revision
+    if expected_revision is not None and expected_revision != found:
+        raise Conflict(f"the route of {model} is at revision {found}, not {expected_revision}; look at it again")
+    for version in (stable, canary):
+        if version is not None:
+            _require_approved(change, model, version)
+    new = set_route(old, model=model, stable=stable, canary=canary, weight=weight, salt=salt, revision=change.revision)
+    rollout = change.open_rollout(model)
+    if rollout is not None:
+        _persist(change, rollout, "supersede", old, old, actor=actor, reason="the route was set by hand")
+    change.put_route(new)
+    return change.decide(
+        model,
+        kind=kind,
+        actor=actor,
+        reason=reason,
+        before=route_summary(old),
+        after=route_summary(new),
+        evidence=evidence,
+    )
+
+
+def start_rollout(
+    change: Change, model: str, canary: int, *, plan: dict[str, Any], salt: str, actor: str, reason: str
+) -> DecisionRecord:
+    """Start a rollout at the first step of its plan."""
+    old = _known_route(change, model)
+    if change.open_rollout(model) is not None:
+        raise Refused(f"a rollout of {model} is open already; `gateway rollout abort {model}` ends it")
+    if old.weight > 0 and old.canary != canary:
+        raise Refused(f"{model} has version {old.canary} as its canary at {old.weight:g} %; set that to 0 first")
+    _require_approved(change, model, canary)
+    try:
+        whole = msgspec.convert(plan, Plan)
+        check_plan(whole)
+        state = begin(f"rollout-{change.next_seq}", model, stable=old.stable, canary=canary, steps=whole.steps)
+    except (msgspec.ValidationError, RolloutError) as error:
+        raise Refused(f"plan of a rollout of {model}: {error}") from None
+    new = set_route(
+        old,
+        model=model,
+        stable=old.stable,
+        canary=canary,
+        weight=state.weight,
+        salt=salt,
+        revision=change.revision,
+    )
+    change.add_rollout(state, plan=whole)
+    change.put_route(new)
+    return change.decide(
+        model,
+        kind="rollout_started",
+        actor=actor,
+        reason=reason,
+        before=route_summary(old),
+        after={**route_summary(new), "rollout": _summary(state), "plan": msgspec.to_builtins(whole)},
+    )
+
+
+def move_rollout(
+    change: Change, rollout_id: str, event: Event, *, actor: str, reason: str, evidence: dict[str, Any] | None
+) -> DecisionRecord:
+    """Move a rollout by the table, and the route with it."""
+    state = change.rollout(rollout_id)
+    old = _known_route(change, state.model)
+    try:
+        moved = move(state, event)
+    except RolloutError as error:
+        raise Refused(f"rollout {rollout_id} of {state.model}: {error}") from None
+    if (old.stable, old.canary) != (state.stable, state.canary):
+        raise Refused(f"rollout {rollout_id} no longer speaks for the route of {state.model}")
+    new = _route_after(old, moved, revision=change.revision)
+    return _persist(change, state, event, old, new, actor=actor, reason=reason, evidence=evidence)
+
+
+def roll_back(
+    change: Change,
+    model: str,
+    *,
+    version: int | None,
+    actor: str,
+    reason: str,
+    evidence: dict[str, Any] | None,
+) -> DecisionRecord:
+    """Take the canary back where one is under way, else the stable version.
+
+    Raises
+    ------
+    Refused
+        There is nothing to take back, or `version` carries no traffic (somebody took it back before).
+    """
+    old = _known_route(change, model)
+    rollout = change.open_rollout(model)
+    under_way = rollout is not None or old.weight > 0
+    if version is not None and version != old.stable and not (under_way and version == old.canary):
+        raise Refused(f"{model} version {version} carries no traffic; there is nothing to take back")
+    if under_way and version != old.stable:
+        new = stable_route(old, revision=change.revision)
+        if rollout is not None:
+            return _persist(change, rollout, "rollback", old, new, actor=actor, reason=reason, evidence=evidence)
+    else:
+        new = previous_route(old, revision=change.revision)
+        _require_approved(change, model, new.stable)
+        if rollout is not None:
+            _persist(change, rollout, "abort", old, old, actor=actor, reason="the stable version was taken back")
+    change.put_route(new)
+    return change.decide(
+        model,
+        kind="rollback",
+        actor=actor,
+        reason=reason,
+        before=route_summary(old),
+        after=route_summary(new),
+        evidence=evidence,
+    )
+
+
+def _persist(
+    change: Change,
+    state: RolloutState,
+    event: Event,
+    old: Route | None,
+    new: Route | None,
+    *,
+    actor: str,
+    reason: str,
+    evidence: dict[str, Any] | None = None,
+) -> DecisionRecord:
+    moved = move(state, event)
+    change.put_rollout(moved)
+    if new is not None and new != old:
+        change.put_route(new)
+    return change.decide(
+        state.model,
+        kind=_KINDS[event],
+        actor=actor,
+        reason=reason,
+        before={**route_summary(old), "rollout": _summary(state)},
+        after={**route_summary(new), "rollout": _summary(moved)},
+        evidence=evidence,
+    )
+
+
+def _route_after(old: Route, moved: RolloutState, *, revision: int) -> Route:
+    if moved.phase == "promoted":
+        return promoted_route(old, revision=revision)
+    if moved.over:
+        return stable_route(old, revision=revision)
+    return step_route(old, moved, revision=revision)
+
+
+def _known_route(change: Change, model: str) -> Route:
+    route = change.route(model)
+    if route is None:
+        raise NotKnown(f"model {model} has no route")
+    return route
+
+
+def _require_approved(change: Change, model: str, version: int) -> None:
+    state = change.known_version(model, version)
+    if state.status != "approved":
+        raise Refused(
+            f"{model} version {version} is {state.status}, not approved; "
+            f"`gateway models approve {model} {version} --reason TEXT` approves it"
+        )
+
+
+def _summary(state: RolloutState) -> dict[str, Any]:
+    return {"id": state.id, "phase": state.phase, "step": state.step, "canary": state.canary}

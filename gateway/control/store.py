@@ -1,0 +1,363 @@
+"""The store: versions and their approvals, routes, rollouts, and why each of them is as it is.
+
+Every change is one transaction with its decision, and raises the revision that fronts and the supervisor follow.
+Several processes may write at once; they take turns on one row.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.control import schema
+from gateway.control.approvals import judge_version, register_version
+from gateway.control.audit import GENESIS, verify
+from gateway.control.change import Change, Status, VersionState, decision_of, rollout_of, route_of, version_of
+from gateway.control.database import Database
+from gateway.control.errors import Conflict, NotKnown, Refused, StoreAway, StoreError
+from gateway.control.moves import move_rollout, roll_back, set_route_by_hand, start_rollout
+from gateway.events.records import DecisionRecord
+from gateway.rollout.machine import Event, RolloutState
+from gateway.rollout.plan import Plan
+from gateway.routing.table import Route
+
+__all__ = (
+    "AuditReport",
+    "Conflict",
+    "NotKnown",
+    "Refused",
+    "Snapshot",
+    "Status",
+    "Store",
+    "StoreAway",
+    "StoreError",
+    "VersionState",
+)
+
+PAGE = 1000
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """All that fronts and the supervisor read, as it stood at one revision."""
+
+    revision: int
+    routes: dict[str, Route]
+    versions: dict[tuple[str, int], VersionState]
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """What a walk over the whole chain found; `first_bad` is None when nothing was touched."""
+
+    decisions: int
+    first_bad: int | None
+    head: str
+
+
+def _draw_salt() -> str:
+    return secrets.token_hex(8)
+
+
+class Store:
+    """The store at one database URL.
+
+    Parameters
+    ----------
+    url : str
+        `sqlite:///path` or `postgresql+psycopg://user:password@host/name`.
+    clock : callable
+        Seconds since 1970, for the time of decisions.
+    draw : callable
+        A fresh random text, for the salt of a trial.
+
+    Raises
+    ------
+    StoreError
+        The URL is of another kind. Every method raises `StoreAway` when the database does not answer.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time, draw: Callable[[], str] = _draw_salt):
+        self._database = Database(url)
+        self._clock = clock
+        self._draw = draw
+
+    def __repr__(self) -> str:
+        return f"<Store {self._database!r}>"
+
+    def create(self) -> None:
+        """Make the tables, or check that those that are there are of this version.
+
+        Raises
+        ------
+        StoreError
+            The tables are of another version.
+        """
+        self._database.prepare()
+        with self._database.writing() as connection:
+            if self._database.dialect == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(7203141)"))
+            if not sa.inspect(connection).has_table("head"):
+                schema.metadata.create_all(connection)
+                for statement in schema.append_only(self._database.dialect):
+                    connection.exec_driver_sql(statement)
+                connection.execute(
+                    sa.insert(schema.head).values(
+                        id=1,
+                        schema_version=schema.SCHEMA_VERSION,
+                        store=secrets.token_hex(7),
+                        revision=0,
+                        last_seq=0,
+                        last_hash=GENESIS,
+                    )
+                )
+            found = connection.execute(sa.select(schema.head.c.schema_version)).scalar_one()
+        if found != schema.SCHEMA_VERSION:
+            raise StoreError(f"{self!r} has schema {found}; this gateway works with {schema.SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        self._database.close()
+
+    def revision(self) -> int:
+        """The number that every change raises; cheap enough to be asked several times a second."""
+        with self._database.reading() as connection:
+            return int(connection.execute(sa.select(schema.head.c.revision)).scalar_one())
+
+    def snapshot(self) -> Snapshot:
+        """Routes and versions of one moment."""
+        with self._database.reading() as connection:
+            revision = int(connection.execute(sa.select(schema.head.c.revision)).scalar_one())
+            routes = [route_of(row) for row in connection.execute(sa.select(schema.routes)).mappings()]
+            versions = [version_of(row) for row in connection.execute(sa.select(schema.versions)).mappings()]
+        return Snapshot(
+            revision,
+            {route.model: route for route in routes},
+            {(state.model, state.version): state for state in versions},
+        )
+
+    def register(self, model: str, version: int, digest: str) -> VersionState:
+        """Make a version known by the digest of its files. Doing it again changes nothing.
+
+        Raises
+        ------
+        Refused
+            The version is approved with another digest; the attempt is recorded, once for each digest.
+        """
+        with self._change() as change:
+            state = register_version(change, model, version, digest)
+        if state.digest != digest:
+            raise Refused(
+                f"{model} version {version} is approved with {state.digest}, but its files have {digest}; "
+                "put the approved files back, or add the changed model as a new version"
+            )
+        return state
+
+    def approve(self, model: str, version: int, *, actor: str, reason: str, digest: str | None = None) -> VersionState:
+        """Let a version be loaded and carry traffic: exactly the bytes whose digest is registered.
+
+        Raises
+        ------
+        Conflict
+            `digest`, the one the approver has looked at, is no longer that of the version.
+        """
+        with self._change() as change:
+            return judge_version(change, model, version, status="approved", actor=actor, reason=reason, digest=digest)
+
+    def reject(self, model: str, version: int, *, actor: str, reason: str, digest: str | None = None) -> VersionState:
+        """Bar a version from traffic.
+
+        Raises
+        ------
+        Refused
+            The version carries traffic, or a rollout of it is open.
+        """
+        with self._change() as change:
+            return judge_version(change, model, version, status="rejected", actor=actor, reason=reason, digest=digest)
+
+    def set_route(
+        self,
+        model: str,
+        *,
+        stable: int,
+        canary: int | None = None,
+        weight: float = 0.0,
+        actor: str,
+        reason: str,
+        kind: str = "route_set",
+        evidence: dict[str, Any] | None = None,
+        expected_revision: int | None = None,
+    ) -> DecisionRecord:
+        """Set a route by hand; a rollout that is open is superseded.
+
+        Parameters
+        ----------
+        weight : float
+            The canary's share, percent.
+        expected_revision : int, optional
+            The revision of the route the caller has seen (0: none yet).
+
+        Raises
+        ------
+        Conflict
+            The route has another revision by now.
+        Refused
+            A version is not approved, or the route cannot be served.
+        """
+        with self._change() as change:
+            return set_route_by_hand(
+                change,
+                model,
+                stable=stable,
+                canary=canary,
+                weight=weight,
+                salt=self._draw(),
+                actor=actor,
+                reason=reason,
+                kind=kind,
+                evidence=evidence,
+                expected_revision=expected_revision,
+            )
+
+    def start_rollout(
+        self, model: str, canary: int, *, plan: dict[str, Any], actor: str, reason: str
+    ) -> DecisionRecord:
+        """Start a rollout at the first step of its plan (the fields of `gateway.rollout.plan.Plan`).
+
+        Raises
+        ------
+        Refused
+            Another canary is under way, the version is not approved, or the plan cannot be carried out.
+        """
+        with self._change() as change:
+            return start_rollout(change, model, canary, plan=plan, salt=self._draw(), actor=actor, reason=reason)
+
+    def move_rollout(
+        self, rollout_id: str, event: Event, *, actor: str, reason: str, evidence: dict[str, Any] | None = None
+    ) -> DecisionRecord:
+        """Move a rollout by the table of `gateway.rollout.machine`; the route moves in the same transaction.
+
+        After promote the canary is stable, after rollback and abort it is off the route.
+
+        Raises
+        ------
+        Refused
+            The table does not have the move; nothing was changed.
+        """
+        with self._change() as change:
+            return move_rollout(change, rollout_id, event, actor=actor, reason=reason, evidence=evidence)
+
+    def rollback(
+        self,
+        model: str,
+        *,
+        actor: str,
+        reason: str,
+        evidence: dict[str, Any] | None = None,
+        version: int | None = None,
+    ) -> DecisionRecord:
+        """Take the canary off the route (its open rollout is rolled back), or, without one, go back to `previous`.
+
+        Parameters
+        ----------
+        version : int, optional
+            The version that shall be taken back. Who decides on evidence names it, so that a second call, or one
+            that comes late, takes nothing else back. Naming the stable version takes an open rollout down with it.
+
+        Raises
+        ------
+        Refused
+            There is nothing to take back, or nothing approved to go back to.
+        """
+        with self._change() as change:
+            return roll_back(change, model, version=version, actor=actor, reason=reason, evidence=evidence)
+
+    def rollout(self, model: str) -> RolloutState | None:
+        """The open rollout of a model."""
+        table = schema.rollouts
+        with self._database.reading() as connection:
+            found = (
+                connection.execute(sa.select(table.c.state).where(table.c.model == model, table.c.is_open))
+                .mappings()
+                .one_or_none()
+            )
+        return None if found is None else rollout_of(found)
+
+    def rollouts(self, model: str | None = None, limit: int = 20) -> list[RolloutState]:
+        """Rollouts, the newest first."""
+        table = schema.rollouts
+        query = sa.select(table.c.state).order_by(table.c.started_seq.desc()).limit(limit)
+        if model is not None:
+            query = query.where(table.c.model == model)
+        with self._database.reading() as connection:
+            return [rollout_of(row) for row in connection.execute(query).mappings()]
+
+    def plan(self, rollout_id: str) -> Plan:
+        """The plan a rollout was started with.
+
+        Raises
+        ------
+        NotKnown
+            There is no such rollout.
+        """
+        table = schema.rollouts
+        with self._database.reading() as connection:
+            text = connection.execute(sa.select(table.c.plan).where(table.c.id == rollout_id)).scalar_one_or_none()
+        if text is None:
+            raise NotKnown(f"there is no rollout {rollout_id}")
+        return msgspec.json.decode(text, type=Plan)
+
+    def decide(
+        self,
+        model: str,
+        *,
+        kind: str,
+        actor: str,
+        reason: str,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        evidence: dict[str, Any],
+    ) -> DecisionRecord:
+        """Record a decision that changes nothing: an alarm, a changed world, a request to retrain."""
+        with self._change() as change:
+            return change.decide(
+                model, kind=kind, actor=actor, reason=reason, before=before, after=after, evidence=evidence
+            )
+
+    def decisions(self, *, after_seq: int = 0, model: str | None = None, limit: int = 100) -> list[DecisionRecord]:
+        """Decisions in their order, from the one after `after_seq` on, at most `limit`."""
+        table = schema.decisions
+        query = sa.select(table).where(table.c.seq > after_seq).order_by(table.c.seq).limit(limit)
+        if model is not None:
+            query = query.where(table.c.model == model)
+        with self._database.reading() as connection:
+            return [decision_of(row) for row in connection.execute(query).mappings()]
+
+    def audit(self) -> AuditReport:
+        """Walk the whole chain and compare its end with the head."""
+        with self._database.reading() as connection:
+            head = connection.execute(sa.select(schema.head)).one()
+            first_bad = verify(_walk(connection), last_seq=head.last_seq, last_hash=head.last_hash)
+        return AuditReport(head.last_seq, first_bad, head.last_hash)
+
+    @contextmanager
+    def _change(self) -> Iterator[Change]:
+        with self._database.writing() as connection:
+            change = Change(connection, now=self._clock())
+            yield change
+            change.finish()
+
+
+def _walk(connection: sa.Connection) -> Iterator[DecisionRecord]:
+    table = schema.decisions
+    seq = -1
+    while True:
+        query = sa.select(table).where(table.c.seq > seq).order_by(table.c.seq).limit(PAGE)
+        page = connection.execute(query).mappings().all()
+        yield from (decision_of(row) for row in page)
+        if len(page) < PAGE:
+            return
+        seq = page[-1]["seq"]
