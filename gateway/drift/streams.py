@@ -2,29 +2,96 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import struct
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ("BINARY_DETECTORS", "DETECTORS", "RiverDetector")
+__all__ = ("BINARY_DETECTORS", "DETECTORS", "RiverDetector", "check_detector")
 
+
+class _Range(NamedTuple):
+    low: float
+    high: float
+    whole: bool = False
+
+
+_SHARE = _Range(1e-300, 1.0)
+_POSITIVE = _Range(1e-12, 1e12)
+_FROM_ZERO = _Range(0.0, 1e12)
+_COUNT = _Range(1, 1_000_000, whole=True)
+_WINDOW = _Range(2, 10_000, whole=True)
+_SWITCH = _Range(0, 1, whole=True)
+
+# river checks few of its parameters; ADWIN panics on a clock of 0, which no `except Exception` would stop.
+_PARAMETERS: dict[str, dict[str, _Range]] = {
+    "ADWIN": {
+        "delta": _SHARE,
+        "clock": _COUNT,
+        "max_buckets": _Range(2, 1_000, whole=True),
+        "min_window_length": _COUNT,
+        "grace_period": _COUNT,
+    },
+    "PageHinkley": {"min_instances": _COUNT, "delta": _FROM_ZERO, "threshold": _POSITIVE, "alpha": _SHARE},
+    "KSWIN": {"alpha": _SHARE, "window_size": _WINDOW, "stat_size": _WINDOW, "seed": _COUNT},
+    "DummyDriftDetector": {"t_0": _COUNT},
+    "NoDrift": {},
+    "DDM": {"warm_start": _COUNT, "warning_threshold": _POSITIVE, "drift_threshold": _POSITIVE},
+    "EDDM": {"warm_start": _COUNT, "alpha": _SHARE, "beta": _SHARE},
+    "FHDDM": {"sliding_window_size": _WINDOW, "confidence_level": _SHARE, "short_window_size": _WINDOW},
+    "HDDMA": {"drift_confidence": _SHARE, "warning_confidence": _SHARE, "two_sided_test": _SWITCH},
+    "HDDMW": {
+        "drift_confidence": _SHARE,
+        "warning_confidence": _SHARE,
+        "lambda_val": _SHARE,
+        "two_sided_test": _SWITCH,
+    },
+}
+DETECTORS = tuple(_PARAMETERS)
+"""Those that may be named. NoDrift and DummyDriftDetector are baselines for comparisons."""
 BINARY_DETECTORS = ("DDM", "EDDM", "FHDDM", "HDDMA", "HDDMW")
 """Of `river.drift.binary`: they take misses, 1 for a miss and 0 for a hit, and nothing else."""
-DETECTORS = ("ADWIN", "PageHinkley", "KSWIN", "DummyDriftDetector", "NoDrift", *BINARY_DETECTORS)
-"""Those of `river.drift` take any number. The last two of them are baselines for comparisons."""
 
 MAX_MAGNITUDE = 1e100
 """Larger values are refused: their squares overflow within a detector (ADWIN goes blind at 1e160)."""
 MEMORY_ROWS = 4_000
 """Values since the last change that a state keeps."""
 _SEED = 1
-_SEEDED = ("KSWIN", "DummyDriftDetector")
 # river's FHDDM looks for a fall of the mean, so it would report fewer misses, not more. It is fed hits.
 _FED_HITS = ("FHDDM",)
 _STATE_SCHEMA = 1
+
+
+def check_detector(name: str, parameters: Mapping[str, float]) -> dict[str, float]:
+    """The parameters a detector is built with, checked without importing river.
+
+    Raises
+    ------
+    ValueError
+        With the name or parameter that came and what is allowed.
+
+    >>> check_detector("ADWIN", {"clock": 16.0})
+    {'clock': 16}
+    >>> check_detector("ADWIN", {"clock": 0})
+    Traceback (most recent call last):
+        ...
+    ValueError: ADWIN cannot take clock = 0; expected a whole number from 1 to 1e+06
+    """
+    ranges = _PARAMETERS.get(name)
+    if ranges is None:
+        raise ValueError(f"{name!r} is no drift detector here; expected one of {', '.join(DETECTORS)}")
+    taken: dict[str, float] = {"seed": _SEED} if "seed" in ranges else {}
+    for key, value in parameters.items():
+        if key not in ranges:
+            raise ValueError(f"{name} has no parameter {key!r}; expected one of: {', '.join(ranges) or 'none'}")
+        low, high, whole = ranges[key]
+        if not isinstance(value, int | float) or not low <= value <= high or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(f"{name} cannot take {key} = {value!r}; expected {kind} from {low:g} to {high:g}")
+        taken[key] = int(value) if whole else float(value)
+    _check_together(name, taken)
+    return taken
 
 
 class RiverDetector:
@@ -40,7 +107,7 @@ class RiverDetector:
     name : str
         One of `DETECTORS`.
     parameters : mapping of str to number
-        Of river's constructor; whole numbers may come as floats. Detectors that draw are seeded, by 1 unless told.
+        Of river's constructor; whole numbers may come as floats. KSWIN, which draws, is seeded by 1 unless told.
 
     Raises
     ------
@@ -54,24 +121,22 @@ class RiverDetector:
     ...     detector.update(float(rng.random() < (0.1 if row < 1_000 else 0.3)))
     ...     if detector.detected:
     ...         print(detector.rows, detector.since)
-    1088 993
+    1088 865
 
     Source: https://riverml.xyz/latest/api/drift/ADWIN/ and its neighbours.
     """
 
     def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
-        if name not in DETECTORS:
-            raise ValueError(f"{name!r} is no drift detector here; expected one of {', '.join(DETECTORS)}")
+        self._parameters = check_detector(name, parameters)
         self.name = name
         self.rows = 0
         self.refused = 0
         self.rebuilt = 0
         self._class = _river_class(name)
-        self._parameters = _parameters(name, self._class, parameters)
         self._memory: deque[float] = deque(maxlen=MEMORY_ROWS)
         self._detected = False
         self._since: int | None = None
-        self._detector = self._build()
+        self._detector = self._class(**self._parameters)
 
     @property
     def binary(self) -> bool:
@@ -151,14 +216,8 @@ class RiverDetector:
             f"detected={self._detected} since={self._since}>"
         )
 
-    def _build(self) -> Any:
-        try:
-            return self._class(**self._parameters)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.name} does not take {self._parameters}: {error}") from None
-
     def _start_anew(self) -> None:
-        self._detector = self._build()
+        self._detector = self._class(**self._parameters)
         self._memory.clear()
 
     def _feed(self, x: float) -> None:
@@ -178,22 +237,17 @@ def _river_class(name: str) -> Any:
     return getattr(drift.binary if name in BINARY_DETECTORS else drift, name)
 
 
-def _parameters(name: str, river_class: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {
-        parameter.name: parameter.default
-        for parameter in inspect.signature(river_class).parameters.values()
-        if parameter.name != "window"
-    }
-    taken: dict[str, Any] = {"seed": _SEED} if name in _SEEDED else {}
-    for key, value in given.items():
-        if key not in defaults:
-            allowed = ", ".join(defaults) or "none"
-            raise ValueError(f"{name} has no parameter {key!r}; expected one of: {allowed}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} cannot take {key} = {value}; expected a finite number")
-        whole = isinstance(value, float) and value.is_integer() and not isinstance(defaults[key], float)
-        taken[key] = int(value) if whole else value
-    return taken
+def _check_together(name: str, parameters: Mapping[str, float]) -> None:
+    if name == "KSWIN" and parameters.get("window_size", 100) < 2 * parameters.get("stat_size", 30):
+        raise ValueError(
+            "KSWIN draws stat_size values from the rest of its window; expected 2 * stat_size <= window_size"
+        )
+    if name == "EDDM" and parameters.get("alpha", 0.95) < parameters.get("beta", 0.9):
+        raise ValueError("EDDM warns at alpha and detects at beta; expected beta <= alpha")
+    if name == "FHDDM" and parameters.get("short_window_size", 2) > parameters.get("sliding_window_size", 100):
+        raise ValueError(
+            "FHDDM has a short window within its window; expected short_window_size <= sliding_window_size"
+        )
 
 
 def _values(raw: Any) -> tuple[float, ...]:
