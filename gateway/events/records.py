@@ -36,7 +36,8 @@ class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """One tensor as it was logged.
 
     `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `sha256` of its
-    little-endian bytes and a `summary` (count, minimum, maximum, mean).
+    little-endian bytes and a `summary` (count, min, max, mean, not_finite). A `redacted` one has neither. NaN and
+    infinities are null.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     data: list[Any] | None = None
     sha256: str | None = None
     summary: dict[str, float] | None = None
+    redacted: bool = False
 
 
 class Timings(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +43,8 @@ class SpoolReader:
         Where to go on, as `position` returned it.
     start : "earliest" or "latest"
         Where to begin in streams that are there now and that `position` does not name.
+    streams : collection of str, optional
+        Only these streams.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class SpoolReader:
         *,
         position: Position | None = None,
         start: Literal["earliest", "latest"] = "earliest",
+        streams: Collection[str] | None = None,
     ) -> None:
         self._spool_dir = spool_dir
+        self._streams = streams
         self._cursors: dict[str, _Cursor] = {}
         self._turn = 0
         for stream, (segment, offset) in (position or {}).items():
@@ -129,7 +133,7 @@ class SpoolReader:
 
     def _find_streams(self) -> None:
         for stream in list_streams(self._spool_dir):
-            if stream not in self._cursors:
+            if stream not in self._cursors and (self._streams is None or stream in self._streams):
                 self._cursors[stream] = _Cursor(self._spool_dir / stream)
 
 

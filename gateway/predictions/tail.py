@@ -1,0 +1,102 @@
+"""The spool as people read it: everything in the order of time, or what comes from now on."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Literal
+
+from gateway.events.encoding import RecordError, read_envelope, seconds_of
+from gateway.predictions.reader import SpoolReader
+from gateway.predictions.segments import LogRecord, list_segments, list_streams
+
+__all__ = ("follow", "read_all")
+
+_POLL_SECONDS = 0.1
+
+
+def read_all(
+    spool_dir: Path, *, kinds: Collection[int] | None = None, since: float | None = None
+) -> Iterator[LogRecord]:
+    """Yield what the spool holds now, all streams merged in the order of the records' time.
+
+    Parameters
+    ----------
+    kinds : collection of int, optional
+        Only records of these kinds.
+    since : float, optional
+        Only records of this time or later, in seconds since 1970.
+    """
+    streams = [_read_stream(spool_dir, stream, since) for stream in list_streams(spool_dir)]
+    for moment, record in heapq.merge(*streams, key=lambda pair: pair[0]):
+        if (kinds is None or record.kind in kinds) and (since is None or moment >= since):
+            yield record
+
+
+def follow(
+    spool_dir: Path,
+    *,
+    kinds: Collection[int] | None = None,
+    since: float | None = None,
+    start: Literal["earliest", "latest"] = "latest",
+    idle: Callable[[], bool] | None = None,
+) -> Iterator[LogRecord]:
+    """Yield records as they come, in the order of time as far as they come together.
+
+    Parameters
+    ----------
+    start : "earliest" or "latest"
+        Begin with what is there, or with what comes next.
+    idle : callable, optional
+        Called when nothing is new; returns whether to go on. The default sleeps a little and goes on for ever.
+    """
+    reader = SpoolReader(spool_dir, start=start)
+    try:
+        while True:
+            block = [(_time_of(record), record) for record in reader.read()]
+            if not block and not (idle or _sleep)():
+                return
+            for moment, record in sorted(block, key=lambda pair: pair[0]):
+                if (kinds is None or record.kind in kinds) and (since is None or moment >= since):
+                    yield record
+    finally:
+        reader.close()
+
+
+def _read_stream(spool_dir: Path, stream: str, since: float | None) -> Iterator[tuple[float, LogRecord]]:
+    first = _first_segment(spool_dir / stream, since)
+    if first is None:
+        return
+    reader = SpoolReader(spool_dir, position={stream: (first, 0)}, streams=(stream,))
+    try:
+        while block := reader.read():
+            for record in block:
+                yield _time_of(record), record
+    finally:
+        reader.close()
+
+
+def _first_segment(folder: Path, since: float | None) -> str | None:
+    """Return the first segment that was still written to at `since`."""
+    for name in list_segments(folder):
+        try:
+            if since is None or (folder / name).stat().st_mtime >= since:
+                return name
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def _time_of(record: LogRecord) -> float:
+    """Return a record's time; one that cannot be read is placed where its writer's life began."""
+    try:
+        return seconds_of(read_envelope(record.payload).time)
+    except RecordError:
+        return int(record.boot[:12], 16) / 1000
+
+
+def _sleep() -> bool:
+    time.sleep(_POLL_SECONDS)
+    return True
