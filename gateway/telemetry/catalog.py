@@ -34,9 +34,8 @@ class Metric:
         Label names, in the order they are shown.
     values : mapping of label name to tuple of str
         The labels whose values are a closed set.
-    filled : str
-        A closed label whose every value is shown, with 0 until it is seen, so that no first event is missed by a
-        rate and no panel is empty.
+    filled : mapping of one label name to tuple of str
+        Values that are shown from the start, with 0, so that a rate misses no first event and no panel is empty.
     buckets : tuple of float
         Upper bounds of a histogram, rising, without infinity.
     merge : "sum", "max" or "last"
@@ -48,7 +47,7 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    filled: str = ""
+    filled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     buckets: tuple[float, ...] = ()
     merge: Merge = "sum"
 
@@ -59,6 +58,10 @@ class Metric:
 
 
 _ARMS = ("stable", "canary", "shadow", "pinned")
+_OUTCOMES = ("ok", "client_error", "model_error", "unavailable", "timeout")
+_FEEDBACK_STATES = ("received", "joined", "repeated", "unmatched")
+_EVENT_STATES = ("spooled", "shipped", "dropped", "dead_letter")
+_DECISIONS = ("route_set", "rollout_started", "rollout_advanced", "rollout_promoted", "rollback", "world_changed")
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _DELAY_SECONDS = (1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0, 259200.0, 604800.0, 2592000.0)
@@ -75,8 +78,8 @@ CATALOG: Mapping[str, Metric] = _table(
             "counter",
             "Inference requests answered, by how they ended.",
             ("model", "version", "arm", "outcome"),
-            {"arm": _ARMS, "outcome": ("ok", "client_error", "model_error", "unavailable", "timeout")},
-            filled="outcome",
+            {"arm": _ARMS, "outcome": _OUTCOMES},
+            filled={"outcome": _OUTCOMES},
         ),
         Metric(
             "gateway_request_duration_seconds",
@@ -125,14 +128,14 @@ CATALOG: Mapping[str, Metric] = _table(
         Metric(
             "gateway_judge_evidence",
             "gauge",
-            "Natural logarithm of the judge's evidence about the canary; a direction is decided at log(1/alpha).",
+            "Evidence about the canary as a share of what decides, on the scale of logarithms: 1 is a verdict.",
             ("model", "metric", "direction"),
             merge="last",
         ),
         Metric(
             "gateway_drift_evidence",
             "gauge",
-            "Evidence that a feature has left its reference, as a share of the alarm line: 1 is an alarm.",
+            "Evidence that a feature has left its reference as a share of the alarm line, on the scale of logarithms.",
             ("model", "version", "feature"),
             merge="last",
         ),
@@ -154,8 +157,8 @@ CATALOG: Mapping[str, Metric] = _table(
             "counter",
             "Labels: received by a front; joined to their prediction, repeated, or without one, by the monitor.",
             ("model", "state"),
-            {"state": ("received", "joined", "repeated", "unmatched")},
-            filled="state",
+            {"state": _FEEDBACK_STATES},
+            filled={"state": _FEEDBACK_STATES},
         ),
         Metric(
             "gateway_feedback_delay_seconds",
@@ -169,8 +172,8 @@ CATALOG: Mapping[str, Metric] = _table(
             "counter",
             "Events of the log: written to the spool, acknowledged by Kafka, dropped as the spool was full, set aside.",
             ("state",),
-            {"state": ("spooled", "shipped", "dropped", "dead_letter")},
-            filled="state",
+            {"state": _EVENT_STATES},
+            filled={"state": _EVENT_STATES},
         ),
         Metric(
             "gateway_log_lag_events",
@@ -192,7 +195,13 @@ CATALOG: Mapping[str, Metric] = _table(
             "Bytes of memory that a version's engine holds.",
             ("model", "version"),
         ),
-        Metric("gateway_decisions_total", "counter", "Decisions of the system or of a person.", ("kind",)),
+        Metric(
+            "gateway_decisions_total",
+            "counter",
+            "Decisions of the system or of a person.",
+            ("kind",),
+            filled={"kind": _DECISIONS},
+        ),
         Metric("gateway_build_info", "gauge", "1, with the version of the gateway.", ("version",), merge="max"),
         Metric(
             "gateway_process_up",

@@ -178,8 +178,9 @@ def _family(metric: Metric, series: dict[_Labels, _Cells]) -> MetricFamily:
 
 
 def _filled(metric: Metric, series: dict[_Labels, _Cells]) -> set[_Labels]:
-    if not metric.filled:
-        return set(series)
-    place = metric.labels.index(metric.filled)
-    seen = series.keys() if len(metric.labels) > 1 else {("",)}
-    return {(*labels[:place], value, *labels[place + 1 :]) for labels in seen for value in metric.values[metric.filled]}
+    shown = set(series)
+    for label, values in metric.filled.items():
+        place = metric.labels.index(label)
+        seen = series.keys() if len(metric.labels) > 1 else {("",)}
+        shown |= {(*labels[:place], value, *labels[place + 1 :]) for labels in seen for value in values}
+    return shown
