@@ -12,7 +12,15 @@ from pathlib import Path
 
 from gateway.repository.errors import IntegrityError
 
-__all__ = ("MAX_PATH_DEPTH", "copy_regular", "hash_regular", "is_safe_path", "open_folder", "open_regular")
+__all__ = (
+    "MAX_PATH_DEPTH",
+    "copy_named",
+    "copy_regular",
+    "hash_regular",
+    "is_safe_path",
+    "open_folder",
+    "open_regular",
+)
 
 CHUNK_BYTES = 2**20
 MAX_PATH_DEPTH = 8
@@ -101,11 +109,12 @@ def hash_regular(folder: int, path: str, *, max_bytes: int) -> tuple[int, str]:
     IntegrityError
         Also when there are more than `max_bytes`.
     """
-    return _read_through(folder, path, None, max_bytes=max_bytes)
+    with open_regular(folder, path) as (descriptor, _):
+        return _read_through(descriptor, None, path=path, max_bytes=max_bytes)
 
 
 def copy_regular(folder: int, path: str, target: Path, *, max_bytes: int, mode: int = 0o400) -> tuple[int, str]:
-    """Copy one file to a new file while hashing it; the hash is that of the bytes written.
+    """Copy one file below a folder's descriptor to a new file; the hash is that of the bytes written.
 
     Returns
     -------
@@ -118,30 +127,54 @@ def copy_regular(folder: int, path: str, target: Path, *, max_bytes: int, mode: 
     OSError
         The new file cannot be written.
     """
+    with open_regular(folder, path) as (descriptor, _):
+        return _copy(descriptor, target, path=path, max_bytes=max_bytes, mode=mode)
+
+
+def copy_named(source: Path, target: Path, *, max_bytes: int, mode: int = 0o400) -> tuple[int, str]:
+    """Copy a file that a person named: links are followed, the rest is as in `copy_regular`.
+
+    Raises
+    ------
+    IntegrityError
+        It is missing or not a regular file, or there are more than `max_bytes`.
+    OSError
+        The new file cannot be written.
+    """
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise IntegrityError(f"{source} cannot be opened: {error.strerror}") from None
+    with open(descriptor, "rb", buffering=0):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise IntegrityError(f"{source} is not a regular file")
+        return _copy(descriptor, target, path=os.fspath(source), max_bytes=max_bytes, mode=mode)
+
+
+def _copy(descriptor: int, target: Path, *, path: str, max_bytes: int, mode: int) -> tuple[int, str]:
     created = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    with open(created, "wb", buffering=0) as out:
-        size, digest = _read_through(folder, path, out.fileno(), max_bytes=max_bytes)
+    with open(created, "wb", buffering=0):
+        size, digest = _read_through(descriptor, created, path=path, max_bytes=max_bytes)
         os.fsync(created)
     return size, digest
 
 
-def _read_through(folder: int, path: str, out: int | None, *, max_bytes: int) -> tuple[int, str]:
+def _read_through(descriptor: int, out: int | None, *, path: str, max_bytes: int) -> tuple[int, str]:
     sha256 = hashlib.sha256()
     size = 0
-    with open_regular(folder, path) as (descriptor, _):
-        while True:
-            try:
-                chunk = os.read(descriptor, CHUNK_BYTES)
-            except OSError as error:
-                raise IntegrityError(f"{path} cannot be read: {error.strerror}") from None
-            if not chunk:
-                return size, sha256.hexdigest()
-            size += len(chunk)
-            if size > max_bytes:
-                raise IntegrityError(f"{path} has more than the expected {max_bytes} bytes")
-            sha256.update(chunk)
-            if out is not None:
-                _write_all(out, chunk)
+    while True:
+        try:
+            chunk = os.read(descriptor, CHUNK_BYTES)
+        except OSError as error:
+            raise IntegrityError(f"{path} cannot be read: {error.strerror}") from None
+        if not chunk:
+            return size, sha256.hexdigest()
+        size += len(chunk)
+        if size > max_bytes:
+            raise IntegrityError(f"{path} has more than {max_bytes} bytes, which is all that was expected")
+        sha256.update(chunk)
+        if out is not None:
+            _write_all(out, chunk)
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

@@ -10,9 +10,9 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from gateway.repository.files import MAX_PATH_DEPTH, hash_regular, is_safe_path,
 from gateway.repository.lineage import Lineage
 
 __all__ = (
+    "ADDING_PREFIX",
     "CARD_NAME",
     "MANIFEST_NAME",
     "MODEL_FILE_NAME",
@@ -38,6 +39,7 @@ __all__ = (
     "verify",
 )
 
+ADDING_PREFIX = ".adding-"
 CARD_NAME = "card.md"
 MANIFEST_NAME = "manifest.json"
 MODEL_FILE_NAME = "model.onnx"
@@ -121,15 +123,15 @@ class ModelVersion:
         return f"<ModelVersion {self.model}/{self.version} {self.digest[:19]}>"
 
 
-def digest_of(manifest: Manifest) -> str:
-    """SHA-256 of the manifest's canonical JSON (keys sorted, no spaces) without `digest`.
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON (keys sorted, no spaces) of a manifest's content without `digest`.
 
     It covers the files by their own digests, and also signature, batching verdict and lineage: who approves a digest
-    approves all that was said about the version.
+    approves all that was said about the version. It is taken of what the file says, not of what this release makes of
+    it, so that a key added in a later release leaves old digests as they are.
     """
-    fields = msgspec.to_builtins(manifest)
-    del fields["digest"]
-    return "sha256:" + hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+    covered = {key: value for key, value in content.items() if key != "digest"}
+    return "sha256:" + hashlib.sha256(msgspec.json.encode(covered, order="sorted")).hexdigest()
 
 
 def is_model_name(name: str) -> bool:
@@ -209,6 +211,9 @@ def scan(models_dir: Path) -> tuple[list[ModelVersion], list[tuple[Path, str]]]:
         for entry in entries:
             if not entry.is_dir() and parse_version(entry.name) is None:
                 continue
+            if entry.name.startswith(ADDING_PREFIX):
+                refused.append((Path(entry.path), "not finished: `gateway models add` is at work, or was stopped"))
+                continue
             try:
                 versions.append(load_version(Path(entry.path)))
             except ManifestError as error:
@@ -244,11 +249,11 @@ def _read_manifest(folder: int) -> Manifest:
             raise ManifestError(f"{MANIFEST_NAME} has {size} bytes: expected no more than {MAX_MANIFEST_BYTES}")
         raw = os.read(descriptor, MAX_MANIFEST_BYTES)
     try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = msgspec.json.decode(raw, type=dict[str, Any])
+        manifest = msgspec.convert(content, Manifest)
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST_NAME}: {error}") from None
-    computed = digest_of(manifest)
-    if manifest.digest != computed:
+    if manifest.digest != (computed := digest_of(content)):
         raise ManifestError(f"{MANIFEST_NAME} says digest {manifest.digest!r}, its content has {computed!r}")
     return manifest
 

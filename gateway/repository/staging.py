@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gateway.repository.errors import IntegrityError, RepositoryError
 from gateway.repository.files import copy_regular, open_folder
-from gateway.repository.manifest import MODEL_FILE_NAME, ModelVersion, digest_of
+from gateway.repository.manifest import MODEL_FILE_NAME, ModelVersion
 
 __all__ = ("stage",)
 
@@ -38,10 +38,9 @@ def stage(version: ModelVersion, target: Path, *, expected_digest: str) -> Path:
     RepositoryError
         The copy cannot be written.
     """
-    if digest_of(version.manifest) != expected_digest:
+    if version.digest != expected_digest:
         raise IntegrityError(
-            f"{version.model}/{version.version} has digest {digest_of(version.manifest)},"
-            f" approved is {expected_digest}: not loaded"
+            f"{version.model}/{version.version} has digest {version.digest}, approved is {expected_digest}: not loaded"
         )
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,180 @@
+"""Are the rows of a model independent of one another? Only then may requests share a run.
+
+A free first axis does not tell: a mean over the batch, NonZero or a top-k over all rows keep it free and yet let one
+caller's row change another's answer. So the model is run: rows together, apart, and in other groups and orders.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gateway.engine.errors import EngineGone, RunFailed
+from gateway.protocol.datatypes import FREE, Signature
+from gateway.repository.errors import ModelFileError
+from gateway.repository.manifest import Batching
+from gateway.repository.probes import made_up_rows, take_rows, widened_rows
+from gateway.repository.runner import Array, Runner
+
+__all__ = ("examine_batching",)
+
+LARGE_BATCH_ROWS = 256  # kernels may take another path for large batches; 256 is the default of batching.max_rows
+LARGE_BATCH_BYTES = 16 * 2**20
+SEED = 2012
+
+# Differences that only reordered floating-point sums make, relative to the size of the answer, by bytes of a float.
+# For float32 this is about 80 roundings; what a neighbour changes in earnest is far above.
+_ROUNDING = {2: 1e-2, 4: 1e-5, 8: 1e-12}
+
+
+class _NotBatchable(Exception):
+    """Raised with the reason."""
+
+
+def examine_batching(runner: Runner, reference: Mapping[str, Array] | None) -> Batching:
+    """Run rows together, apart and regrouped, and compare each row's answers bit for bit.
+
+    Parameters
+    ----------
+    runner : Runner
+    reference : mapping of input name to array, shape [rows, ...], optional
+        Without it rows are made up from the signature.
+
+    Raises
+    ------
+    ModelFileError
+        The model fails on every row by itself, though reference rows are among them.
+    EngineError
+        The runner itself failed.
+    """
+    try:
+        _check_axes(runner.signature)
+        rows, alone = _rows_that_run(runner, reference)
+        return _compare(runner, rows, alone)
+    except _NotBatchable as reason:
+        return Batching("not_batchable", reason=str(reason))
+
+
+def _check_axes(signature: Signature) -> None:
+    if not signature.inputs:
+        raise _NotBatchable("the model has no input")
+    for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            if not spec.shape or spec.shape[0] != FREE:
+                raise _NotBatchable(f"{kind} {spec.name!r} of shape {list(spec.shape)} has no free first axis")
+
+
+def _rows_that_run(runner: Runner, reference: Mapping[str, Array] | None) -> tuple[dict[str, Array], dict[str, Array]]:
+    generator = np.random.default_rng(SEED)
+    if reference is not None:
+        rows, answers = _run_alone(runner, widened_rows(reference, generator))
+        if not answers:
+            raise ModelFileError("the model fails on the reference rows, each run by itself")
+        return rows, _stack(answers)
+    for guess in made_up_rows(runner.signature.inputs, generator):
+        try:
+            rows, answers = _run_alone(runner, guess)
+        except EngineGone:
+            # A made-up row may be one that no caller sends, such as a zero to divide by.
+            break
+        if answers:
+            return rows, _stack(answers)
+    raise _NotBatchable("no made-up row runs; give reference rows to find out")
+
+
+def _run_alone(runner: Runner, rows: dict[str, Array]) -> tuple[dict[str, Array], list[dict[str, Array]]]:
+    """Those of the rows that run by themselves, with their answers; none when only one row does."""
+    kept: list[int] = []
+    answers: list[dict[str, Array]] = []
+    for row in range(len(next(iter(rows.values())))):
+        try:
+            answers.append(runner.run(take_rows(rows, np.array([row]))))
+        except RunFailed:
+            continue
+        kept.append(row)
+    return take_rows(rows, np.array(kept, dtype=np.intp)), answers if len(answers) > 1 else []
+
+
+def _stack(answers: list[dict[str, Array]]) -> dict[str, Array]:
+    for name in answers[0]:
+        shapes = {answer[name].shape for answer in answers}
+        shape = next(iter(shapes))
+        if len(shapes) > 1 or not shape or shape[0] != 1:
+            seen = " or ".join(str(list(shape)) for shape in sorted(shapes))
+            raise _NotBatchable(f"output {name!r} of one row has shape {seen}, expected one row of one shape")
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+
+def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array]) -> Batching:
+    count = len(next(iter(rows.values())))
+    scales = {name: _scales(answers) for name, answers in alone.items()}
+    largest, largest_relative = 0.0, 0.0
+    for group in _groups(count, sum(tensor[:1].nbytes for tensor in rows.values())):
+        try:
+            together = runner.run(take_rows(rows, group))
+        except RunFailed:
+            raise _NotBatchable(f"{len(group)} rows that run by themselves fail together") from None
+        for name, answers in together.items():
+            expected = alone[name][group]
+            if answers.shape != expected.shape:
+                seen = f"output {name!r} of {len(group)} rows has shape {list(answers.shape)}"
+                raise _NotBatchable(f"{seen}, expected {list(expected.shape)}")
+            difference, relative = _difference(expected, answers, scales[name][group])
+            largest, largest_relative = max(largest, difference), max(largest_relative, relative)
+            if relative > (_ROUNDING[answers.dtype.itemsize] if answers.dtype.kind == "f" else 0):
+                company = f"the {len(group) - 1} rows beside it" if len(group) > 1 else "every run"
+                reason = f"output {name!r} of a row changes with {company}"
+                return Batching("dependent", _finite(largest), _finite(largest_relative), count, reason)
+    if largest_relative == 0:
+        return Batching("equal", rows=count, reason="a row has the same answer, bit for bit, in any company")
+    return Batching("within", largest, largest_relative, count, "a row's answer differs by rounding with its company")
+
+
+def _groups(count: int, row_bytes: int) -> Iterator[Array]:
+    """Row numbers to be run together: all in three orders, by one, two and seven in two, and one large batch."""
+    generator = np.random.default_rng(SEED)
+    natural = np.arange(count)
+    shuffled = generator.permutation(count)
+    yield from (natural, natural[::-1], shuffled)
+    for size in (1, 2, 7):
+        for order in (natural, shuffled):
+            yield from (order[start : start + size] for start in range(0, count, size))
+    if row_bytes * LARGE_BATCH_ROWS <= LARGE_BATCH_BYTES:
+        yield generator.integers(count, size=LARGE_BATCH_ROWS)
+
+
+def _scales(answers: Array) -> Array:
+    """The size of each row's answer, shape [rows]; no smaller than is usual, so that a zero is no infinite change."""
+    if answers.dtype.kind not in "fiu":
+        return np.ones(len(answers))
+    flat = np.abs(answers.astype(np.float64).reshape(len(answers), -1))
+    largest = np.where(np.isfinite(flat), flat, 0).max(axis=1, initial=0)
+    scales: Array = np.maximum(np.maximum(largest, np.median(largest)), np.finfo(np.float32).tiny)
+    return scales
+
+
+def _difference(expected: Array, answers: Array, scales: Array) -> tuple[float, float]:
+    """Largest absolute and relative difference; bits that differ without a distance between them count as infinite."""
+    if expected.tobytes() == answers.tobytes() and expected.dtype != object:
+        return 0.0, 0.0
+    if expected.dtype.kind not in "fiu":
+        return (0.0, 0.0) if np.array_equal(expected, answers) else (np.inf, np.inf)
+    left, right = (_flat(values) for values in (expected, answers))
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        distances = np.where(same, 0, np.abs(left - right))
+    distances[~np.isfinite(distances)] = np.inf
+    if not distances.size:
+        return 0.0, 0.0
+    return float(distances.max()), float((distances / scales[:, np.newaxis]).max())
+
+
+def _flat(values: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return values.astype(np.float64).reshape(len(values), -1)
+
+
+def _finite(number: float) -> float:
+    return min(number, sys.float_info.max)  # JSON has no infinity

@@ -1,0 +1,67 @@
+"""Rows to try a model with: reference rows, and rows made to differ widely from them and from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+import numpy as np
+
+from gateway.protocol.datatypes import FREE, NUMPY_OF, TensorSpec
+from gateway.repository.runner import Array
+
+__all__ = ("PROBE_ROWS", "made_up_rows", "take_rows", "widened_rows")
+
+PROBE_ROWS = 32
+
+_FREE_LENGTHS = (1, 8, 32, 64, 224)
+_WORDS = ("a", "b", "hello", "")
+
+
+def take_rows(tensors: Mapping[str, Array], rows: Array) -> dict[str, Array]:
+    """The given rows, in the given order, of every tensor."""
+    return {name: np.ascontiguousarray(tensor[rows]) for name, tensor in tensors.items()}
+
+
+def widened_rows(reference: Mapping[str, Array], generator: np.random.Generator) -> dict[str, Array]:
+    """Half the rows as they are, spread over the reference; half with values exchanged between rows and stretched.
+
+    Reference rows may be so alike that a mean over them hardly differs from each; stretched floats (by up to three
+    times their spread, to both sides) make any dependence on a neighbour large. Whole numbers and strings are only
+    exchanged, since they may be indices or categories that must exist.
+    """
+    count = len(next(iter(reference.values())))
+    spread = np.unique(np.linspace(0, count - 1, PROBE_ROWS // 2).astype(np.intp))
+    made = {name: _stretched(tensor, generator) for name, tensor in reference.items()}
+    return {name: np.concatenate([tensor[spread], made[name]]) for name, tensor in reference.items()}
+
+
+def made_up_rows(inputs: tuple[TensorSpec, ...], generator: np.random.Generator) -> Iterator[dict[str, Array]]:
+    """Rows from the signature alone, one set for each guess at the length of free axes behind the first."""
+    free = any(FREE in spec.shape[1:] for spec in inputs)
+    for length, wide in product(_FREE_LENGTHS if free else (1,), (True, False)):
+        yield {spec.name: _made_up(spec, length, generator, wide=wide) for spec in inputs}
+
+
+def _stretched(tensor: Array, generator: np.random.Generator) -> Array:
+    count = PROBE_ROWS - PROBE_ROWS // 2
+    flat = tensor.reshape(len(tensor), -1)
+    drawn = flat[generator.integers(len(flat), size=(count, flat.shape[1])), np.arange(flat.shape[1])]
+    if tensor.dtype.kind == "f" and flat.size:
+        low, high = np.nanmin(flat, axis=0), np.nanmax(flat, axis=0)
+        scale = np.where(np.isfinite(high - low) & (high > low), high - low, np.maximum(1, np.abs(high)))
+        drawn = drawn + (generator.uniform(-3, 3, size=drawn.shape) * scale).astype(tensor.dtype)
+    return drawn.astype(tensor.dtype).reshape(count, *tensor.shape[1:])
+
+
+def _made_up(spec: TensorSpec, length: int, generator: np.random.Generator, *, wide: bool) -> Array:
+    shape = (PROBE_ROWS, *(length if axis == FREE else axis for axis in spec.shape[1:]))
+    dtype = NUMPY_OF[spec.datatype]
+    if spec.datatype == "BYTES":
+        return generator.choice(np.array(_WORDS, dtype=object), size=shape)
+    if spec.datatype == "BOOL":
+        return generator.integers(2, size=shape).astype(dtype)
+    if dtype.kind in "iu":
+        # The narrow guess is for models that take a whole number as an index into something small.
+        return generator.integers(100 if wide else 2, size=shape).astype(dtype)
+    return (generator.normal(size=shape) * (10 if wide else 1)).astype(dtype)
