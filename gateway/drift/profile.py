@@ -362,8 +362,9 @@ def _around(constant: float) -> tuple[float, ...]:
 
 
 def _mean(finite: Values) -> float:
-    # Divided first: the sum of large values overflows.
-    return float((finite / finite.size).sum())
+    # Scaled first: the sum of large values overflows.
+    peak = max(float(np.abs(finite).max()), 1.0)
+    return float(np.clip((finite / peak).mean(), -1.0, 1.0)) * peak
 
 
 def _check_counts(counts: Values, bins: int) -> None:
