@@ -1,0 +1,92 @@
+"""HTTP answers as bytes: one write each."""
+
+from __future__ import annotations
+
+import http
+
+import orjson
+
+from gateway.protocol.errors import (
+    BodyTooLarge,
+    CallerError,
+    DeadlineExceeded,
+    EncodingNotSupported,
+    EngineUnavailable,
+    GatewayError,
+    LogUnavailable,
+    ModelFailed,
+    Overloaded,
+    UnknownModel,
+)
+
+__all__ = ("OUTCOME_OF", "STATUS_OF", "error_answer", "infer_answer", "outcome_of", "status_of")
+
+STATUS_OF: dict[type[GatewayError], int] = {
+    CallerError: 400,
+    UnknownModel: 404,
+    BodyTooLarge: 413,
+    EncodingNotSupported: 415,
+    ModelFailed: 500,
+    Overloaded: 503,
+    EngineUnavailable: 503,
+    LogUnavailable: 503,
+    DeadlineExceeded: 504,
+}
+"""Error class to HTTP status: the one place where it is decided."""
+
+OUTCOME_OF = {200: "ok", 500: "model_error", 503: "unavailable", 504: "timeout"}
+"""HTTP status to the `outcome` label; every other status is `client_error`."""
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+_JSON = b"content-type: application/json\r\n"
+_CLOSE = b"connection: close\r\n"
+_RETRY = b"retry-after: 1\r\n"
+
+
+def status_of(error: GatewayError) -> int:
+    """The HTTP status of an error."""
+    return STATUS_OF[type(error)]
+
+
+def outcome_of(status: int) -> str:
+    """The `outcome` label of an HTTP status.
+
+    >>> outcome_of(200), outcome_of(404)
+    ('ok', 'client_error')
+    """
+    return OUTCOME_OF.get(status, "client_error")
+
+
+def infer_answer(
+    body: bytes, *, prediction_id: bytes, version: bytes, arm: bytes, keep_alive: bool, status: int = 200
+) -> bytes:
+    """An answer with the headers that every answer of a routed request carries."""
+    return b"".join(
+        (
+            _STATUS_LINES[status],
+            _JSON,
+            b"gateway-prediction-id: %b\r\ngateway-model-version: %b\r\ngateway-arm: %b\r\ncontent-length: %d\r\n"
+            % (prediction_id, version, arm, len(body)),
+            _RETRY if status == 503 else b"",
+            b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
+            body,
+        )
+    )
+
+
+def error_answer(status: int, text: str, *, keep_alive: bool) -> bytes:
+    """An error before a version was chosen: `{"error": text}`."""
+    body = orjson.dumps({"error": text})
+    return b"".join(
+        (
+            _STATUS_LINES[status],
+            _JSON,
+            b"content-length: %d\r\n" % len(body),
+            _RETRY if status == 503 else b"",
+            b"" if keep_alive else _CLOSE,
+            b"\r\n",
+            body,
+        )
+    )

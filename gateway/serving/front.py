@@ -1,0 +1,419 @@
+"""The front: from a parsed request to its logged answer.
+
+`accept` decodes, routes and queues; the lane runs the batch; `deliver` writes the batch's records in one write and
+then releases each answer. Nothing here awaits, and nothing waits for Kafka, the store or a detector.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway.engine.lane import Job, Lane
+from gateway.events.records import KIND_PREDICTION
+from gateway.predictions.spool import SpoolError, SpoolWriter
+from gateway.protocol.encode import encode_flat, encode_flat_with_tokens, encode_string
+from gateway.protocol.errors import (
+    CallerError,
+    EngineUnavailable,
+    GatewayError,
+    LogUnavailable,
+    UnknownModel,
+)
+from gateway.routing.table import Choice, Route, choose, hash_key, point_of
+from gateway.serving.answers import error_answer, infer_answer, status_of
+from gateway.serving.records import prediction_record, record_time, tensor_records
+from gateway.serving.version import ServedVersion
+from gateway.settings import Settings
+from gateway.telemetry.cells import CellFile
+
+__all__ = ("Connection", "Front", "Inference", "parse_pin")
+
+
+class Connection(Protocol):
+    """Where an answer goes."""
+
+    def answered(self, inference: Inference) -> None:
+        """`inference.answer` is ready."""
+
+
+class Inference(Job):
+    """One inference request, from its head to its answer."""
+
+    __slots__ = (
+        "answer",
+        "arrived",
+        "body",
+        "choice",
+        "connection",
+        "expected_bytes",
+        "fragments",
+        "keep_alive",
+        "key",
+        "model",
+        "parameters",
+        "pinned",
+        "refused",
+        "request_id",
+        "requested",
+        "route",
+        "served",
+        "timeout_ms",
+    )
+
+    def __init__(self, connection: Connection, model: str, *, pinned: int | None) -> None:
+        super().__init__()
+        self.connection = connection
+        self.model = model
+        self.pinned = pinned
+        self.key: str | None = None
+        self.timeout_ms = 0
+        self.keep_alive = True
+        self.body: list[bytes] = []
+        self.expected_bytes = 0
+        self.refused: GatewayError | None = None
+        self.answer = b""
+        self.arrived = 0.0
+        self.request_id: str | None = None
+        self.parameters: dict[str, Any] = {}
+        self.requested: tuple[int, ...] | None = None
+        self.fragments: list[bytes | None] = []
+        self.served: ServedVersion
+        self.route: Route
+        self.choice: Choice
+
+
+class Front:
+    """Serves the versions it has lanes for, by the routes it was last given.
+
+    Parameters
+    ----------
+    name : str
+        Of the gateway, as it stands in records.
+    spool : SpoolWriter
+        This front's stream.
+    cells : CellFile
+        This front's metrics.
+    sockets : callable
+        (model, version) to the path of the engine's socket.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        name: str,
+        spool: SpoolWriter,
+        cells: CellFile,
+        sockets: Callable[[str, int], Path],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = settings
+        self.name = name
+        self.spool = spool
+        self.cells = cells
+        self.draining = False
+        self.revision = -1
+        self.routes: dict[str, Route] = {}
+        self.versions: dict[tuple[str, int], ServedVersion] = {}
+        self._sockets = sockets
+        self._draw = draw
+        self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
+        self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
+        self._max_tensor_bytes = settings.log.max_tensor_bytes
+        self._timeout_seconds = settings.limits.request_timeout_ms / 1000
+
+    def __repr__(self) -> str:
+        lanes = ", ".join(repr(served.lane) for served in self.versions.values())
+        return f"<Front revision {self.revision} {'draining' if self.draining else 'serving'} | {lanes}>"
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the front is not ready, or None when it is."""
+        if self.draining:
+            return "the gateway is shutting down"
+        if self.revision < 0:
+            return "the route table has not been read yet"
+        if self.spool.full and self.settings.spool.full == "block":
+            return "the prediction log is full"
+        for model, route in self.routes.items():
+            served = self.versions.get((model, route.stable))
+            if served is None or not served.lane.ready:
+                return f"model '{model}' version {route.stable} is not ready"
+        return None
+
+    def follow(self, revision: int, routes: dict[str, Route], approved: dict[tuple[str, int], str]) -> None:
+        """Take over a route table.
+
+        Parameters
+        ----------
+        approved : dict
+            (model, version) to digest of every version that may be served.
+        """
+        for key in [key for key in self.versions if approved.get(key) != self.versions[key].digest]:
+            self.versions.pop(key).lane.close()
+        for key, digest in approved.items():
+            if key not in self.versions:
+                self.versions[key] = self._open(*key, digest=digest)
+        for model in self.routes.keys() | routes.keys():
+            self._show_weights(model, routes.get(model))
+        self.routes = routes
+        self.revision = revision
+
+    def version(self, model: str, pinned: int | None) -> ServedVersion:
+        """The version a request for `model` is about, without drawing an arm.
+
+        Raises
+        ------
+        UnknownModel
+        """
+        route = self.routes.get(model)
+        if route is None and not any(name == model for name, _ in self.versions):
+            raise UnknownModel(f"Request for unknown model: '{model}' is not found")
+        number = pinned if pinned is not None else route.stable if route else None
+        served = self.versions.get((model, number)) if number is not None else None
+        if served is None:
+            if number is None:
+                raise UnknownModel(f"Request for unknown model: '{model}' has no available versions")
+            raise UnknownModel(f"Request for unknown model: '{model}' version {number} is not found")
+        return served
+
+    def accept(self, inference: Inference) -> None:
+        """Take a request whose body is complete; its connection is told when it is answered, perhaps at once."""
+        inference.arrived = time.perf_counter()
+        try:
+            self._route(inference)
+        except GatewayError as error:
+            inference.answer = error_answer(status_of(error), str(error), keep_alive=inference.keep_alive)
+            inference.connection.answered(inference)
+            return
+        try:
+            self._admit(inference)
+            inference.served.lane.submit(inference)
+        except GatewayError as error:
+            inference.failure = error
+            self.deliver([inference])
+
+    def deliver(self, inferences: Sequence[Inference]) -> None:
+        """Log finished requests of one version in one write, then release their answers."""
+        now = time.perf_counter()
+        stamp = record_time(time.time())
+        spool = self.spool
+        boot = spool.boot
+        sequence = spool.next_sequence
+        records: list[tuple[int, bytes]] = []
+        answers: list[tuple[bytes, bytes, int]] = []
+        for inference in inferences:
+            event_id = b"%b-%010x" % (boot.encode(), sequence)
+            record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
+            records.append((KIND_PREDICTION, record))
+            answers.append((event_id, body, status))
+            sequence += 1
+        try:
+            dropped = spool.dropped
+            spool.append(records)
+        except SpoolError as error:
+            self._refuse(inferences, answers, error)
+            return
+        dropped = spool.dropped - dropped
+        self._spooled.inc(len(records) - dropped)
+        self._dropped.inc(dropped)
+        self._count(inferences, answers, now=now)
+        self._release(inferences, answers)
+
+    def count_feedback(self, model: str, labels: int) -> None:
+        """Count labels that are in the log."""
+        self._spooled.inc(labels)
+        self.cells.counter("gateway_feedback_total", {"model": model, "state": "received"}).inc(labels)
+
+    def tick(self, now: float) -> None:
+        """Expire what is late; call it several times a second with `time.perf_counter()`."""
+        for served in list(self.versions.values()):
+            served.lane.expire(now)
+
+    def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
+        served = ServedVersion(model, version, digest=digest, gateway=self.name, cells=self.cells)
+        served.lane = Lane(
+            model,
+            version,
+            socket_path=self._sockets(model, version),
+            done=self.deliver,
+            greeted=served.greeted,
+            max_queue=self.settings.limits.max_queue_requests,
+            frames_in_flight=self.settings.engine.frames_in_flight,
+        )
+        return served
+
+    def _show_weights(self, model: str, route: Route | None) -> None:
+        before = self.routes.get(model)
+        for old in (before,) if before else ():
+            for version, arm in ((old.stable, "stable"), (old.canary, "canary")):
+                if version is not None:
+                    self.cells.remove("gateway_route_weight", {"model": model, "version": str(version), "arm": arm})
+        if route is None:
+            return
+        for version, arm, weight in (
+            (route.stable, "stable", 100 - route.weight),
+            (route.canary, "canary", route.weight),
+        ):
+            if version is not None:
+                labels = {"model": model, "version": str(version), "arm": arm}
+                self.cells.gauge("gateway_route_weight", labels).set(weight)
+
+    def _route(self, inference: Inference) -> None:
+        route = self.routes.get(inference.model)
+        if route is None:
+            self.version(inference.model, inference.pinned)
+            route = Route(inference.model, stable=inference.pinned or 0)
+        key = inference.key
+        point = self._draw() if key is None else point_of(key, route.salt)
+        inference.route = route
+        inference.choice = choose(route, point, sticky=key is not None, pinned=inference.pinned)
+        served = self.versions.get((inference.model, inference.choice.version))
+        inference.served = served or self.version(inference.model, inference.choice.version)
+
+    def _admit(self, inference: Inference) -> None:
+        if inference.refused is not None:
+            raise inference.refused
+        served = inference.served
+        if served.decoder is None:
+            raise EngineUnavailable(
+                f"Request for unknown model: '{served.model}' version {served.version} is not at ready state"
+            )
+        if self.spool.full and self.settings.spool.full == "block":
+            raise LogUnavailable("the prediction log is full, so no prediction can be answered")
+        body = inference.body
+        request = served.decoder.decode(body[0] if len(body) == 1 else b"".join(body))
+        inference.body = []
+        inference.inputs = request.inputs
+        inference.rows = request.rows
+        inference.request_id = request.id
+        inference.parameters = request.parameters
+        inference.requested = request.outputs
+        inference.fragments = request.fragments
+        seconds = self._timeout_seconds
+        if inference.timeout_ms:
+            seconds = min(seconds, inference.timeout_ms / 1000)
+        inference.deadline = inference.arrived + seconds
+
+    def _finish(
+        self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int
+    ) -> tuple[bytes, bytes, int]:
+        served, choice = inference.served, inference.choice
+        failure = inference.failure
+        inputs = outputs = b"[]"
+        error = None
+        signature = served.signature
+        if failure is None and signature is not None:
+            status = 200
+            flats = [encode_flat(output) for output in inference.outputs]
+            body = self._body(inference, event_id, flats)
+            outputs = tensor_records(signature.outputs, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
+        else:
+            error = str(failure)
+            status = status_of(failure) if failure else 500
+            body = b'{"error":%b}' % encode_string(error)
+        if inference.inputs and signature is not None:
+            inputs = tensor_records(
+                signature.inputs,
+                inference.inputs,
+                inference.fragments,
+                max_bytes=self._max_tensor_bytes,
+                redact=served.redact,
+            )
+        queue = inference.sent_at - inference.queued_at if inference.sent_at else 0.0
+        record = prediction_record(
+            served.record_head(choice.arm, inference.route.weight, choice.reason),
+            event_id=event_id,
+            time=stamp,
+            sequence=sequence,
+            status=status,
+            rows=inference.rows,
+            timings=(
+                int(queue * 1e6),
+                inference.inference_ns // 1000,
+                int((now - inference.arrived) * 1e6),
+            ),
+            inputs=inputs,
+            outputs=outputs,
+            parameters=inference.parameters,
+            request_id=inference.request_id,
+            key=None if inference.key is None else hash_key(inference.key),
+            error=error,
+        )
+        return record, body, status
+
+    def _body(self, inference: Inference, event_id: bytes, flats: list[bytes]) -> bytes:
+        served = inference.served
+        positions = inference.requested or range(len(flats))
+        tensors = []
+        for position in positions:
+            output = inference.outputs[position]
+            flat = flats[position]
+            if b"null" in flat and output.dtype.kind == "f":
+                flat = encode_flat_with_tokens(output)
+            shape = b",".join([b"%d" % axis for axis in output.shape])
+            tensors.append(b'%b%b],"data":%b}' % (served.output_heads[position], shape, flat))
+        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
+            served.answer_head,
+            b"" if inference.request_id is None else b'"id":%b,' % encode_string(inference.request_id),
+            event_id,
+            b",".join(tensors),
+        )
+
+    def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
+        last = None
+        for inference, (_, _, status) in zip(inferences, answers, strict=True):
+            served, arm = inference.served, inference.choice.arm
+            served.requests(arm, status).inc()
+            served.durations(arm).observe(now - inference.arrived)
+            if inference.sent_at:
+                served.queue_seconds.observe(inference.sent_at - inference.queued_at)
+            if inference.inference_ns:
+                last = inference
+        if last is not None:
+            last.served.inference_seconds.observe(last.inference_ns / 1e9)
+            last.served.batch_rows.observe(last.batch_rows)
+
+    def _refuse(
+        self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], error: SpoolError
+    ) -> None:
+        # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
+        written = error.written
+        self._spooled.inc(written)
+        now = time.perf_counter()
+        self._count(inferences[:written], answers[:written], now=now)
+        self._release(inferences[:written], answers[:written])
+        for inference in inferences[written:]:
+            inference.served.requests(inference.choice.arm, 503).inc()
+            inference.answer = error_answer(
+                503, "the prediction could not be logged, so it is not answered", keep_alive=inference.keep_alive
+            )
+            inference.connection.answered(inference)
+
+    def _release(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]]) -> None:
+        for inference, (event_id, body, status) in zip(inferences, answers, strict=True):
+            inference.answer = infer_answer(
+                body,
+                prediction_id=event_id,
+                version=inference.served.label,
+                arm=inference.choice.arm.encode(),
+                keep_alive=inference.keep_alive,
+                status=status,
+            )
+            inference.connection.answered(inference)
+
+
+def parse_pin(value: bytes) -> int:
+    """A version from a path or the `Gateway-Version` header.
+
+    Raises
+    ------
+    CallerError
+    """
+    if not value.isdigit() or len(value) > 9 or value.startswith(b"0"):
+        raise CallerError(f"a version is a positive whole number, got '{value[:32].decode('latin-1')}'")
+    return int(value)

@@ -1,0 +1,106 @@
+"""What a front knows about one model version: its lane, its codec, its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.engine.lane import Lane
+from gateway.engine.wire import Hello
+from gateway.events.records import Arm
+from gateway.protocol.datatypes import Signature
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.encode import encode_string, tensor_head
+from gateway.serving.answers import outcome_of
+from gateway.serving.records import prediction_head
+from gateway.telemetry.cells import CellFile, Counter, Histogram
+
+__all__ = ("ServedVersion",)
+
+
+class ServedVersion:
+    """One version as this front serves it.
+
+    `decoder` and `signature` are None until its engine has been reached for the first time.
+    """
+
+    def __init__(self, model: str, version: int, *, digest: str, gateway: str, cells: CellFile) -> None:
+        self.model = model
+        self.version = version
+        self.digest = digest
+        self.label = str(version).encode()
+        self.lane: Lane
+        self.signature: Signature | None = None
+        self.decoder: RequestDecoder | None = None
+        self.redact: tuple[str, ...] = ()
+        self.answer_head = b""
+        self.output_heads: tuple[bytes, ...] = ()
+        self._gateway = gateway
+        self._cells = cells
+        self._record_heads: dict[tuple[Arm, float, str], bytes] = {}
+        self._requests: dict[tuple[str, int], Counter] = {}
+        self._durations: dict[str, Histogram] = {}
+        labels = {"model": model, "version": str(version)}
+        self.inference_seconds = cells.histogram("gateway_inference_duration_seconds", labels)
+        self.queue_seconds = cells.histogram("gateway_queue_duration_seconds", labels)
+        self.batch_rows = cells.histogram("gateway_batch_rows", labels)
+
+    def __repr__(self) -> str:
+        return f"<ServedVersion {self.lane!r}>"
+
+    def greeted(self, hello: Hello) -> None:
+        """Learn from the engine's greeting."""
+        if hello.signature == self.signature:
+            return
+        self.signature = hello.signature
+        self.redact = hello.redact
+        self.decoder = RequestDecoder(self.model, hello.signature)
+        self.answer_head = b'{"model_name":%b,"model_version":"%b",' % (encode_string(self.model), self.label)
+        self.output_heads = tuple(tensor_head(spec) for spec in hello.signature.outputs)
+
+    def record_head(self, arm: Arm, weight: float, reason: str) -> bytes:
+        """The constant part of this version's records on one arm."""
+        key = (arm, weight, reason)
+        head = self._record_heads.get(key)
+        if head is None:
+            if len(self._record_heads) > 256:
+                self._record_heads.clear()
+            head = self._record_heads[key] = prediction_head(
+                gateway=self._gateway,
+                model=self.model,
+                version=self.version,
+                digest=self.digest,
+                arm=arm,
+                weight=weight,
+                reason=reason,
+            )
+        return head
+
+    def requests(self, arm: str, status: int) -> Counter:
+        """The counter of requests on one arm that ended with this status."""
+        counter = self._requests.get((arm, status))
+        if counter is None:
+            counter = self._requests[arm, status] = self._cells.counter(
+                "gateway_requests_total",
+                {"model": self.model, "version": str(self.version), "arm": arm, "outcome": outcome_of(status)},
+            )
+        return counter
+
+    def durations(self, arm: str) -> Histogram:
+        """The histogram of durations on one arm."""
+        histogram = self._durations.get(arm)
+        if histogram is None:
+            histogram = self._durations[arm] = self._cells.histogram(
+                "gateway_request_duration_seconds", {"model": self.model, "version": str(self.version), "arm": arm}
+            )
+        return histogram
+
+    def metadata(self, versions: list[str]) -> dict[str, Any]:
+        """The V2 model metadata."""
+        signature = self.signature or Signature((), ())
+        return {
+            "name": self.model,
+            "versions": versions,
+            "platform": "onnxruntime_onnx",
+            "inputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.inputs],
+            "outputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.outputs],
+        }
