@@ -58,7 +58,7 @@ def _removable(spool_dir: Path, shipped: Position | None, now: float) -> Iterato
     for stream in list_streams(spool_dir):
         folder = spool_dir / stream
         names = list_segments(folder)
-        acknowledged = None if shipped is None else shipped.get(stream, ("", 0))[0]
+        acknowledged = None if shipped is None else shipped.get(stream, ("", 0))
         for name in names:
             try:
                 status = (folder / name).stat()
@@ -66,7 +66,7 @@ def _removable(spool_dir: Path, shipped: Position | None, now: float) -> Iterato
                 continue
             if name == names[-1] and (now - status.st_mtime < _LEFT_BEHIND_SECONDS or _has_writer(folder)):
                 continue
-            if acknowledged is None or name < acknowledged:
+            if acknowledged is None or (name, status.st_size) <= acknowledged:
                 yield _Segment(status.st_mtime, folder / name, status.st_size)
 
 

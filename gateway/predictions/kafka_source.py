@@ -1,0 +1,212 @@
+"""The log on Kafka: a consumer group over predictions and feedback, committed by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata
+
+from gateway.events.addresses import AddressError, parse_id
+from gateway.events.cloudevents import kind_of, topic_of
+from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION
+from gateway.predictions.connection import bounded, consumer_of, discard_consumer
+from gateway.predictions.segments import LogRecord
+from gateway.predictions.source import Deduplicator
+from gateway.settings import KafkaSettings
+
+__all__ = ("KafkaSource",)
+
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+
+
+class KafkaSource:
+    """Reads `<prefix>.predictions` and `<prefix>.feedback` as a member of a consumer group.
+
+    Several monitors of one group share the partitions; what one of them loses in a rebalance goes on elsewhere from
+    the last commit. A broker that is away gives empty reads. `unreadable` counts messages that are no record of ours.
+
+    Parameters
+    ----------
+    settings : KafkaSettings
+    group : str
+        Consumer group.
+    position : mapping of "topic/partition" to offset, optional
+        Where the reader's own checkpoint stands; a partition goes on from there when the group has not come further.
+    note : callable, optional
+        Gets one line when the broker goes away or comes back.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        group: str,
+        *,
+        position: Mapping[str, int] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.unreadable = 0
+        self.connected = False
+        self._settings = settings
+        self._group = group
+        self._note = note
+        self._limit = settings.request_timeout_ms / 1000
+        self._checkpoint = dict(position or {})
+        self._position: dict[TopicPartition, int] = {}
+        self._seen = Deduplicator()
+        self._consumer: Any = None
+        self._connecting: asyncio.Task[Any] | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._noted = False
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<KafkaSource {self._group} {'up' if self.connected else 'down'} partitions={len(self._position)} "
+            f"duplicates={self._seen.duplicates} unreadable={self.unreadable}>"
+        )
+
+    async def read(self, max_records: int, timeout_seconds: float) -> list[LogRecord]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while not self._closed:
+            left = max(0.0, deadline - loop.time())
+            if self._consumer is None and not await self._connected_within(left):
+                return []
+            left = max(0.0, deadline - loop.time())
+            try:
+                batches = await bounded(
+                    self._consumer.getmany(timeout_ms=int(left * 1000), max_records=max_records), left + self._limit
+                )
+            except (KafkaError, OSError, TimeoutError) as error:
+                await self._lose(error)
+                return []
+            records = [
+                record
+                for place, messages in batches.items()
+                for message in messages
+                if (record := self._record_of(place, message)) is not None
+            ]
+            if records or not batches:
+                return records
+        return []
+
+    def position(self) -> dict[str, Any]:
+        return {f"{place.topic}/{place.partition}": offset for place, offset in self._position.items()}
+
+    async def commit(self) -> None:
+        if self._consumer is None or not self._position:
+            return
+        offsets = {place: OffsetAndMetadata(offset, "") for place, offset in self._position.items()}
+        # A commit that fails costs a repetition after a rebalance, which the reader's checkpoint and the
+        # deduplication catch.
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            await bounded(self._consumer.commit(offsets), self._limit)
+
+    async def close(self) -> None:
+        self._closed = True
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.cancel()
+            await asyncio.wait({connecting})
+        await self._discard()
+
+    async def _connected_within(self, seconds: float) -> bool:
+        """Go on with connecting, for at most `seconds`; the attempt itself may take longer and is kept."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect())
+        connecting = self._connecting
+        done, _ = await asyncio.wait({connecting}, timeout=seconds)
+        if not done:
+            return False
+        self._connecting = None
+        self._consumer = connecting.result()
+        return self._consumer is not None
+
+    async def _connect(self) -> Any:
+        consumer = consumer_of(self._settings, self._group)
+        topics = [topic_of(kind, self._settings.topic_prefix) for kind in (KIND_PREDICTION, KIND_FEEDBACK)]
+        consumer.subscribe(topics, listener=_Assignment(consumer, self._checkpoint, self._position, self._limit))
+        started = False
+        try:
+            await bounded(consumer.start(), self._limit)
+            started = True
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._set_connected(False, error)
+        finally:
+            if not started:
+                await discard_consumer(consumer)
+        if not started:
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            return None
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._set_connected(True, None)
+        return consumer
+
+    def _record_of(self, place: TopicPartition, message: Any) -> LogRecord | None:
+        self._position[place] = message.offset + 1
+        headers = dict(message.headers)
+        kind = kind_of(_text(headers.get("ce_type")))
+        try:
+            boot, sequence = parse_id(_text(headers.get("ce_id")))
+        except AddressError:
+            kind = None
+        if kind is None or message.value is None:
+            self.unreadable += 1
+            return None
+        if not self._seen.is_new(place, boot, sequence):
+            return None
+        return LogRecord(kind, boot, sequence, message.value)
+
+    async def _lose(self, error: Exception) -> None:
+        self._set_connected(False, error)
+        await self._discard()
+
+    async def _discard(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await discard_consumer(consumer)
+
+    def _set_connected(self, connected: bool, error: Exception | None) -> None:
+        if self._note is not None and (connected != self.connected or not self._noted):
+            servers = self._settings.bootstrap_servers
+            reason = f"{type(error).__name__}: {error}" if error is not None and str(error) else type(error).__name__
+            self._note(f"reading from Kafka at {servers}" if connected else f"cannot read from Kafka: {reason}")
+            self._noted = True
+        self.connected = connected
+
+
+class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Takes partitions up at the checkpoint and lets go of them when they are taken away."""
+
+    def __init__(
+        self, consumer: Any, checkpoint: Mapping[str, int], position: dict[TopicPartition, int], limit: float
+    ) -> None:
+        self._consumer = consumer
+        self._checkpoint = checkpoint
+        self._position = position
+        self._limit = limit
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        for place in revoked:
+            self._position.pop(place, None)
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        for place in assigned:
+            offset = self._checkpoint.get(f"{place.topic}/{place.partition}")
+            if offset is None:
+                continue
+            committed = await bounded(self._consumer.committed(place), self._limit)
+            if committed is None or committed < offset:
+                self._consumer.seek(place, offset)
+                self._position[place] = offset
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")

@@ -1,0 +1,342 @@
+"""From the spool to Kafka: at least once, in order per front and model, checkpointed after acknowledgement.
+
+One batch is in flight per partition. After any doubt (a time limit, a refusal, a lost connection) the producer is
+thrown away, with what it holds, and a new one goes on from the last checkpoint. So what comes twice comes in order,
+with the same bytes and the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiokafka.errors import (
+    BrokerResponseError,
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    UnknownError,
+    UnsupportedForMessageFormatError,
+)
+from aiokafka.partitioner import murmur2
+
+from gateway.events.addresses import format_id
+from gateway.events.cloudevents import headers_of, topic_of
+from gateway.events.encoding import RecordError, read_envelope, seconds_of
+from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gateway.predictions.connection import DISCARD_SECONDS, bounded, create_topics, discard_producer, producer_of
+from gateway.predictions.dead_letters import write_dead_letters
+from gateway.predictions.reader import LogRecord, SpoolReader
+from gateway.predictions.spool import SpoolError
+from gateway.settings import KafkaSettings
+
+__all__ = ("Shipper", "partition_of")
+
+_ROUND_RECORDS = 4000
+_POLL_SECONDS = 0.05
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+_KINDS = (KIND_PREDICTION, KIND_FEEDBACK, KIND_DECISION)
+# Answers that speak of the records and not of the broker's state. A code that aiokafka does not know, such as
+# INVALID_RECORD of KIP-467, arrives as UnknownError.
+_REFUSALS = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    InvalidTimestampError,
+    UnsupportedForMessageFormatError,
+    PolicyViolationError,
+    UnknownError,
+)
+_UNKNOWN_TRIES = 5
+
+_Address = tuple[str, int]
+
+
+class _Message(NamedTuple):
+    record: LogRecord
+    topic: str
+    key: bytes
+    timestamp_ms: int
+    headers: list[tuple[str, bytes]]
+
+    @property
+    def address(self) -> _Address:
+        return self.record.boot, self.record.sequence
+
+
+class _Refused(Exception):
+    """The broker will not take these records, however often they are sent."""
+
+    def __init__(self, messages: list[_Message], error: BrokerResponseError) -> None:
+        super().__init__(type(error).__name__)
+        self.messages = messages
+        self.certain = not isinstance(error, UnknownError)
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition of a key, as Kafka's own default partitioner finds it.
+
+    >>> partition_of(b"bike-demand", 3)
+    1
+    """
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+class Shipper:
+    """Sends what the spool holds to Kafka, for as long as it runs; a broker that is away only makes it wait.
+
+    `shipped` counts records acknowledged by Kafka (repeats not counted), `dead_letters` those it refused, which are
+    kept in `dead-letters.jsonl` in the spool; `corrupt` and `missing` are what the spool's reader could not give
+    (`SpoolReader`); `connected` tells whether the broker was there at the last look.
+
+    Parameters
+    ----------
+    spool_dir : Path
+    settings : KafkaSettings
+    note : callable
+        Gets one line when the broker goes away or comes back and when a record is refused.
+    stop_seconds : float
+        Time that `run` takes at most once told to stop; all but 3 s of it to send what is left.
+    clock : callable
+        Seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        spool_dir: Path,
+        settings: KafkaSettings,
+        *,
+        note: Callable[[str], None],
+        stop_seconds: float = 5.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.shipped = 0
+        self.dead_letters = 0
+        self.corrupt = 0
+        self.missing = 0
+        self.connected = False
+        self._spool_dir = spool_dir
+        self._settings = settings
+        self._note = note
+        self._stop_seconds = stop_seconds
+        self._clock = clock
+        self._limit = settings.request_timeout_ms / 1000
+        self._reader: SpoolReader | None = None
+        self._in_flight = self._corrupt_seen = self._missing_seen = 0
+        self._mean_bytes = 1000.0
+        self._last_note = ""
+        # What is known of the records after the checkpoint: these go alone, and these do not go at all.
+        self._alone: set[_Address] = set()
+        self._refused: dict[_Address, str] = {}
+        self._tries: defaultdict[_Address, int] = defaultdict(int)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Shipper {'up' if self.connected else 'down'} shipped={self.shipped} lag={self.lag_events} "
+            f"dead_letters={self.dead_letters}>"
+        )
+
+    @property
+    def lag_events(self) -> int:
+        """Records in the spool that Kafka has not acknowledged; exact when 0, else reckoned from their bytes."""
+        behind = self._reader.bytes_behind() if self._reader is not None else 0
+        return self._in_flight + round(behind / self._mean_bytes + 0.499)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ship until `stop` is set, then send what is left for at most `stop_seconds`. Raises nothing."""
+        shipping = asyncio.create_task(self._ship_until(stop))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({shipping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({shipping}, timeout=max(0.0, self._stop_seconds - DISCARD_SECONDS))
+        finally:
+            stopping.cancel()
+            shipping.cancel()
+            await asyncio.wait({shipping, stopping})
+
+    async def _ship_until(self, stop: asyncio.Event) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._ship_from_checkpoint(stop)
+                return
+            except _Refused as refused:
+                if self._learn(refused):
+                    continue
+            except Exception as error:  # whatever it was, the spool keeps the records and the next try may work
+                pause = _FIRST_PAUSE_SECONDS if self.connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                self._set_connected(False, _reason(error))
+            if stop.is_set():
+                return
+            with contextlib.suppress(TimeoutError):
+                await bounded(stop.wait(), pause)
+
+    async def _ship_from_checkpoint(self, stop: asyncio.Event) -> None:
+        reader = self._reader = SpoolReader(self._spool_dir, position=self._checkpoint())
+        self._in_flight = self._corrupt_seen = self._missing_seen = 0
+        producer = None
+        try:
+            if self._settings.create_topics:
+                prefix = self._settings.topic_prefix
+                await create_topics(self._settings, [topic_of(kind, prefix) for kind in _KINDS])
+            producer = producer_of(self._settings)
+            await bounded(producer.start(), self._limit)
+            self._set_connected(True, f"Kafka at {self._settings.bootstrap_servers} is reachable")
+            while True:
+                records = reader.read(_ROUND_RECORDS)
+                if records:
+                    await self._ship_round(producer, records)
+                    self._acknowledged(reader, records)
+                elif stop.is_set():
+                    return
+                else:
+                    with contextlib.suppress(TimeoutError):
+                        await bounded(stop.wait(), _POLL_SECONDS)
+        finally:
+            reader.close()
+            if producer is not None:
+                await discard_producer(producer)
+
+    async def _ship_round(self, producer: Any, records: list[LogRecord]) -> None:
+        """Send records to their partitions, all partitions at once, and wait until every one is acknowledged."""
+        self._in_flight = len(records)
+        partitions: dict[str, int] = {}
+        lanes: defaultdict[tuple[str, int], list[_Message]] = defaultdict(list)
+        for record in records:
+            message = self._message_of(record)
+            if message is None:
+                continue
+            if message.topic not in partitions:
+                known = await bounded(producer.partitions_for(message.topic), self._limit)
+                partitions[message.topic] = len(known)
+            lanes[message.topic, partition_of(message.key, partitions[message.topic])].append(message)
+        tasks = [
+            asyncio.create_task(self._ship_lane(producer, topic, partition, messages))
+            for (topic, partition), messages in lanes.items()
+        ]
+        try:
+            for task in asyncio.as_completed(tasks):
+                await task
+        finally:
+            for unfinished in tasks:
+                unfinished.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _ship_lane(self, producer: Any, topic: str, partition: int, messages: list[_Message]) -> None:
+        begun = 0
+        while begun < len(messages):
+            batch, end = self._fill(producer, messages, begun)
+            try:
+                async with asyncio.timeout(self._limit):
+                    acknowledged = await producer.send_batch(batch, topic, partition=partition)
+                    await acknowledged
+            except _REFUSALS as error:
+                raise _Refused(messages[begun:end], error) from None
+            begun = end
+
+    def _fill(self, producer: Any, messages: list[_Message], begun: int) -> tuple[Any, int]:
+        """Return a batch with as many of the messages as it takes, at least one, and where it ended."""
+        batch = producer.create_batch()
+        end = begun
+        for message in messages[begun:]:
+            alone = message.address in self._alone
+            if alone and end > begun:
+                break
+            if (
+                batch.append(
+                    key=message.key,
+                    value=message.record.payload,
+                    timestamp=message.timestamp_ms,
+                    headers=message.headers,
+                )
+                is None
+            ):
+                break
+            end += 1
+            if alone:
+                break
+        batch.close()
+        return batch, end
+
+    def _message_of(self, record: LogRecord) -> _Message | None:
+        """Return the message of a record, or None for one that does not go and is noted for the dead letters."""
+        address = (record.boot, record.sequence)
+        if address in self._refused:
+            return None
+        try:
+            envelope = read_envelope(record.payload)
+            moment = seconds_of(envelope.time)
+            topic = topic_of(record.kind, self._settings.topic_prefix)
+            headers = headers_of(record.kind, envelope)
+        except (RecordError, KeyError, UnicodeEncodeError) as error:
+            self._refused[address] = f"not a record: {error}"
+            return None
+        # A broker refuses times that lie in its future.
+        timestamp_ms = max(0, int(min(moment, self._clock()) * 1000))
+        return _Message(record, topic, envelope.model.encode(), timestamp_ms, headers)
+
+    def _learn(self, refused: _Refused) -> bool:
+        """Note which records to send alone, or not at all; return False when only another try can tell."""
+        if len(refused.messages) > 1:
+            self._alone.update(message.address for message in refused.messages)
+            return True
+        address = refused.messages[0].address
+        self._tries[address] += 1
+        if not refused.certain and self._tries[address] < _UNKNOWN_TRIES:
+            return False
+        self._refused[address] = f"refused by Kafka: {refused}"
+        return True
+
+    def _acknowledged(self, reader: SpoolReader, records: list[LogRecord]) -> None:
+        dead = [
+            (record, self._refused[record.boot, record.sequence])
+            for record in records
+            if (record.boot, record.sequence) in self._refused
+        ]
+        if dead:
+            write_dead_letters(self._spool_dir, dead)
+        write_checkpoint(self._spool_dir, reader.position())
+        self._in_flight = 0
+        self.shipped += len(records) - len(dead)
+        self.dead_letters += len(dead)
+        self.corrupt, self._corrupt_seen = self.corrupt + reader.corrupt - self._corrupt_seen, reader.corrupt
+        self.missing, self._missing_seen = self.missing + reader.missing - self._missing_seen, reader.missing
+        self._mean_bytes = max(1.0, sum(len(record.payload) for record in records) / len(records))
+        self._alone.clear()
+        self._refused.clear()
+        self._tries.clear()
+        if dead:
+            record, reason = dead[0]
+            more = f" and {len(dead) - 1} more" if len(dead) > 1 else ""
+            self._note(f"dead letter {format_id(record.boot, record.sequence)}{more}: {reason}")
+
+    def _checkpoint(self) -> dict[str, tuple[str, int]]:
+        try:
+            return read_checkpoint(self._spool_dir)
+        except CheckpointError as error:
+            self._note(f"{error}; shipping the spool from its start")
+            return {}
+
+    def _set_connected(self, connected: bool, text: str) -> None:
+        if self.connected != connected or not self._last_note:
+            self._note(text)
+        self._last_note = text
+        self.connected = connected
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "Kafka does not answer; the spool keeps the records"
+    if isinstance(error, KafkaError | OSError):
+        return f"Kafka is out of reach: {type(error).__name__}: {error}; the spool keeps the records"
+    if isinstance(error, SpoolError):
+        return f"shipping has stopped for now: {error}"
+    return f"shipping has stopped for now: {type(error).__name__}: {error}"
