@@ -79,6 +79,7 @@ class SpoolSettings(_Section):
 
 
 class LogSettings(_Section):
+    json_lines: bool = Field(False, description="Process log as JSON lines instead of text.")
     max_tensor_bytes: int = Field(65_536, ge=0, description="Larger tensors become digest and summary.")
 
 

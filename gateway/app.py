@@ -1,0 +1,315 @@
+"""The composition root: builds and runs one process of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import setproctitle
+
+from gateway.parent import die_with_parent
+from gateway.settings import Settings
+from gateway.telemetry.cells import CellFile
+from gateway.telemetry.log import ProcessLog, take_library_logs
+
+__all__ = (
+    "engine_paths",
+    "gateway_name",
+    "metrics_dir",
+    "run_admin",
+    "run_engine_of",
+    "run_front",
+    "run_monitor",
+    "run_shipper",
+)
+
+TICK_SECONDS = 0.05
+SWEEP_SECONDS = 1.0
+RECONNECT_SECONDS = 0.05
+
+
+class EnginePaths:
+    """Where one engine of this gateway is found."""
+
+    def __init__(self, run_dir: Path, model: str, version: int) -> None:
+        stem = f"engine-{model}-{version}"
+        self.socket = run_dir / f"{stem}.sock"
+        self.state = run_dir / f"{stem}.json"
+        self.beat = run_dir / f"{stem}.beat"
+
+
+def engine_paths(run_dir: Path, model: str, version: int) -> EnginePaths:
+    """The paths of one engine."""
+    return EnginePaths(run_dir, model, version)
+
+
+def metrics_dir(settings: Settings) -> Path:
+    """Where the processes keep their metric files."""
+    return settings.run_dir / "metrics"
+
+
+def gateway_name(settings: Settings) -> str:
+    """The name of this gateway as it stands in records: drawn once for each state directory."""
+    path = settings.state_dir / "name"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        name = f"{settings.server.name}-{secrets.token_hex(3)}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name + "\n", encoding="ascii")
+        return name
+
+
+def run_front(settings: Settings, *, slot: int) -> None:
+    """Run a front until SIGTERM, then drain it."""
+    import uvloop
+
+    with _process(settings, f"front {slot}") as (log, cells):
+        uvloop.run(_front(settings, slot=slot, log=log, cells=cells))
+
+
+async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellFile) -> None:
+    from uvicorn import Config
+
+    from gateway.control.store import Store
+    from gateway.predictions.spool import SpoolWriter
+    from gateway.serving.follower import Follower, RouteTable
+    from gateway.serving.front import Front
+    from gateway.serving.protocol import GatewayProtocol
+    from gateway.serving.server import FrontServer
+    from gateway.serving.web import create_web
+
+    loop = asyncio.get_running_loop()
+    spool = SpoolWriter(settings.spool_dir / f"front-{slot}", slot=slot, settings=settings.spool)
+    front = Front(
+        settings,
+        name=gateway_name(settings),
+        spool=spool,
+        cells=cells,
+        sockets=lambda model, version: engine_paths(settings.run_dir, model, version).socket,
+    )
+
+    def apply(table: RouteTable) -> None:
+        if table.revision > front.revision:
+            approved = {(model, version): digest for model, version, digest in table.approved}
+            front.follow(table.revision, table.routes, approved)
+
+    follower = Follower(
+        _StoreRoutes(Store(settings.store_url)),
+        apply=apply,
+        poll_seconds=settings.store.poll_seconds,
+        cache=settings.run_dir / f"routes-front-{slot}.json",
+        note=log.note,
+    )
+    follower.start(loop)
+    protocol = functools.partial(GatewayProtocol, front=front, targets={})
+    config = Config(
+        create_web(front, clock=time.time),
+        http=protocol,  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(settings.limits.keep_alive_seconds),
+        timeout_graceful_shutdown=max(1, int(settings.server.drain_timeout_seconds)),
+        backlog=2048,
+    )
+    server = FrontServer(config)
+    listener = _listen(settings.server.host, settings.server.http_port)
+    tasks = [
+        loop.create_task(_tick_front(front)),
+        loop.create_task(_connect_lanes(front, settings)),
+        loop.create_task(_sweep(server, front)),
+    ]
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = loop.create_task(server.serve(sockets=[listener]))
+    try:
+        await asyncio.wait([loop.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
+        front.draining = True
+        if settings.server.drain_delay_seconds and not serving.done():
+            await asyncio.sleep(settings.server.drain_delay_seconds)
+        server.should_exit = True
+        await serving
+    finally:
+        for task in tasks:
+            task.cancel()
+        follower.stop()
+        for served in front.versions.values():
+            served.lane.close()
+        spool.close()
+        log.note("drained")
+
+
+async def _tick_front(front: Any) -> None:
+    beats = 0
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        front.tick(time.perf_counter())
+        beats += 1
+        if beats % 20 == 0:
+            front.spool.tick()
+
+
+async def _connect_lanes(front: Any, settings: Settings) -> None:
+    while True:
+        for served in list(front.versions.values()):
+            lane = served.lane
+            if not lane.ready and not await lane.connect():
+                reason = _refusal(engine_paths(settings.run_dir, lane.model, lane.version).state)
+                if reason is not None and lane.refusing != reason:
+                    lane.refuse_waiting(reason)
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+def _refusal(state_path: Path) -> str | None:
+    try:
+        state = json.loads(state_path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return str(state.get("reason", "")) if state.get("state") in ("failed", "circuit_open") else None
+
+
+async def _sweep(server: Any, front: Any) -> None:
+    loop = asyncio.get_running_loop()
+    resident = front.cells.gauge(
+        "gateway_process_resident_bytes", {"process": f"front {front.spool.directory.name[6:]}"}
+    )
+    spool_bytes = front.cells.gauge("gateway_spool_bytes", {})
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        now = loop.time()
+        for connection in list(server.server_state.connections):
+            connection.sweep(now)
+        resident.set(_resident_bytes())
+        spool_bytes.set(await asyncio.to_thread(_spool_bytes, front.settings.spool_dir))
+
+
+def run_engine_of(settings: Settings, *, model: str, version: int, digest: str) -> None:
+    """Run the engine of one approved version: copy its files while hashing them, load, warm up, serve."""
+    from gateway.engine.process import run_engine
+    from gateway.engine.session import ModelSession
+    from gateway.engine.wire import Hello
+    from gateway.repository.manifest import load_version
+    from gateway.repository.policy import load_policy
+    from gateway.repository.staging import stage
+
+    _become(f"engine {model}/{version}")
+    paths = engine_paths(settings.run_dir, model, version)
+    folder = load_version(settings.models / model / str(version))
+    policy = load_policy(settings.models / model)
+    target = settings.state_dir / "loaded" / f"{model}-{version}"
+    model_file = stage(folder, target, expected_digest=digest)
+    session = ModelSession(model_file, threads=settings.engine.threads)
+    session.warm_up()
+    hello = Hello(
+        signature=session.signature,
+        pid=os.getpid(),
+        model=model,
+        version=version,
+        digest=digest,
+        batchable=folder.manifest.batching.allows(exact=policy.batching.exact),
+        max_rows=policy.batching.max_rows,
+        redact=policy.logging.redact,
+    )
+    run_engine(session, paths.socket, hello=hello, beat_path=paths.beat)
+
+
+def run_shipper(settings: Settings) -> None:
+    """Run the shipper until SIGTERM."""
+    from gateway.predictions.ship import run
+
+    with _process(settings, "shipper") as (log, cells):
+        asyncio.run(run(settings, log=log, cells=cells))
+
+
+def run_monitor(settings: Settings) -> None:
+    """Run the monitor until SIGTERM."""
+    from gateway.control.run import run
+
+    with _process(settings, "monitor") as (log, cells):
+        asyncio.run(run(settings, log=log, cells=cells, name=gateway_name(settings)))
+
+
+def run_admin(settings: Settings) -> None:
+    """Run the admin API and the metrics page until SIGTERM."""
+    from gateway.admin.run import run
+
+    with _process(settings, "admin") as (log, cells):
+        asyncio.run(run(settings, log=log, cells=cells, metrics_dir=metrics_dir(settings)))
+
+
+class _StoreRoutes:
+    """The store as a source of route tables."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def revision(self) -> int:
+        return int(self._store.revision())
+
+    def table(self) -> Any:
+        from gateway.serving.follower import RouteTable
+
+        snapshot = self._store.snapshot()
+        approved = tuple(
+            (state.model, state.version, state.digest)
+            for state in snapshot.versions.values()
+            if state.status == "approved"
+        )
+        return RouteTable(snapshot.revision, snapshot.routes, approved)
+
+
+@contextlib.contextmanager
+def _process(settings: Settings, name: str) -> Iterator[tuple[ProcessLog, CellFile]]:
+    _become(name)
+    log = ProcessLog(name, json=settings.log.json_lines, stream=sys.stderr)
+    take_library_logs(log)
+    cells = CellFile(metrics_dir(settings) / f"{name.replace(' ', '-')}.cells")
+    try:
+        yield log, cells
+    finally:
+        cells.close()
+
+
+def _become(name: str) -> None:
+    setproctitle.setproctitle(f"gateway: {name}")
+    parent = os.environ.get("_GATEWAY_PARENT")
+    if parent:
+        die_with_parent(int(parent))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    listener.setblocking(False)
+    return listener
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _spool_bytes(spool_dir: Path) -> int:
+    from gateway.predictions.segments import spool_size
+
+    return spool_size(spool_dir)

@@ -1,0 +1,180 @@
+"""`gateway serve`, `gateway check`, and the processes that `serve` starts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.settings import Settings, SettingsError, load_settings
+
+__all__ = ("admin_process", "check", "engine", "front", "monitor", "serve", "ship")
+
+Config = Annotated[Path | None, typer.Option(help="Settings file; gateway.toml here is taken when there is one.")]
+Models = Annotated[Path | None, typer.Option(help="Folder of model folders.  [default: models]")]
+StateDir = Annotated[Path | None, typer.Option(help="Spool, store and sockets.  [default: .gateway]")]
+Resolved = Annotated[Path | None, typer.Option(hidden=True)]
+
+
+def serve(
+    config: Config = None,
+    models: Models = None,
+    state_dir: StateDir = None,
+    host: Annotated[str | None, typer.Option(help="Address of the inference port.  [default: 127.0.0.1]")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Inference; 0 picks a free port.  [default: 8000]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Kept for inference over gRPC.  [default: 8001]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics.  [default: 8002]")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Admin API.  [default: 8003]")] = None,
+    fronts: Annotated[int | None, typer.Option(help="Front processes.  [default: 2]")] = None,
+) -> None:
+    """Run the gateway: fronts, an engine for each approved version, monitor, admin API, and the shipper with Kafka."""
+    server = {
+        "host": host,
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "admin_port": admin_port,
+        "fronts": fronts,
+    }
+    settings = _load(config, models=models, state_dir=state_dir, server=server)
+    from gateway.supervisor import StartFailed, Supervisor, hold_state_dir
+    from gateway.telemetry.log import ProcessLog
+
+    log = ProcessLog("gateway", json=settings.log.json_lines, stream=sys.stderr)
+
+    async def run() -> None:
+        await Supervisor(settings, log=log).run()
+
+    try:
+        with hold_state_dir(settings.state_dir):
+            asyncio.run(run())
+    except StartFailed as error:
+        _fail(str(error))
+
+
+def check(config: Config = None, models: Models = None, state_dir: StateDir = None) -> None:
+    """Check settings, policies and model folders without starting anything."""
+    settings = _load(config, models=models, state_dir=state_dir, server={})
+    from gateway.repository.errors import RepositoryError
+    from gateway.repository.manifest import scan, verify
+    from gateway.repository.policy import PolicyError, load_policy
+
+    faults = 0
+    try:
+        versions, refused = scan(settings.models)
+    except RepositoryError as error:
+        _fail(str(error))
+    for path, reason in refused:
+        faults += 1
+        typer.echo(f"{path}: {reason}")
+    for name in sorted({version.model for version in versions}):
+        try:
+            load_policy(settings.models / name)
+        except PolicyError as error:
+            faults += 1
+            typer.echo(str(error))
+    for version in versions:
+        try:
+            verify(version)
+        except RepositoryError as error:
+            faults += 1
+            typer.echo(f"{version.folder}: {error}")
+        else:
+            typer.echo(f"{version.model} version {version.version}: {version.digest}")
+    if faults:
+        _fail(f"{faults} fault(s) found")
+    typer.echo("settings, policies and model folders are in order")
+
+
+def front(
+    slot: Annotated[
+        int, typer.Option(min=0, max=200, help="Number of this front; its spool stream is front-<slot>.")
+    ] = 0,
+    resolved: Resolved = None,
+    config: Config = None,
+    models: Models = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Run one front by itself; engines are found under the state directory."""
+    from gateway.app import run_front
+
+    run_front(_child_settings(resolved, config, models, state_dir), slot=slot)
+
+
+def monitor(
+    resolved: Resolved = None, config: Config = None, models: Models = None, state_dir: StateDir = None
+) -> None:
+    """Run the monitor by itself: it reads the log and turns evidence into decisions."""
+    from gateway.app import run_monitor
+
+    run_monitor(_child_settings(resolved, config, models, state_dir))
+
+
+def ship(resolved: Resolved = None, config: Config = None, models: Models = None, state_dir: StateDir = None) -> None:
+    """Run the shipper by itself: it brings the spool to Kafka."""
+    settings = _child_settings(resolved, config, models, state_dir)
+    if not settings.kafka.bootstrap_servers:
+        _fail("kafka.bootstrap_servers is empty; set it, or GATEWAY_KAFKA__BOOTSTRAP_SERVERS")
+    from gateway.app import run_shipper
+
+    run_shipper(settings)
+
+
+def admin_process(
+    resolved: Resolved = None, config: Config = None, models: Models = None, state_dir: StateDir = None
+) -> None:
+    """Run the admin API and the metrics page by themselves."""
+    from gateway.app import run_admin
+
+    run_admin(_child_settings(resolved, config, models, state_dir))
+
+
+def engine(
+    model: str,
+    version: int,
+    digest: Annotated[str, typer.Option(help="Digest of the approved version.")],
+    resolved: Resolved = None,
+    config: Config = None,
+    models: Models = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Run the engine of one version by itself."""
+    from gateway.app import run_engine_of
+    from gateway.engine.errors import EngineError
+    from gateway.repository.errors import RepositoryError
+    from gateway.repository.policy import PolicyError
+
+    settings = _child_settings(resolved, config, models, state_dir)
+    try:
+        run_engine_of(settings, model=model, version=version, digest=digest)
+    except (EngineError, RepositoryError, PolicyError) as error:
+        _fail(f"engine {model}/{version}: {error}")
+
+
+def _load(config: Path | None, *, models: Path | None, state_dir: Path | None, server: dict[str, Any]) -> Settings:
+    overrides: dict[str, Any] = {"server": {key: value for key, value in server.items() if value is not None}}
+    if models is not None:
+        overrides["models"] = models
+    if state_dir is not None:
+        overrides["state_dir"] = state_dir
+    try:
+        return load_settings(config, overrides=overrides)
+    except SettingsError as error:
+        typer.echo(f"gateway: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _child_settings(
+    resolved: Path | None, config: Path | None, models: Path | None, state_dir: Path | None
+) -> Settings:
+    if resolved is None:
+        return _load(config, models=models, state_dir=state_dir, server={})
+    return Settings.model_validate_json(resolved.read_bytes())
+
+
+def _fail(text: str) -> None:
+    typer.echo(f"gateway: {text}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,542 @@
+"""The supervisor: starts the gateway's processes, watches them, and ends them in order.
+
+It loads nothing and answers nothing. Engines follow the store: one for each approved version whose folder is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import setproctitle
+
+from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir
+from gateway.control.store import Refused, Snapshot, Store, StoreError
+from gateway.engine.process import BEAT
+from gateway.predictions.checkpoint import read_checkpoint
+from gateway.predictions.retention import sweep
+from gateway.repository.errors import RepositoryError
+from gateway.repository.manifest import ModelVersion, scan
+from gateway.repository.policy import PolicyError, load_policy
+from gateway.settings import Settings
+from gateway.telemetry.cells import CellFile
+from gateway.telemetry.log import ProcessLog
+
+__all__ = ("StartFailed", "Supervisor", "hold_state_dir")
+
+POLL_SECONDS = 0.2
+SCAN_SECONDS = 1.0
+SWEEP_SECONDS = 10.0
+UNLOAD_SECONDS = 2.0
+STOP_SECONDS = 5.0
+BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+STEADY_SECONDS = 30.0
+
+
+class StartFailed(Exception):
+    """Raised when the gateway cannot start; the text says what to do."""
+
+
+@contextlib.contextmanager
+def hold_state_dir(state_dir: Path) -> Iterator[None]:
+    """Hold the lock that keeps a second gateway off this state directory.
+
+    Raises
+    ------
+    StartFailed
+        Another gateway holds it, or the directory cannot be used.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartFailed(f"the state directory {state_dir} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StartFailed(
+            f"another gateway uses {state_dir}; stop it, or give this one a --state-dir of its own"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+class _Child:
+    """One process, started again with growing pauses while it keeps ending."""
+
+    def __init__(self, name: str, arguments: list[str], *, ended: Callable[[_Child, int], None]) -> None:
+        self.name = name
+        self.process: asyncio.subprocess.Process | None = None
+        self.started = 0.0
+        self.ends = 0
+        self.stopping = False
+        self._arguments = arguments
+        self._ended = ended
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = f"pid {self.process.pid}" if self.process else "down"
+        return f"<_Child {self.name} {state} ends {self.ends}>"
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self, *, seconds: float, number: int = signal.SIGTERM) -> None:
+        self.stopping = True
+        if self.process is not None and self.process.returncode is None:
+            self.signal(number)
+        if self._task is None:
+            return
+        done, _ = await asyncio.wait([self._task], timeout=seconds)
+        if not done:
+            self.signal(signal.SIGKILL)
+            await asyncio.wait([self._task], timeout=STOP_SECONDS)
+            self._task.cancel()
+
+    def signal(self, number: int) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    async def _run(self) -> None:
+        environment = os.environ | {"_GATEWAY_PARENT": str(os.getpid())}
+        while not self.stopping:
+            self.started = time.monotonic()
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gateway", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
+            )
+            status = await self.process.wait()
+            self.process = None
+            if self.stopping:
+                return
+            self.ends = 1 if time.monotonic() - self.started > STEADY_SECONDS else self.ends + 1
+            self._ended(self, status)
+            if not self.stopping:
+                await asyncio.sleep(BACKOFF_SECONDS[min(self.ends - 1, len(BACKOFF_SECONDS) - 1)])
+
+
+class _Engine:
+    """What the supervisor knows of one engine."""
+
+    def __init__(self, child: _Child, paths: EnginePaths, digest: str) -> None:
+        self.child = child
+        self.paths = paths
+        self.digest = digest
+        self.crashes: deque[float] = deque(maxlen=64)
+        self.state = ""
+        self.unwanted_since: float | None = None
+
+
+class Supervisor:
+    """Runs one gateway on one machine.
+
+    Parameters
+    ----------
+    settings : Settings
+    log : ProcessLog
+    """
+
+    def __init__(self, settings: Settings, *, log: ProcessLog) -> None:
+        self._given = settings
+        self._log = log
+        self._children: list[_Child] = []
+        self._engines: dict[tuple[str, int], _Engine] = {}
+        self._refused: dict[Path, str] = {}
+        self._stop = asyncio.Event()
+        self._wake = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {len(self._children)} processes, engines {sorted(self._engines)}>"
+
+    async def run(self) -> None:
+        """Start everything, watch it until SIGTERM or SIGINT, then end it in order.
+
+        Raises
+        ------
+        StartFailed
+        """
+        setproctitle.setproctitle("gateway: supervisor")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        with contextlib.ExitStack() as held:
+            self._settings = self._prepare(held)
+            self._cells = CellFile(metrics_dir(self._settings) / "supervisor.cells")
+            self._cells.gauge("gateway_build_info", {"version": _version()}).set(1)
+            self._store = Store(self._settings.store_url)
+            self._open_store()
+            await self._look()
+            self._announce()
+            self._start_children()
+            watch = [
+                loop.create_task(self._watch_store()),
+                loop.create_task(self._watch_engines()),
+                loop.create_task(self._watch_spool()),
+                loop.create_task(self._report_ready()),
+            ]
+            await self._stop.wait()
+            for task in watch:
+                task.cancel()
+            await self._end()
+
+    def _prepare(self, held: contextlib.ExitStack) -> Settings:
+        settings = self._given
+        if not settings.models.is_dir():
+            raise StartFailed(f"there is no folder of models at {settings.models}; name one with --models")
+        loopback = settings.admin.host in ("127.0.0.1", "::1", "localhost")
+        if not loopback and not settings.admin.token:
+            raise StartFailed(
+                f"admin.host = {settings.admin.host!r} is not loopback and admin.token is empty; "
+                "set GATEWAY_ADMIN__TOKEN"
+            )
+        server = settings.server
+        http = _reserve(held, server.host, server.http_port, "server.http_port")
+        metrics = _free_port(settings.admin.host, server.metrics_port, "server.metrics_port")
+        admin = _free_port(settings.admin.host, server.admin_port, "server.admin_port")
+        resolved = settings.model_dump(mode="json")
+        resolved["server"] |= {"http_port": http, "metrics_port": metrics, "admin_port": admin}
+        resolved["models"] = str(settings.models.absolute())
+        resolved["state_dir"] = str(settings.state_dir.absolute())
+        run_dir = settings.run_dir
+        shutil.rmtree(run_dir, ignore_errors=True)
+        metrics_dir(settings).mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.spool_dir.mkdir(exist_ok=True, mode=0o700)
+        self._settings_file = (run_dir / "settings.json").absolute()
+        _write(self._settings_file, resolved)
+        settings = Settings.model_validate(resolved)
+        gateway_name(settings)
+        return settings
+
+    def _open_store(self) -> None:
+        try:
+            self._store.create()
+        except StoreError as error:
+            raise StartFailed(f"the store cannot be used: {error}") from None
+
+    def _announce(self) -> None:
+        server, admin = self._settings.server, self._settings.admin
+        _write(
+            self._settings.run_dir / "gateway.json",
+            {
+                "pid": os.getpid(),
+                "host": server.host,
+                "http_port": server.http_port,
+                "admin_host": admin.host,
+                "admin_port": server.admin_port,
+                "metrics_port": server.metrics_port,
+            },
+        )
+        self._log.note(f"inference on http://{server.host}:{server.http_port}/v2")
+        self._log.note(f"metrics on http://{admin.host}:{server.metrics_port}/metrics")
+        self._log.note(f"admin API on http://{admin.host}:{server.admin_port}/api/v1")
+        kafka = self._settings.kafka.bootstrap_servers
+        self._log.note(f"log in {self._settings.spool_dir}" + (f", shipped to Kafka at {kafka}" if kafka else ""))
+
+    def _start_children(self) -> None:
+        names = [(f"front {slot}", ["front", "--slot", str(slot)]) for slot in range(self._settings.server.fronts)]
+        names += [("admin", ["admin-process"]), ("monitor", ["monitor"])]
+        if self._settings.kafka.bootstrap_servers:
+            names.append(("shipper", ["ship"]))
+        for name, arguments in names:
+            child = _Child(name, [*arguments, "--resolved", str(self._settings_file)], ended=self._child_ended)
+            self._children.append(child)
+            child.start()
+
+    def _child_ended(self, child: _Child, status: int) -> None:
+        self._log.warn(f"{child.name} ended, starting it again", {"status": status, "times": child.ends})
+
+    async def _watch_store(self) -> None:
+        revision, scanned = -1, 0.0
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+            self._wake.clear()
+            try:
+                current = await asyncio.to_thread(self._store.revision)
+                if current != revision or time.monotonic() - scanned > SCAN_SECONDS:
+                    revision, scanned = current, time.monotonic()
+                    await self._look()
+            except StoreError as error:
+                self._log.warn("the store is away; engines stay as they are", {"error": str(error)})
+                await asyncio.sleep(1.0)
+
+    async def _look(self) -> None:
+        """Bring the store up to the folders, and the engines up to the store."""
+        folders, snapshot = await asyncio.to_thread(self._register)
+        wanted = {
+            key: state.digest
+            for key, state in snapshot.versions.items()
+            if state.status == "approved" and key in folders and folders[key].digest == state.digest
+        }
+        for key, digest in wanted.items():
+            engine = self._engines.get(key)
+            if engine is None:
+                self._start_engine(key, digest)
+            else:
+                engine.unwanted_since = None
+        now = time.monotonic()
+        for key in [key for key in self._engines if key not in wanted]:
+            engine = self._engines[key]
+            approved = snapshot.versions.get(key)
+            if approved is not None and approved.status == "approved" and approved.digest == engine.digest:
+                continue  # its folder is gone or half changed; what is loaded serves on
+            engine.unwanted_since = engine.unwanted_since or now
+            if now - engine.unwanted_since > UNLOAD_SECONDS:
+                del self._engines[key]
+                await self._stop_engine(engine)
+                self._log.note(f"{key[0]} version {key[1]} unloaded")
+
+    def _register(self) -> tuple[dict[tuple[str, int], ModelVersion], Snapshot]:
+        try:
+            versions, refused = scan(self._settings.models)
+        except RepositoryError as error:
+            versions, refused = [], [(self._settings.models, str(error))]
+        for path, reason in refused:
+            if self._refused.get(path) != reason:
+                self._log.warn(f"{path} is not served: {reason}")
+        self._refused = dict(refused)
+        folders = {(version.model, version.version): version for version in versions}
+        snapshot = self._store.snapshot()
+        new = [key for key in folders if key not in snapshot.versions]
+        changed = [
+            key for key in folders if key in snapshot.versions and snapshot.versions[key].digest != folders[key].digest
+        ]
+        for key in new + changed:
+            try:
+                self._store.register(*key, folders[key].digest)
+            except Refused as error:
+                self._say_once(folders[key].folder, str(error))
+        for model in {model for model, _ in new}:
+            self._seed(model, folders)
+        return folders, self._store.snapshot() if new or changed else snapshot
+
+    def _seed(self, model: str, folders: dict[tuple[str, int], ModelVersion]) -> None:
+        """Approve what model.toml approves by digest, and set its route where the model has none yet."""
+        try:
+            policy = load_policy(self._settings.models / model)
+        except PolicyError as error:
+            self._say_once(self._settings.models / model, str(error))
+            return
+        snapshot = self._store.snapshot()
+        for text, digest in policy.approvals.items():
+            state = snapshot.versions.get((model, int(text)))
+            if state is None or state.status != "registered":
+                continue
+            if state.digest != digest:
+                self._log.warn(
+                    f"{model} version {text} is not the one that model.toml approves", {"digest": state.digest}
+                )
+                continue
+            self._store.approve(model, int(text), actor="model.toml", reason="approved by digest in model.toml")
+        if model in snapshot.routes:
+            return
+        snapshot = self._store.snapshot()
+        approved = {v for (m, v), state in snapshot.versions.items() if m == model and state.status == "approved"}
+        route = policy.route
+        if route.stable in approved:
+            canary = route.canary if route.canary in approved else None
+            self._store.set_route(
+                model,
+                stable=route.stable,
+                canary=canary,
+                weight=route.weight if canary is not None else 0.0,
+                actor="model.toml",
+                reason="the model's first route, as model.toml sets it",
+            )
+
+    def _say_once(self, path: Path, text: str) -> None:
+        if self._refused.get(path) != text:
+            self._log.warn(text)
+            self._refused[path] = text
+
+    def _start_engine(self, key: tuple[str, int], digest: str) -> None:
+        model, version = key
+        paths = engine_paths(self._settings.run_dir, model, version)
+        paths.socket.unlink(missing_ok=True)
+        arguments = ["engine", model, str(version), "--digest", digest, "--resolved", str(self._settings_file)]
+        child = _Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._engine_ended(key, status))
+        engine = self._engines[key] = _Engine(child, paths, digest)
+        self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc(0)
+        self._set_state(engine, "starting")
+        child.start()
+
+    def _engine_ended(self, key: tuple[str, int], status: int) -> None:
+        engine = self._engines.get(key)
+        if engine is None:
+            return
+        engine.paths.socket.unlink(missing_ok=True)
+        limits = self._settings.engine
+        now = time.monotonic()
+        engine.crashes.append(now)
+        recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
+        self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
+        if recent >= limits.crash_limit:
+            engine.child.stopping = True
+            reason = (
+                f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"
+            )
+            self._set_state(engine, "circuit_open", reason)
+            self._log.warn(f"{key[0]} version {key[1]} is taken out of service: {reason}")
+        else:
+            self._set_state(engine, "starting", f"its engine ended with status {status} and is being started again")
+            self._log.warn(f"engine {key[0]}/{key[1]} ended, starting it again", {"status": status})
+
+    async def _stop_engine(self, engine: _Engine) -> None:
+        await engine.child.stop(seconds=STOP_SECONDS)
+        for path in (engine.paths.socket, engine.paths.state, engine.paths.beat):
+            path.unlink(missing_ok=True)
+
+    def _set_state(self, engine: _Engine, state: str, reason: str = "") -> None:
+        engine.state = state
+        _write(engine.paths.state, {"state": state, "reason": reason})
+
+    async def _watch_engines(self) -> None:
+        limits = self._settings.engine
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            for key, engine in self._engines.items():
+                process = engine.child.process
+                if process is None:
+                    continue
+                if engine.state == "starting" and engine.paths.socket.exists():
+                    self._set_state(engine, "ready")
+                    self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
+                elif engine.state == "starting" and now - engine.child.started > limits.start_timeout_seconds:
+                    self._end_engine(engine, key, f"was not ready within {limits.start_timeout_seconds:g} s")
+                elif engine.state == "ready":
+                    resident = _resident_bytes(process.pid)
+                    self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
+                    if resident > limits.max_resident_bytes:
+                        self._end_engine(engine, key, f"holds {resident} bytes (engine.max_resident_bytes)")
+                    elif now - _beat(engine.paths.beat, now) > limits.hang_seconds:
+                        self._end_engine(engine, key, f"did not move for {limits.hang_seconds:g} s")
+
+    def _end_engine(self, engine: _Engine, key: tuple[str, int], why: str) -> None:
+        self._log.warn(f"engine {key[0]}/{key[1]} {why}; it is replaced")
+        engine.child.signal(signal.SIGKILL)
+
+    async def _watch_spool(self) -> None:
+        settings = self._settings
+        while True:
+            shipped = None
+            if settings.kafka.bootstrap_servers:
+                shipped = read_checkpoint(settings.spool_dir)
+            await asyncio.to_thread(
+                sweep,
+                settings.spool_dir,
+                max_bytes=settings.spool.max_bytes,
+                max_age_seconds=settings.spool.max_age_hours * 3600,
+                shipped=shipped,
+                now=time.time(),
+            )
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _report_ready(self) -> None:
+        host, port = self._settings.server.host, self._settings.server.http_port
+        while not await asyncio.to_thread(_is_ready, host, port):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_SECONDS)
+        snapshot = await asyncio.to_thread(self._store.snapshot)
+        for model, route in sorted(snapshot.routes.items()):
+            canary = f", canary version {route.canary} at {route.weight:g} %" if route.canary else ""
+            self._log.note(f"{model}: stable version {route.stable}{canary}")
+        self._log.note("ready")
+
+    async def _end(self) -> None:
+        """Fronts first, so that nothing accepted is lost; then what reads the log; engines last."""
+        self._log.note("stopping")
+        budget = self._settings.server.drain_timeout_seconds + self._settings.server.drain_delay_seconds
+        fronts = [child for child in self._children if child.name.startswith("front")]
+        others = [child for child in self._children if not child.name.startswith("front")]
+        await asyncio.gather(*[child.stop(seconds=budget + STOP_SECONDS) for child in fronts])
+        await asyncio.gather(*[child.stop(seconds=2 * STOP_SECONDS) for child in others])
+        await asyncio.gather(*[engine.child.stop(seconds=STOP_SECONDS) for engine in self._engines.values()])
+        self._cells.close()
+        self._store.close()
+        (self._settings.run_dir / "gateway.json").unlink(missing_ok=True)
+        self._log.note("stopped")
+
+
+def _labels(key: tuple[str, int]) -> dict[str, str]:
+    return {"model": key[0], "version": str(key[1])}
+
+
+def _version() -> str:
+    from gateway import __version__
+
+    return __version__
+
+
+def _reserve(held: contextlib.ExitStack, host: str, port: int, setting: str) -> int:
+    """Make sure nobody listens on the port, and hold it for the fronts, which share it."""
+    port = _free_port(host, port, setting)
+    keeper = held.enter_context(socket.socket(_family(host), socket.SOCK_STREAM))
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    keeper.bind((host, port))
+    return port
+
+
+def _free_port(host: str, port: int, setting: str) -> int:
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartFailed(f"{setting} = {port}: cannot listen on {host}: {error.strerror}") from None
+        return int(probe.getsockname()[1])
+
+
+def _family(host: str) -> int:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _is_ready(host: str, port: int) -> bool:
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=1)  # noqa: S104
+    try:
+        connection.request("GET", "/v2/health/ready", headers={"connection": "close"})
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _beat(path: Path, now: float) -> float:
+    try:
+        return float(BEAT.unpack(path.read_bytes())[0])
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return now
+    except Exception:  # a beat half written
+        return now
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(path)
