@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import Arm, FeedbackRecord, PredictionRecord, TensorRecord
 
 __all__ = ("FEEDBACK_STATES", "JoinState", "LabelJoin", "LabelledRow", "event_time_of", "seconds_between")
@@ -280,14 +281,14 @@ def event_time_of(record: PredictionRecord) -> str:
 
 
 def seconds_between(earlier: str, later: str) -> float:
-    """Seconds from one ISO 8601 time to another; 0 when one cannot be read or only one names its zone.
+    """Seconds from one ISO 8601 time to another; 0 when one of them cannot be read.
 
     >>> seconds_between("2012-01-01T00:00:00Z", "2012-01-01T01:00:00+00:00")
     3600.0
     """
     try:
-        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
-    except (ValueError, TypeError):
+        return seconds_of(later) - seconds_of(earlier)
+    except RecordError:
         return 0.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -12,12 +11,13 @@ from gateway.control.join import LabelledRow
 from gateway.control.quality import loss_of, miss_above
 from gateway.control.reference import is_finite, out_of_reference, output_bins
 from gateway.drift.profile import Profile
+from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import PredictionRecord
 from gateway.repository.policy import ModelPolicy
 from gateway.rollout.judge import Judge, Reading, Verdict
 from gateway.rollout.plan import Plan
 
-__all__ = ("Trial", "TrialState", "plan_of", "seconds_of")
+__all__ = ("Trial", "TrialState", "plan_of")
 
 _SETTLE_SECONDS = 1.0
 """A route reaches every front within a second (P11); what was served in that time may belong to the trial before."""
@@ -64,7 +64,7 @@ class Trial:
         self._policy = policy
         self._profiles = profiles
         self._judge = Judge(plan)
-        self._began = seconds_of(start.began) + _SETTLE_SECONDS
+        self._began = _seconds_of(start.began) + _SETTLE_SECONDS
         self._looked_at: set[str] = set()
         self._waiting: list[PredictionRecord] = []
         self._miss_above = miss_above(policy.quality, _reference_miss(profiles.get(stable), profiles.get(canary)))
@@ -127,7 +127,7 @@ class Trial:
         if not 0.0 < record.weight < 100.0:
             return False
         served = self.stable if record.arm == "stable" else self.canary if record.arm == "canary" else None
-        return record.version == served and seconds_of(record.time) >= self._began
+        return record.version == served and _seconds_of(record.time) >= self._began
 
     def _against_references(self, records: list[PredictionRecord]) -> tuple[list[bool], dict[str, list[int]]]:
         strange = [False] * len(records)
@@ -202,15 +202,11 @@ def plan_of(policy: ModelPolicy) -> Plan:
     )
 
 
-def seconds_of(time: str) -> float:
-    """Seconds since 1970 of an ISO 8601 time; 0 for one that cannot be read, so that it counts as old.
-
-    >>> seconds_of("1970-01-01T00:01:00Z"), seconds_of("soon")
-    (60.0, 0.0)
-    """
+def _seconds_of(time: str) -> float:
+    """Seconds since 1970; a time that cannot be read counts as old."""
     try:
-        return datetime.fromisoformat(time).timestamp()
-    except (ValueError, OverflowError):
+        return seconds_of(time)
+    except RecordError:
         return 0.0
 
 

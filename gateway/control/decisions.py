@@ -1,0 +1,284 @@
+"""What to do about an alarm or a verdict. Pure: what was seen comes in, the moves to make come out.
+
+Inputs alone never take a version back: whatever changed in the world, the version before sees the same inputs. A
+version is taken back when the evidence differs between the arms, or when labels prove harm and the version before is
+shown to do better on the same rows.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from gateway.control.alarm import Alarm
+from gateway.rollout.judge import Reading, Verdict
+from gateway.rollout.machine import Event, RolloutState
+from gateway.routing.table import Route
+
+__all__ = (
+    "Comparison",
+    "Move",
+    "Situation",
+    "decide_alarm",
+    "decide_harm",
+    "decide_verdict",
+    "metric_alarm",
+    "needs_comparison",
+    "week_of",
+)
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One thing to do to the store.
+
+    Parameters
+    ----------
+    do : "record", "rollout" or "take_back"
+        Record a decision that changes nothing; move a rollout by `event`; take `version` off the route.
+    kind : str
+        Kind of the decision that is recorded; where the route moves, the store names it.
+    """
+
+    model: str
+    do: Literal["record", "rollout", "take_back"]
+    kind: str
+    reason: str
+    evidence: dict[str, Any]
+    event: Event | None = None
+    rollout: str = ""
+    version: int | None = None
+
+
+class Situation(msgspec.Struct, frozen=True):
+    """What a decision about one model depends on besides its evidence.
+
+    `drifted` holds the versions whose inputs or outputs show at least half of the evidence that an alarm needs, by
+    detector; `previous` is the version before the stable one where it is approved.
+    """
+
+    route: Route
+    rollout: RolloutState | None = None
+    drifted: dict[str, frozenset[int]] = {}
+    previous: int | None = None
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What came of running the previous version on the same labelled rows.
+
+    `better` is None when it could not be run, and `note` says why.
+    """
+
+    version: int
+    better: bool | None
+    rows: int = 0
+    note: str = ""
+    numbers: dict[str, Any] = {}
+
+
+def needs_comparison(alarm: Alarm, situation: Situation) -> bool:
+    """Whether this alarm may take the stable version back, if the previous one does better on the same rows."""
+    return (
+        alarm.detector == "quality"
+        and alarm.action == "rollback"
+        and alarm.version == situation.route.stable
+        and situation.previous is not None
+    )
+
+
+def decide_alarm(alarm: Alarm, situation: Situation) -> list[Move]:
+    """Moves for an alarm of one version's own detectors."""
+    if alarm.detector == "quality":
+        return decide_harm(alarm, situation, None)
+    if alarm.tier == "warn":
+        return [_record("warning", alarm, _warning_text(alarm)), *_follow(alarm, situation)]
+    of_stable = alarm.detector == "inputs" and alarm.version == situation.route.stable
+    if of_stable or _both_arms(alarm, situation):
+        return [_record("world_changed", alarm, _world_text(alarm, situation)), *_follow(alarm, situation)]
+    if alarm.action == "rollback" and alarm.version == situation.route.canary:
+        return [_take_back(alarm, situation, _drift_text(alarm) + "; the stable version's have not, so it goes back")]
+    return [_record("drift_alarm", alarm, _drift_text(alarm)), *_follow(alarm, situation)]
+
+
+def decide_harm(alarm: Alarm, situation: Situation, comparison: Comparison | None) -> list[Move]:
+    """Moves for a version whose labelled rows miss more often than its reference allows."""
+    text = _harm_text(alarm)
+    if alarm.version != situation.route.stable:
+        return [_record("harm", alarm, text + "; its trial decides what becomes of it"), *_follow(alarm, situation)]
+    if comparison is not None and comparison.better:
+        reason = f"{text}; version {comparison.version} does better on the same {comparison.rows} rows"
+        evidence = _evidence(alarm) | {"comparison": msgspec.to_builtins(comparison)}
+        return [Move(alarm.model, "take_back", "rollback", reason, evidence, version=alarm.version)]
+    evidence = _evidence(alarm)
+    if comparison is not None:
+        evidence["comparison"] = msgspec.to_builtins(comparison)
+    reason = text
+    if alarm.action == "rollback":
+        reason += f"; {_why_not_back(situation, comparison)}"
+    harm = Move(alarm.model, "record", "harm", reason, evidence)
+    return [harm, *_follow(alarm, situation, retrain=alarm.action in ("rollback", "retrain"))]
+
+
+def decide_verdict(verdict: Verdict, situation: Situation, certificate: dict[str, Any]) -> list[Move]:
+    """Moves for what the judge of a trial says.
+
+    Without an open rollout the judge may take a canary back, and never promotes. A rollout that a person paused is
+    taken forward by a person only; one that is frozen waits for a person altogether.
+    """
+    route, rollout = situation.route, situation.rollout
+    if verdict.kind == "hold" or route.canary is None:
+        return []
+    reason = f"version {route.canary}: {verdict.reason}"
+    evidence = {
+        "metric": verdict.metric,
+        "log_evidence": verdict.log_evidence,
+        "log_threshold": verdict.threshold,
+        "certificate": certificate,
+    }
+    if verdict.kind == "rollback":
+        if rollout is not None and rollout.phase == "frozen":
+            return []
+        return [Move(route.model, "take_back", "rollback", reason, evidence, version=route.canary)]
+    if rollout is None:
+        if verdict.kind == "freeze":
+            return [Move(route.model, "record", "frozen", reason + "; its evidence does not count", evidence)]
+        return []
+    if rollout.phase != "running" and not (verdict.kind == "freeze" and rollout.phase == "paused"):
+        return []
+    event = _event_of(verdict)
+    if event == "expire":
+        reason += "; the rollout is paused until a person decides"
+    return [Move(route.model, "rollout", event, reason, evidence, event=event, rollout=rollout.id)]
+
+
+def metric_alarm(reading: Reading, situation: Situation, certificate: dict[str, Any]) -> list[Move]:
+    """Moves for a judge's metric that reached its line and may only alert or ask for retraining."""
+    model, canary = situation.route.model, situation.route.canary
+    reason = (
+        f"version {canary}: {reading.metric} differ from the stable version's "
+        f"({reading.canary} on the canary, {reading.stable} on stable)"
+    )
+    evidence = {
+        "metric": reading.metric,
+        "version": canary,
+        "log_evidence": reading.log_evidence,
+        "log_threshold": reading.threshold,
+        "certificate": certificate,
+    }
+    return [Move(model, "record", "drift_alarm", reason, evidence)]
+
+
+def week_of(time: str) -> str:
+    """The Monday of the week that an ISO 8601 time lies in; empty when it cannot be read.
+
+    >>> week_of("2012-03-08T17:00:00Z"), week_of("soon")
+    ('2012-03-05', '')
+    """
+    try:
+        day = date.fromisoformat(time[:10])
+        return (day - timedelta(days=day.weekday())).isoformat()
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _event_of(verdict: Verdict) -> Event:
+    events: dict[str, Event] = {
+        "advance": "advance",
+        "promote": "promote",
+        "pause": "pause",
+        "freeze": "freeze",
+        "expire": "expire",
+    }
+    return events[verdict.kind]
+
+
+def _both_arms(alarm: Alarm, situation: Situation) -> bool:
+    drifted = situation.drifted.get(alarm.detector, frozenset()) | {alarm.version}
+    return situation.route.canary is not None and {situation.route.stable, situation.route.canary} <= drifted
+
+
+def _follow(alarm: Alarm, situation: Situation, *, retrain: bool | None = None) -> list[Move]:
+    """What the policy asks for besides telling people: pause the rollout, or ask for retraining."""
+    moves = []
+    rollout = situation.rollout
+    if alarm.action == "pause" and rollout is not None and rollout.phase == "running":
+        reason = f"paused as {alarm.detector} of version {alarm.version} raised an alarm"
+        moves.append(Move(alarm.model, "rollout", "pause", reason, _evidence(alarm), event="pause", rollout=rollout.id))
+    if retrain if retrain is not None else alarm.action == "retrain":
+        reason = (
+            f"{alarm.model} wants training on what came after {alarm.since[:10]}: "
+            f"the {alarm.detector} detector of version {alarm.version} raised an alarm"
+        )
+        window = {"start": alarm.since, "end": alarm.until}
+        moves.append(Move(alarm.model, "record", "retrain_requested", reason, _evidence(alarm) | {"window": window}))
+    return moves
+
+
+def _record(kind: str, alarm: Alarm, reason: str) -> Move:
+    return Move(alarm.model, "record", kind, reason, _evidence(alarm))
+
+
+def _take_back(alarm: Alarm, situation: Situation, reason: str) -> Move:
+    return Move(alarm.model, "take_back", "rollback", reason, _evidence(alarm), version=situation.route.canary)
+
+
+def _evidence(alarm: Alarm) -> dict[str, Any]:
+    return {
+        "version": alarm.version,
+        "detector": alarm.detector,
+        "tier": alarm.tier,
+        "action": alarm.action,
+        "log_evidence": alarm.evidence,
+        "log_threshold": alarm.threshold,
+        "features": alarm.features,
+        "since": alarm.since,
+        "since_week": week_of(alarm.since),
+        "until": alarm.until,
+        "rows": alarm.rows,
+        "callers": alarm.callers,
+        **alarm.numbers,
+    }
+
+
+def _since_text(alarm: Alarm) -> str:
+    week = week_of(alarm.since)
+    return f"since {alarm.since[:16]}" + (f" (week of {week})" if week else "")
+
+
+def _features_text(alarm: Alarm) -> str:
+    names = list(alarm.features)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _drift_text(alarm: Alarm) -> str:
+    return (
+        f"{alarm.detector} of version {alarm.version} have left its reference {_since_text(alarm)}: "
+        f"{_features_text(alarm)}"
+    )
+
+
+def _world_text(alarm: Alarm, situation: Situation) -> str:
+    where = "both arms see it alike" if _both_arms(alarm, situation) else "every version would see the same"
+    return f"the world changed: {_drift_text(alarm)}; {where}, so nothing is rolled back"
+
+
+def _harm_text(alarm: Alarm) -> str:
+    numbers = alarm.numbers
+    rates = ""
+    if {"miss_rate", "allowed_miss_rate"} <= numbers.keys():
+        rates = f" ({numbers['miss_rate']:.1%} of its labelled rows, {numbers['allowed_miss_rate']:.1%} are allowed)"
+    return f"version {alarm.version} misses more often than its reference {_since_text(alarm)}{rates}"
+
+
+def _warning_text(alarm: Alarm) -> str:
+    return f"{alarm.detector} sees the losses of version {alarm.version} change {_since_text(alarm)}"
+
+
+def _why_not_back(situation: Situation, comparison: Comparison | None) -> str:
+    if comparison is None:
+        return "there is no previous approved version to go back to"
+    if comparison.better is None:
+        return f"version {comparison.version} could not be compared: {comparison.note}"
+    return f"version {comparison.version} is not shown to do better on the same {comparison.rows} rows"
