@@ -22,7 +22,7 @@ from gateway.rollout.machine import Event, RolloutState, begin, move
 from gateway.rollout.plan import Plan, check_plan
 from gateway.routing.table import Route
 
-__all__ = ("move_rollout", "roll_back", "set_route_by_hand", "start_rollout")
+__all__ = ("TRAFFIC_KINDS", "move_rollout", "roll_back", "set_route_by_hand", "start_rollout")
 
 _KINDS: dict[Event, str] = {
     "advance": "rollout_advanced",
@@ -36,6 +36,9 @@ _KINDS: dict[Event, str] = {
     "supersede": "rollout_superseded",
     "expire": "rollout_expired",
 }
+
+TRAFFIC_KINDS = ("route_set", "rollback", "rollout_started", "rollout_advanced", "rollout_promoted", "rollout_aborted")
+"""Kinds of the decisions that move traffic."""
 
 
 def set_route_by_hand(

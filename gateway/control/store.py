@@ -21,7 +21,7 @@ from gateway.control.audit import GENESIS, verify
 from gateway.control.change import Change, Status, VersionState, decision_of, rollout_of, route_of, version_of
 from gateway.control.database import Database
 from gateway.control.errors import Conflict, NotKnown, Refused, StoreAway, StoreError
-from gateway.control.moves import move_rollout, roll_back, set_route_by_hand, start_rollout
+from gateway.control.moves import TRAFFIC_KINDS, move_rollout, roll_back, set_route_by_hand, start_rollout
 from gateway.events.records import DecisionRecord
 from gateway.rollout.machine import Event, RolloutState
 from gateway.rollout.plan import Plan
@@ -295,6 +295,22 @@ class Store:
         with self._database.reading() as connection:
             return [rollout_of(row) for row in connection.execute(query).mappings()]
 
+    def rollout_by_id(self, rollout_id: str) -> RolloutState:
+        """One rollout, open or over.
+
+        Raises
+        ------
+        NotKnown
+            There is no such rollout.
+        """
+        table = schema.rollouts
+        with self._database.reading() as connection:
+            query = sa.select(table.c.state).where(table.c.id == rollout_id)
+            found = connection.execute(query).mappings().one_or_none()
+        if found is None:
+            raise NotKnown(f"there is no rollout {rollout_id}")
+        return rollout_of(found)
+
     def plan(self, rollout_id: str) -> Plan:
         """The plan a rollout was started with.
 
@@ -327,12 +343,40 @@ class Store:
                 model, kind=kind, actor=actor, reason=reason, before=before, after=after, evidence=evidence
             )
 
-    def decisions(self, *, after_seq: int = 0, model: str | None = None, limit: int = 100) -> list[DecisionRecord]:
-        """Decisions in their order, from the one after `after_seq` on, at most `limit`."""
-        table = schema.decisions
-        query = sa.select(table).where(table.c.seq > after_seq).order_by(table.c.seq).limit(limit)
+    def decisions(
+        self, *, after_seq: int = 0, model: str | None = None, limit: int = 100, newest: bool = False
+    ) -> list[DecisionRecord]:
+        """Decisions in their order, at most `limit` of those after `after_seq`: the first ones, or the newest."""
+        seq = schema.decisions.c.seq
+        query = sa.select(schema.decisions).where(seq > after_seq)
         if model is not None:
-            query = query.where(table.c.model == model)
+            query = query.where(schema.decisions.c.model == model)
+        found = self._read_decisions(query.order_by(seq.desc() if newest else seq).limit(limit))
+        return found[::-1] if newest else found
+
+    def approval(self, model: str, version: int, digest: str) -> DecisionRecord | None:
+        """The last approval of exactly these bytes."""
+        table = schema.decisions
+        approved = self._read_decisions(
+            sa.select(table)
+            .where(table.c.model == model, table.c.kind == "version_approved")
+            .order_by(table.c.seq.desc())
+        )
+        wanted = {"version": version, "digest": digest, "status": "approved"}
+        return next((decision for decision in approved if decision.after == wanted), None)
+
+    def route_decision(self, model: str, *, until: str) -> DecisionRecord | None:
+        """The decision that made the model's route what it was at a time (ISO 8601, UTC)."""
+        table = schema.decisions
+        found = self._read_decisions(
+            sa.select(table)
+            .where(table.c.model == model, table.c.time <= until, table.c.kind.in_(TRAFFIC_KINDS))
+            .order_by(table.c.seq.desc())
+            .limit(1)
+        )
+        return found[0] if found else None
+
+    def _read_decisions(self, query: sa.Select[Any]) -> list[DecisionRecord]:
         with self._database.reading() as connection:
             return [decision_of(row) for row in connection.execute(query).mappings()]
 
