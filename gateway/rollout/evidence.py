@@ -187,7 +187,7 @@ class OddsTest:
     """
 
     def __init__(self, bets: Sequence[Bet]) -> None:
-        self._bets = tuple(bets)
+        self.bets = tuple(bets)
         self._tally = Tally()
 
     def __repr__(self) -> str:
@@ -206,7 +206,7 @@ class OddsTest:
     @property
     def log_evidence(self) -> float:
         """Return the natural logarithm of the e-value; 0 before the first event."""
-        return self._tally.log_wealth(self._bets)
+        return self._tally.log_wealth(self.bets)
 
     def at(self, share: float) -> tuple[int, int]:
         """Return how many events were drawn at this share: (on stable, on the canary)."""
@@ -227,7 +227,7 @@ class OddsTest:
         if not 0.0 < share < 1.0:
             return 0.0
         canary = share * ratio / (share * ratio + 1.0 - share)
-        factors = [log_factors(bet, share) for bet in self._bets]
+        factors = [log_factors(bet, share) for bet in self.bets]
         return max(0.0, *(canary * on_canary + (1.0 - canary) * on_stable for on_canary, on_stable in factors))
 
     def state(self) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from gateway.rollout.errors import EvidenceError
@@ -103,7 +103,7 @@ class SeenUnits:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._counted: dict[str, int] = {}
+        self._counted: OrderedDict[str, int] = OrderedDict()
         self._bits: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class SeenUnits:
         counted = self._counted.get(unit_key)
         if counted is None:
             if len(self._counted) == self._limit:
-                del self._counted[next(iter(self._counted))]
+                self._counted.popitem(last=False)
             counted = 0
         self._counted[unit_key] = counted | bit
         return not counted & bit
@@ -140,4 +140,4 @@ class SeenUnits:
         if not (isinstance(metrics, list) and isinstance(units, list)):
             raise EvidenceError(f"seen units have {sorted(state)}: expected 'metrics' and 'units'")
         self._bits = {str(metric): 1 << place for place, metric in enumerate(metrics)}
-        self._counted = {str(key): int(bits) for key, bits in units[-self._limit :]}
+        self._counted = OrderedDict((str(key), int(bits)) for key, bits in units[-self._limit :])

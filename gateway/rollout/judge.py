@@ -148,7 +148,7 @@ class Judge:
             self._good["quality"].update(on_canary, share)
 
     def output_bin(self, name: str, index: int, *, on_canary: bool, weight: float, unit_key: str | None = None) -> None:
-        """Take in the bin of one output in the stable version's reference.
+        """Take in the bin that one output fell in; both arms number their bins alike.
 
         Raises
         ------
