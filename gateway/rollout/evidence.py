@@ -299,7 +299,7 @@ class BinShift:
     """
 
     def __init__(self, tolerance: float) -> None:
-        self._families = tuple(_band_bets(1.0 + tolerance, spread) for spread in _SPREADS)
+        self.families = tuple(_band_bets(1.0 + tolerance, spread) for spread in _SPREADS)
         self._tallies: dict[int, Tally] = {}
 
     def __repr__(self) -> str:
@@ -321,9 +321,9 @@ class BinShift:
     @property
     def log_evidence(self) -> float:
         """Return the natural logarithm of the e-value; 0 before the first value."""
-        mass = 1.0 / len(self._families)
+        mass = 1.0 / len(self.families)
         return log_mixture(
-            [(mass, math.fsum(tally.log_wealth(bets) for tally in self._tallies.values())) for bets in self._families]
+            [(mass, math.fsum(tally.log_wealth(bets) for tally in self._tallies.values())) for bets in self.families]
         )
 
     def update(self, index: int, on_canary: bool, *, share: float) -> None:
