@@ -1,0 +1,213 @@
+"""The test kit's Apache Kafka: one KRaft node on loopback, from Maven artifacts, to be killed, frozen and restarted.
+
+Needs Java 17 and Maven; the jars (54 MB) are fetched once, into `.cache/kafka` or below `$XDG_CACHE_HOME`.
+`GATEWAY_TEST_KAFKA` wins: a folder of jars to use, or the `host:port` of a broker that runs already, which then serves
+the tests that do not stop it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+__all__ = ("KafkaBroker", "free_port", "kafka_jars")
+
+KAFKA_VERSION = "4.3.1"
+
+_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
+  </dependencies>
+</project>
+"""
+_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1"
+_FETCH_SECONDS = 240
+_START_SECONDS = 60
+
+
+def kafka_jars() -> Path:
+    """Return the folder with the broker's jars, fetching them when missing; skips the test where that cannot be.
+
+    On a build server (`CI=true`) nothing is skipped: there it fails.
+    """
+    given = os.environ.get("GATEWAY_TEST_KAFKA", "")
+    if given and Path(given).is_dir():
+        return Path(given)
+    lacking = [program for program in ("java", "mvn") if shutil.which(program) is None]
+    if lacking:
+        _give_up(f"Apache Kafka needs {' and '.join(lacking)}, which is not installed")
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    jars = cache / KAFKA_VERSION
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not jars.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                _fetch(Path(folder))
+                (Path(folder) / "jars").rename(jars)
+    return jars
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class KafkaBroker:
+    """One broker with its own data folder; `start` after `kill` goes on with what it had acknowledged."""
+
+    def __init__(self, folder: Path, *, settings: dict[str, str] | None = None) -> None:
+        self._folder = folder
+        self._settings = settings or {}
+        self._jars = kafka_jars()
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"<KafkaBroker {self.bootstrap_servers} {'running' if self._process else 'not running'}>"
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start the broker and wait until it answers."""
+        if not (self._folder / "server.properties").exists():
+            self._format()
+        log = open(self._folder / "broker.log", "ab")
+        with log:
+            self._process = subprocess.Popen(
+                [
+                    *self._java("-Xms256m", "-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+                    "kafka.Kafka",
+                    "server.properties",
+                ],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = (self._folder / "broker.log").read_text(errors="replace")[-2000:]
+                self.kill()
+                pytest.fail(f"Apache Kafka did not start:\n{tail}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """End the broker with SIGKILL."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(timeout=30)
+
+    def freeze(self) -> None:
+        """Stop the broker's process; its connections stay open and nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def _java(self, *options: str) -> list[str]:
+        return ["java", *options, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{self._jars}/*"]
+
+    def _format(self) -> None:
+        controller = free_port()
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": str(self._folder / "data"),
+            "auto.create.topics.enable": "false",
+            "offsets.topic.num.partitions": "1",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.num.partitions": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "share.coordinator.state.topic.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "log.cleaner.dedupe.buffer.size": "33554432",
+        } | self._settings
+        text = "".join(f"{name}={value}\n" for name, value in properties.items())
+        (self._folder / "server.properties").write_text(text)
+        tool = [*self._java("-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool"]
+        made = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run(
+            [*tool, "format", "-t", made.stdout.split()[-1], "-c", "server.properties"],
+            cwd=self._folder,
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1) as door:
+            # ApiVersions v0, correlation 1, client "kit": answered only when the broker is ready.
+            door.sendall(bytes.fromhex("0000000d 0012 0000 00000001 0003 6b6974"))
+            door.settimeout(2)
+            return len(door.recv(8)) == 8
+        return False
+
+
+def _fetch(folder: Path) -> None:
+    (folder / "pom.xml").write_text(_POM)
+    _maven(folder, "copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars")
+    names = " ".join(path.name for path in (folder / "jars").iterdir())
+    match = re.search(r"slf4j-api-([0-9.]+)\.jar", names)
+    if match is None:
+        _give_up(f"no slf4j-api among the jars of Apache Kafka: {names}")
+    else:
+        _maven(folder, "copy", f"-Dartifact=org.slf4j:slf4j-simple:{match[1]}", "-DoutputDirectory=jars")
+
+
+def _maven(folder: Path, goal: str, *options: str) -> None:
+    try:
+        subprocess.run(
+            ["mvn", "-B", "-q", f"{_PLUGIN}:{goal}", *options],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_FETCH_SECONDS,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        _give_up(f"Maven could not fetch Apache Kafka: {(error.stdout + error.stderr)[-500:]}")
+    except subprocess.TimeoutExpired:
+        _give_up(f"Maven did not fetch Apache Kafka within {_FETCH_SECONDS} s")
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(base) / "inference-gateway" / "kafka" if base else Path(__file__).parents[1] / ".cache" / "kafka"
+
+
+def _give_up(reason: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,36 @@
+"""Fixtures that more than one room's tests need."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from brokers import KafkaBroker
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The `host:port` of an Apache Kafka that lives for the whole session; give each test its own topic prefix."""
+    given = os.environ.get("GATEWAY_TEST_KAFKA", "")
+    if given and not Path(given).is_dir():
+        yield given
+        return
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+    broker.start()
+    yield broker.bootstrap_servers
+    broker.kill()
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[KafkaBroker]:
+    """A started Apache Kafka of this test alone, to be killed, frozen and restarted."""
+    broker = KafkaBroker(tmp_path / "kafka")
+    broker.start()
+    yield broker
+    broker.kill()
