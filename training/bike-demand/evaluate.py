@@ -42,7 +42,8 @@ def errors_of(version: ModelVersion, hours: Hours) -> NDArray[np.float64]:
 def held_out(hours: Hours, version: int) -> NDArray[np.bool_]:
     """The weeks of a version's time span that it did not learn from, shape [rows]."""
     span = SPANS[version]
-    return hours.between(span.first_day, span.last_day) & (hours.weeks() % HELD_OUT_WEEKS == 0)
+    within: NDArray[np.bool_] = hours.between(span.first_day, span.last_day)
+    return within & (hours.weeks() % HELD_OUT_WEEKS == 0)
 
 
 def table(title: str, rows: dict[str, list[str]]) -> str:
