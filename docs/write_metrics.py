@@ -20,8 +20,9 @@ written from `gateway/telemetry/catalog.py` by `python docs/write_metrics.py`; a
 - Values of labels come from loaded models and closed sets, never from a caller.
 - Counters and histograms hold through the death of a process (they are in shared memory) and begin anew when the
   gateway is started. Gauges speak for living processes only; where several set one, `merge` says how they become one.
-- What is answered is logged: over all series, `gateway_requests_total` + `gateway_feedback_total{state="received"}` +
-  `gateway_decisions_total` = `gateway_log_events_total`, spooled and dropped, once the gateway is at rest.
+- What is answered is logged: at rest, over all series, `gateway_requests_total` and
+  `gateway_feedback_total{state="received"}` together are what the fronts have put into
+  `gateway_log_events_total{state=~"spooled|dropped"}`; decisions, which are events too, come on top.
 - Labels with values in brackets are complete from the start: a value not seen yet is shown with 0.
 
 | metric | kind | labels | meaning |

@@ -61,7 +61,23 @@ _ARMS = ("stable", "canary", "shadow", "pinned")
 _OUTCOMES = ("ok", "client_error", "model_error", "unavailable", "timeout")
 _FEEDBACK_STATES = ("received", "joined", "repeated", "unmatched")
 _EVENT_STATES = ("spooled", "shipped", "dropped", "dead_letter")
-_DECISIONS = ("route_set", "rollout_started", "rollout_advanced", "rollout_promoted", "rollback", "world_changed")
+_DECISIONS = (
+    "version_approved",
+    "version_rejected",
+    "digest_refused",
+    "route_set",
+    "rollout_started",
+    "rollout_advanced",
+    "rollout_paused",
+    "rollout_frozen",
+    "rollout_promoted",
+    "rollback",
+    "warning",
+    "drift_alarm",
+    "harm",
+    "world_changed",
+    "retrain_requested",
+)
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _DELAY_SECONDS = (1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0, 259200.0, 604800.0, 2592000.0)

@@ -16,10 +16,10 @@ import pytest
 from gateway.telemetry.catalog import CATALOG
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.exposition import render
+from tests.panels import DASHBOARD, panel_queries
 from tests.prometheus import missing, promtool
 
 ROOT = Path(__file__).parents[2]
-DASHBOARD = ROOT / "grafana" / "dashboards" / "gateway.json"
 RULES = ROOT / "grafana" / "alerts" / "gateway.rules.yml"
 RULE_TESTS = ROOT / "grafana" / "alerts" / "gateway.rules.test.yml"
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -44,20 +44,6 @@ def grafana_library() -> None:
         missing("grafana-foundation-sdk is not installed (dependency group dashboards)")
 
 
-def plain(expression: str) -> str:
-    """The expression as Grafana sends it."""
-    return expression.replace("$__rate_interval", "20s").replace("$model", "bike-demand")
-
-
-def dashboard_expressions() -> dict[str, str]:
-    board = json.loads(DASHBOARD.read_text())
-    found = {"annotation": board["annotations"]["list"][0]["expr"]}
-    for panel in board["panels"]:
-        for target in panel.get("targets", []):
-            found[f"{panel['title']} {target['refId']}"] = target["expr"]
-    return {title: plain(expression) for title, expression in found.items()}
-
-
 def rules() -> list[dict[str, Any]]:
     """Each rule's name, expression and severity; the file is YAML of a shape that promtool has checked."""
     found = []
@@ -69,7 +55,7 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
-EXPRESSIONS = {**dashboard_expressions(), **{rule["name"]: rule["expression"] for rule in rules()}}
+EXPRESSIONS = {**panel_queries(), **{rule["name"]: rule["expression"] for rule in rules()}}
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS.keys())
@@ -91,7 +77,7 @@ def test_every_metric_and_label_in_use_is_in_the_catalog(expression):
 
 
 def test_every_metric_an_operator_looks_for_is_on_the_dashboard():
-    shown = " ".join(dashboard_expressions().values())
+    shown = " ".join(panel_queries().values())
     not_shown = {name for name in CATALOG if not re.search(rf"\b{name}", shown)}
     assert not_shown == {"gateway_build_info", "gateway_metric_files_damaged", "gateway_metric_series_unpublished"}
 
