@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,17 @@ def test_bounds_hold_as_often_as_promised_for_small_shares_too():
         hits = rng.binomial(200, p, size=20_000)
         assert (upper_bounds(hits, rows, 0.01) < p).mean() <= 0.01
         assert (lower_bounds(hits, rows, 0.01) > p).mean() <= 0.01
+
+
+def test_the_bound_after_no_hits_is_the_known_one():
+    rows = np.array([1, 10, 1000, 10**9])
+    assert np.allclose(upper_bounds(np.zeros(4), rows, 0.01), -np.expm1(math.log(0.01) / rows), rtol=1e-6)
+
+
+def test_the_bound_is_where_the_divergence_spends_the_error():
+    high = float(upper_bounds(np.array([30]), np.array([100]), 0.01)[0])
+    divergence = 0.3 * math.log(0.3 / high) + 0.7 * math.log(0.7 / (1 - high))
+    assert abs(100 * divergence - math.log(100)) < 1e-9
 
 
 def test_nothing_is_known_without_rows():

@@ -63,6 +63,12 @@ def test_a_projected_bet_is_a_distribution_of_the_null(reference, weights, toler
     assert largest_expectation(bet / null, detector._low[0], detector._high[0]) <= 1.0 + 1e-9
 
 
+def test_the_null_is_the_band_of_the_reference_stretched_by_the_tolerance_both_ways():
+    detector = BinnedECusum({"x": feature_of([10**12] * 4 + [0])}, tolerance=0.25)
+    assert detector._low[0, :4] == pytest.approx(0.25 / 1.25, rel=1e-4)
+    assert detector._high[0, :4] == pytest.approx(0.25 * 1.25, rel=1e-4)
+
+
 @settings(deadline=None)
 @given(COUNTS, COUNTS, ROWS, ROWS)
 def test_a_narrow_feature_is_watched_beside_a_wide_one_as_alone(first, second, rows, more):
