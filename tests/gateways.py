@@ -1,0 +1,179 @@
+"""Starts whole gateways for tests: real processes, free ports, a state directory of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 60.0
+STOP_SECONDS = 45.0
+
+
+class RunningGateway:
+    """A gateway in processes of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], state_dir: Path, models: Path, output: Path) -> None:
+        self.process = process
+        self.state_dir = state_dir
+        self.models = models
+        self.output = output
+        ports = json.loads((state_dir / "run" / "gateway.json").read_bytes())
+        self.http_port = ports["http_port"]
+        self.http_url = f"http://127.0.0.1:{ports['http_port']}"
+        self.metrics_url = f"http://127.0.0.1:{ports['metrics_port']}/metrics"
+        self.admin_url = f"http://127.0.0.1:{ports['admin_port']}"
+
+    def get(self, url: str, *, headers: Mapping[str, str] | None = None) -> Any:
+        return call(url, None, headers=headers)[1]
+
+    def infer(self, model: str, row: list[float], *, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        status, answer = self.try_infer(model, row, headers=headers)
+        assert status == 200, answer
+        return answer
+
+    def try_infer(
+        self, model: str, row: list[float], *, headers: Mapping[str, str] | None = None, name: str = "features"
+    ) -> tuple[int, dict[str, Any]]:
+        tensor = {"name": name, "shape": [1, len(row)], "datatype": "FP32", "data": row}
+        return call(f"{self.http_url}/v2/models/{model}/infer", {"inputs": [tensor]}, headers=headers)
+
+    def cli(self, *arguments: str, status: int = 0) -> str:
+        """Run the command line against this gateway; returns what it printed."""
+        environment = os.environ | {"GATEWAY_URL": self.admin_url}
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", *arguments], capture_output=True, cwd=ROOT, env=environment, timeout=90
+        )
+        assert done.returncode == status, done.stdout.decode() + done.stderr.decode()
+        return done.stdout.decode() + done.stderr.decode()
+
+    def children(self, name: str) -> list[int]:
+        """Process ids of this gateway's processes whose title begins so, such as `front` or `engine bike-demand/2`."""
+        found = []
+        listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        for child in listing.split():
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0").decode("utf-8", "replace")
+                if title.startswith(f"gateway: {name}"):
+                    found.append(int(child))
+        return found
+
+    def stop(self, *, seconds: float = STOP_SECONDS) -> int:
+        """SIGTERM, wait, and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the gateway did not stop:\n{self.output.read_text()}") from None
+
+
+def call(
+    url: str, body: Any = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
+) -> tuple[int, Any]:
+    """One HTTP call; returns status and decoded JSON (or text)."""
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=content, headers=dict(headers or {}), method=method)
+    if content is not None:
+        request.add_header("content-type", "application/json")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as response:
+            status, raw = response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            status, raw = error.code, error.read()
+    try:
+        return status, json.loads(raw)
+    except ValueError:
+        return status, raw.decode()
+
+
+def eventually(condition: Any, *, seconds: float = 15.0, what: str = "it") -> Any:
+    """Ask until the answer is truthy; returns it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def start_gateway(
+    tmp_path: Path,
+    *,
+    kafka: str | None = None,
+    fronts: int = 1,
+    environment: Mapping[str, str] | None = None,
+    models: Path | None = None,
+    arguments: tuple[str, ...] = (),
+) -> RunningGateway:
+    """Start `gateway serve` and wait until it is ready.
+
+    A copy of the shipped models is served unless `models` names another folder; a second start on the same
+    `tmp_path` goes on with its state.
+    """
+    state_dir = tmp_path / "state"
+    if models is None:
+        models = tmp_path / "models"
+        if not models.exists():
+            shutil.copytree(ROOT / "models", models)
+    output = tmp_path / "gateway.log"
+    ports = [flag for name in ("http", "metrics", "admin") for flag in (f"--{name}-port", "0")]
+    command = [sys.executable, "-m", "gateway", "serve", "--models", str(models), "--state-dir", str(state_dir)]
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
+    variables |= dict(environment or {})
+    if kafka:
+        variables["GATEWAY_KAFKA__BOOTSTRAP_SERVERS"] = kafka
+    (state_dir / "run" / "gateway.json").unlink(missing_ok=True)
+    with output.open("ab") as log:
+        process = subprocess.Popen(
+            [*command, *ports, "--fronts", str(fronts), *arguments], stdout=log, stderr=log, cwd=ROOT, env=variables
+        )
+    try:
+        _await_ready(process, state_dir, output)
+        return RunningGateway(process, state_dir, models, output)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+@contextlib.contextmanager
+def running_gateway(tmp_path: Path, **options: Any) -> Iterator[RunningGateway]:
+    """`start_gateway`, stopped at the end."""
+    gateway = start_gateway(tmp_path, **options)
+    try:
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+def _await_ready(process: subprocess.Popen[bytes], state_dir: Path, output: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the gateway ended with {process.returncode}:\n{output.read_text()}")
+        with contextlib.suppress(OSError, ValueError):
+            ports = json.loads((state_dir / "run" / "gateway.json").read_bytes())
+            ready, _ = call(f"http://127.0.0.1:{ports['http_port']}/v2/health/ready")
+            admin, _ = call(f"http://127.0.0.1:{ports['admin_port']}/api/v1/health")
+            metrics, _ = call(f"http://127.0.0.1:{ports['metrics_port']}/metrics")
+            if ready == admin == metrics == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the gateway was not ready within {START_SECONDS:g} s:\n{output.read_text()}")
