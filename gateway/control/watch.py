@@ -70,8 +70,8 @@ class VersionWatch:
             "outputs": _Bins(profile.outputs if profile else {}, columns, policy, ignore=()),
         }
         loss = profile.loss if profile is not None else None
-        self._miss_above = miss_above(policy.quality, loss.miss_above if loss is not None else None)
-        self._risk = _risk_of(profile, policy, self._miss_above)
+        self.miss_above = miss_above(policy.quality, loss.miss_above if loss is not None else None)
+        self._risk = _risk_of(profile, policy, self.miss_above)
         self.notes: list[str] = []
         self._streams = self._streams_of(policy)
         self._latches = {name: Latch(self.line) for name in ("inputs", "outputs", "quality")}
@@ -105,7 +105,7 @@ class VersionWatch:
         if row.arm not in ("stable", "canary") or not self._shares["labels"].admit(row.key or row.prediction_id, 1):
             return None
         loss = loss_of(self.policy.quality, row.outputs, row.label)
-        missed = self._miss_above is not None and loss > self._miss_above
+        missed = self.miss_above is not None and loss > self.miss_above
         self.quality.add(loss, missed)
         self._label_until = row.event_time
         self._label_moments.note(self.quality.rows, row.event_time)
@@ -144,6 +144,11 @@ class VersionWatch:
             if bins.detector is not None
             for feature, evidence in bins.detector.feature_evidence.items()
         }
+
+    def rearm(self) -> None:
+        """Let the same alarms be reported again, as when the version has taken another place on the route."""
+        for latch in self._latches.values():
+            latch.state.fired = False
 
     @property
     def skipped(self) -> int:
@@ -265,8 +270,8 @@ class VersionWatch:
         if self.profile is not None and self.profile.loss is not None:
             loss = self.profile.loss
             numbers |= {"reference_miss_rate": loss.misses / loss.rows, "reference_mean_loss": loss.mean}
-        if self._miss_above is not None:
-            numbers["miss_above"] = self._miss_above
+        if self.miss_above is not None:
+            numbers["miss_above"] = self.miss_above
         return numbers
 
 

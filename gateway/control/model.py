@@ -1,0 +1,271 @@
+"""One model under watch: its versions, the trial of its canary, and the decisions that follow."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.control.alarm import Alarm
+from gateway.control.decisions import (
+    Comparison,
+    Move,
+    Situation,
+    decide_alarm,
+    decide_harm,
+    decide_verdict,
+    metric_alarm,
+    needs_comparison,
+)
+from gateway.control.history import TrialStart
+from gateway.control.join import LabelledRow
+from gateway.control.trial import Trial, TrialState, plan_of
+from gateway.control.versions import Versions
+from gateway.control.watch import VersionWatch, WatchState
+from gateway.events.records import PredictionRecord
+from gateway.repository.policy import ModelPolicy
+from gateway.rollout.errors import EvidenceError
+from gateway.rollout.judge import Verdict
+from gateway.rollout.machine import RolloutState
+from gateway.rollout.plan import Plan
+from gateway.routing.table import Route
+
+__all__ = ("Findings", "Harm", "ModelState", "ModelWatch")
+
+_RECENT_ROWS = 2_000
+_RECENT_ALARMS = 20
+_LARGEST_PAYLOAD_BYTES = 16_384
+"""A labelled row whose prediction is larger is looked up in the log when it is needed."""
+
+
+class Harm(msgspec.Struct, frozen=True):
+    """A harmed stable version whose previous one has still to be compared on the same rows."""
+
+    alarm: Alarm
+    rows: list[LabelledRow]
+    miss_above: float
+
+
+class Findings(msgspec.Struct, frozen=True):
+    """What one flush came to."""
+
+    alarms: list[Alarm]
+    moves: list[Move]
+    harms: list[Harm]
+
+
+class ModelState(msgspec.Struct):
+    """What a checkpoint keeps of a model."""
+
+    watches: dict[int, WatchState] = {}
+    trial: TrialState | None = None
+    reported: list[str] = []
+    alarms: list[Alarm] = []
+    recent: list[LabelledRow] = []
+
+
+class ModelWatch:
+    """Collects evidence on one model and says what to do about it.
+
+    Parameters
+    ----------
+    route : Route
+    policy : ModelPolicy
+    versions : Versions
+        Where reference profiles come from.
+    flush_seconds : float
+        Time between two flushes.
+    """
+
+    def __init__(self, route: Route, *, policy: ModelPolicy, versions: Versions, flush_seconds: float) -> None:
+        self.route = route
+        self.policy = policy
+        self.rollout: RolloutState | None = None
+        self.trial: Trial | None = None
+        self.watches: dict[int, VersionWatch] = {}
+        self.alarms: deque[Alarm] = deque(maxlen=_RECENT_ALARMS)
+        self.verdict: Verdict | None = None
+        self.notes: list[str] = []
+        self._versions = versions
+        self._flush_seconds = flush_seconds
+        self._recent: deque[LabelledRow] = deque(maxlen=_RECENT_ROWS)
+        self._reported: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<ModelWatch {self.route.model} versions={sorted(self.watches)} trial={self.trial!r}>"
+
+    def follow(
+        self, route: Route, *, rollout: RolloutState | None, start: TrialStart | None, plan: Plan | None
+    ) -> None:
+        """Take over what the store says; a trial that is another one begins without evidence.
+
+        Parameters
+        ----------
+        start : TrialStart or None
+            Of the route's trial; None while the decision that began it has not been read.
+        plan : Plan or None
+            Of the open rollout.
+        """
+        if (route.stable, route.canary) != (self.route.stable, self.route.canary):
+            for version in {route.stable, route.canary} - {self.route.stable, self.route.canary, None}:
+                if version in self.watches:
+                    self.watches[version].rearm()
+        self.route, self.rollout = route, rollout
+        on_trial = route.canary is not None and route.weight > 0 and start is not None and start.trial == route.trial
+        if not on_trial or route.canary is None or start is None:
+            self.trial = None
+        elif self.trial is None or self._is_another(self.trial, route, start):
+            self._begin(route.canary, start, plan or plan_of(self.policy))
+        else:
+            self.trial.start = start
+        if self.trial is None:
+            self.verdict = None
+            self._reported.clear()
+
+    def add_prediction(self, record: PredictionRecord) -> None:
+        """Take one prediction of this model, of a version the store knows."""
+        self._watch(record.version).add_prediction(record)
+        if self.trial is not None and not self._is_frozen:
+            self.trial.add_prediction(record)
+
+    def add_label(self, row: LabelledRow) -> None:
+        """Take one labelled row of this model."""
+        counted = self._watch(row.version).add_label(row)
+        if counted is not None and row.version == self.route.stable:
+            large = row.payload is not None and len(row.payload) > _LARGEST_PAYLOAD_BYTES
+            self._recent.append(msgspec.structs.replace(row, payload=None) if large else row)
+        if self.trial is not None and not self._is_frozen:
+            self.trial.add_label(row)
+
+    def flush(self, hours_of: Callable[[str], float], *, previous: int | None) -> Findings:
+        """Count what came; returns the alarms, the moves they ask for, and harms that need a comparison first.
+
+        Parameters
+        ----------
+        hours_of : callable
+            From an ISO 8601 time to the hours since.
+        previous : int or None
+            The version before the stable one, where it is approved.
+        """
+        alarms = [alarm for watch in self.watches.values() for alarm in watch.flush()]
+        self.alarms.extend(alarms)
+        situation = self._situation(previous)
+        moves: list[Move] = []
+        harms: list[Harm] = []
+        for alarm in alarms:
+            harm = self._harm(alarm) if needs_comparison(alarm, situation) else None
+            if harm is not None:
+                harms.append(harm)
+            else:
+                moves += decide_alarm(alarm, situation)
+        if self.trial is not None and not self._is_frozen:
+            self.trial.flush()
+            moves += self._judged(self.trial, situation, hours_of)
+        return Findings(alarms, moves, harms)
+
+    def decide_compared(self, harm: Harm, comparison: Comparison, *, previous: int | None) -> list[Move]:
+        """Moves for a harm whose comparison is done."""
+        return decide_harm(harm.alarm, self._situation(previous), comparison)
+
+    def state(self) -> ModelState:
+        return ModelState(
+            {version: watch.state() for version, watch in self.watches.items()},
+            self.trial.state() if self.trial is not None else None,
+            sorted(self._reported),
+            list(self.alarms),
+            [msgspec.structs.replace(row, payload=None) for row in self._recent],
+        )
+
+    def restore(self, state: ModelState) -> list[str]:
+        """Go on from a checkpoint; returns notes on what could not be taken over and begins anew."""
+        notes = []
+        for version, kept in state.watches.items():
+            try:
+                self._watch(version).restore(kept)
+            except (ValueError, KeyError) as error:
+                self.watches.pop(version, None)
+                notes.append(f"{self.route.model}/{version} is watched anew: {error}")
+        self.alarms.extend(state.alarms)
+        self._recent.extend(state.recent)
+        trial = state.trial
+        if trial is not None and trial.canary == self.route.canary and trial.stable == self.route.stable:
+            self._begin(trial.canary, trial.start, trial.plan)
+            self._reported = set(state.reported)
+            try:
+                if self.trial is not None:
+                    self.trial.restore(trial)
+            except EvidenceError as error:
+                notes.append(f"the trial of {self.route.model}/{trial.canary} is judged anew: {error}")
+        return notes
+
+    @property
+    def _is_frozen(self) -> bool:
+        return self.rollout is not None and self.rollout.phase == "frozen"
+
+    def _watch(self, version: int) -> VersionWatch:
+        watch = self.watches.get(version)
+        if watch is None:
+            watch = self.watches[version] = VersionWatch(
+                self.route.model,
+                version,
+                policy=self.policy,
+                profile=self._versions.profile(self.route.model, version),
+                flush_seconds=self._flush_seconds,
+            )
+            self.notes += watch.notes
+        return watch
+
+    def _is_another(self, trial: Trial, route: Route, start: TrialStart) -> bool:
+        known = (trial.stable, trial.canary, trial.start.trial, trial.start.began)
+        return known != (route.stable, route.canary, start.trial, start.began)
+
+    def _begin(self, canary: int, start: TrialStart, plan: Plan) -> None:
+        stable = self.route.stable
+        self.trial = Trial(
+            self.route.model,
+            stable=stable,
+            canary=canary,
+            start=start,
+            plan=plan,
+            policy=self.policy,
+            profiles={version: self._versions.profile(self.route.model, version) for version in (stable, canary)},
+        )
+        self._reported.clear()
+
+    def _judged(self, trial: Trial, situation: Situation, hours_of: Callable[[str], float]) -> list[Move]:
+        step = self.rollout.step if self.rollout is not None else None
+        self.verdict = verdict = trial.verdict(step=step, hours=hours_of(trial.start.resumed))
+        moves = decide_verdict(verdict, situation, trial.certificate()) if verdict.kind != "hold" else []
+        for reading in trial.readings():
+            name = f"alarm:{reading.metric}"
+            alerts = reading.direction == "harm" and reading.action in ("alert", "retrain")
+            if alerts and reading.log_evidence >= reading.threshold and name not in self._reported:
+                self._reported.add(name)
+                moves += metric_alarm(reading, situation, trial.certificate())
+        return [move for move in moves if self._is_new(move)]
+
+    def _is_new(self, move: Move) -> bool:
+        """A recorded verdict is reported once a trial; what moves traffic is tried until the store has done it."""
+        if move.do != "record" or move.kind == "drift_alarm":
+            return True
+        new = move.kind not in self._reported
+        self._reported.add(move.kind)
+        return new
+
+    def _situation(self, previous: int | None) -> Situation:
+        drifted = {
+            detector: frozenset(
+                version
+                for version, watch in self.watches.items()
+                if watch.evidence().get(detector, 0.0) >= watch.line / 2
+            )
+            for detector in ("inputs", "outputs")
+        }
+        return Situation(self.route, self.rollout, drifted, previous)
+
+    def _harm(self, alarm: Alarm) -> Harm | None:
+        limit = self.watches[alarm.version].miss_above
+        if limit is None:
+            return None
+        return Harm(alarm, [row for row in self._recent if row.version == alarm.version], limit)

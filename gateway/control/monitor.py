@@ -1,0 +1,468 @@
+"""The monitor: reads the log, keeps evidence, and turns it into decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from gateway.control.act import Actor, Acts
+from gateway.control.checkpoint import CheckpointFile, replace_file
+from gateway.control.compare import Rerun, compare
+from gateway.control.decisions import Comparison, Move
+from gateway.control.errors import StoreError
+from gateway.control.gauges import Metrics, NoMetrics
+from gateway.control.history import Trials
+from gateway.control.join import JoinState, LabelJoin, LabelledRow
+from gateway.control.lock import held_lock
+from gateway.control.model import Harm, ModelState, ModelWatch
+from gateway.control.outbox import Outbox
+from gateway.control.status import describe_model
+from gateway.control.store import Snapshot
+from gateway.control.versions import Versions
+from gateway.events.encoding import RecordError, decode, seconds_of
+from gateway.events.records import KIND_DECISION, SCHEMA, DecisionRecord, FeedbackRecord, PredictionRecord
+from gateway.predictions.segments import LogRecord
+from gateway.predictions.source import LogSource
+from gateway.rollout.machine import RolloutState
+from gateway.rollout.plan import Plan
+from gateway.settings import MonitorSettings
+
+__all__ = ("Checkpoint", "ControlStore", "Monitor", "OpenSource")
+
+OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Awaitable[LogSource]]
+"""Opens the log at a position, or at one of its ends when there is none."""
+
+_READ_AT_ONCE = 4_096
+_STATUS_SECONDS = 1.0
+_COMPARE_SECONDS = 30.0
+_PAGE = 500
+
+
+class ControlStore(Acts, Protocol):
+    """What the monitor reads of the store and does to it; `gateway.control.store.Store` is one."""
+
+    def revision(self) -> int: ...
+
+    def snapshot(self) -> Snapshot: ...
+
+    def rollout(self, model: str) -> RolloutState | None: ...
+
+    def plan(self, rollout_id: str) -> Plan: ...
+
+    def decisions(self, *, after_seq: int = 0, model: str | None = None, limit: int = 100) -> list[DecisionRecord]: ...
+
+
+class Checkpoint(msgspec.Struct):
+    """Where reading goes on, and everything that was known there."""
+
+    position: dict[str, Any]
+    models: dict[str, ModelState]
+    join: JoinState
+    trials: Trials
+    pending: list[Move]
+    skipped: dict[str, int]
+
+
+class Monitor:
+    """One process's watch over all models.
+
+    Parameters
+    ----------
+    open_source : callable
+        Opens the log where the checkpoint says.
+    store : ControlStore
+    versions : Versions
+        Policies and reference profiles.
+    state_dir : Path
+        Checkpoint, lock and status lie in `monitor/` below it.
+    settings : MonitorSettings
+    rerun : Rerun
+        Runs a previous version on logged rows.
+    lookup : callable
+        Finds a prediction by its id in the log; None when it is not there.
+    outbox : Outbox, optional
+        Brings the store's decisions to the log.
+    metrics : Metrics
+    note : callable
+        Takes one sentence for the process log.
+    clock, monotonic : callable
+        Seconds since 1970, and seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        open_source: OpenSource,
+        store: ControlStore,
+        *,
+        versions: Versions,
+        state_dir: Path,
+        settings: MonitorSettings,
+        rerun: Rerun,
+        lookup: Callable[[str], PredictionRecord | None],
+        outbox: Outbox | None = None,
+        metrics: Metrics | None = None,
+        note: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_source = open_source
+        self._store = store
+        self._versions = versions
+        self._folder = state_dir / "monitor"
+        self._settings = settings
+        self._rerun = rerun
+        self._lookup = lookup
+        self._outbox = outbox
+        self._metrics = metrics or NoMetrics()
+        self._note = note
+        self._clock = clock
+        self._monotonic = monotonic
+        self._checkpoints = CheckpointFile(self._folder / "checkpoint.msgpack", Checkpoint)
+        self._actor = Actor(store, note=note)
+        self._join = LabelJoin(self._quality_output, max_predictions=settings.join_predictions)
+        self._trials = Trials()
+        self._snapshot: Snapshot | None = None
+        self._rollouts: dict[str, RolloutState | None] = {}
+        self._plans: dict[str, Plan] = {}
+        self._restored: dict[str, ModelState] = {}
+        self._source: LogSource | None = None
+        self._delays: dict[str, list[float]] = {}
+        self._counted_feedback: dict[str, dict[str, int]] = {}
+        self._store_away = False
+        self.models: dict[str, ModelWatch] = {}
+        self.skipped: dict[str, int] = {}
+        self.read = 0
+
+    def __repr__(self) -> str:
+        return f"<Monitor read={self.read} models={sorted(self.models)} skipped={self.skipped} {self._actor!r}>"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch until `stop` is set; waits first while another monitor holds the lock.
+
+        Raises
+        ------
+        OSError
+            The state directory cannot be written at all.
+        """
+        async with held_lock(self._folder / "lock", stop) as ours:
+            if not ours:
+                return
+            await self.start(stop)
+            try:
+                await self._watch(stop)
+            finally:
+                await self.close()
+
+    async def start(self, stop: asyncio.Event) -> None:
+        """Read the checkpoint, wait for the store, open the log."""
+        checkpoint, note = self._checkpoints.read()
+        if note:
+            self._note(note)
+        if checkpoint is not None:
+            self._take_over(checkpoint)
+        while not await self.refresh() and not stop.is_set():
+            await _wait(stop, self._settings.flush_seconds)
+        position = checkpoint.position if checkpoint is not None else None
+        self._source = await self._open_source(position, "latest" if note else "earliest")
+
+    async def step(self, timeout_seconds: float) -> int:
+        """Read once, at most 4,096 records; returns how many came."""
+        if self._source is None:
+            raise RuntimeError("the monitor was not started")
+        records = await self._source.read(_READ_AT_ONCE, timeout_seconds)
+        self.take(records)
+        return len(records)
+
+    def take(self, records: Iterable[LogRecord]) -> None:
+        """Take records of the log; one that cannot be used is counted and passed over."""
+        for record in records:
+            self.read += 1
+            try:
+                reason = self._take_one(record)
+            except RecordError:
+                reason = "not a record"
+            except Exception as error:  # a record must never end the monitor, whatever is in it
+                reason = "failed"
+                self._note(f"record {record.boot}-{record.sequence:010x} was passed over: {error!r}")
+            if reason:
+                self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
+    async def flush(self) -> None:
+        """Look at the evidence, and act on it."""
+        await self.refresh()
+        await self._resolve_overdue()
+        harms: list[tuple[ModelWatch, Harm]] = []
+        for model in list(self.models.values()):
+            try:
+                findings = model.flush(self._hours_since, previous=self._previous_of(model))
+            except Exception as error:  # one model's evidence must not end the watch over the others
+                self._note(f"{model.route.model} is watched anew: {error!r}")
+                del self.models[model.route.model]
+                self._follow_routes()
+                continue
+            for alarm in findings.alarms:
+                self._metrics.alarm(alarm)
+            self._actor.add(findings.moves)
+            harms += [(model, harm) for harm in findings.harms]
+        await self._act()
+        await self.publish()
+        for model, harm in harms:
+            await self._compare(model, harm)
+        if harms:
+            await self._act()
+            await self.publish()
+
+    async def refresh(self) -> bool:
+        """Follow the store; False while it is away and was never read."""
+        try:
+            await asyncio.to_thread(self._read_store)
+        except StoreError as error:
+            if not self._store_away:
+                self._note(f"the store does not answer, the last routes stay: {error}")
+            self._store_away = True
+        else:
+            self._store_away = False
+        return self._snapshot is not None
+
+    def checkpoint(self) -> None:
+        """Write where we are; call it right after a flush, when no row is in between."""
+        if self._source is None:
+            return
+        models = {name: model.state() for name, model in self.models.items()}
+        state = Checkpoint(
+            self._source.position(), models, self._join.state(), self._trials, self._actor.pending, self.skipped
+        )
+        try:
+            self._checkpoints.write(state)
+        except OSError as error:
+            self._note(f"the checkpoint could not be written: {error.strerror}")
+
+    def write_status(self) -> None:
+        """Write `status.json`, and the gauges."""
+        self._show_feedback()
+        self._metrics.show(self.models.values(), lag_events=self._lag_events())
+        status = {
+            "time": self._clock(),
+            "read": self.read,
+            "skipped": self.skipped,
+            "feedback": self._join.counts,
+            "waiting_labels": self._join.waiting,
+            "pending_decisions": len(self._actor.pending),
+            "store_away": self._store_away,
+            "models": {name: describe_model(model) for name, model in sorted(self.models.items())},
+        }
+        try:
+            replace_file(self._folder / "status.json", msgspec.json.encode(status))
+        except OSError as error:
+            self._note(f"the status could not be written: {error.strerror}")
+
+    async def close(self) -> None:
+        """Flush, checkpoint and let go of the log."""
+        if self._source is None:
+            return
+        await self.flush()
+        self.checkpoint()
+        self.write_status()
+        await self._source.commit()
+        await self._source.close()
+        self._source = None
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        settings = self._settings
+        now = self._monotonic()
+        flush_at, checkpoint_at, status_at = now + settings.flush_seconds, now + settings.checkpoint_seconds, now
+        while not stop.is_set():
+            await self.step(min(max(flush_at - self._monotonic(), 0.0), settings.flush_seconds))
+            now = self._monotonic()
+            if now < flush_at:
+                continue
+            await self.flush()
+            flush_at = now + settings.flush_seconds
+            if now >= checkpoint_at:
+                self.checkpoint()
+                if self._source is not None:
+                    await self._source.commit()
+                checkpoint_at = now + settings.checkpoint_seconds
+            if now >= status_at:
+                self.write_status()
+                status_at = now + _STATUS_SECONDS
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        self._restored = checkpoint.models
+        self._join.restore(checkpoint.join, self._monotonic())
+        self._counted_feedback = {model: dict(counts) for model, counts in checkpoint.join.counts.items()}
+        self._trials = checkpoint.trials
+        self._actor.add(checkpoint.pending)
+        self.skipped = checkpoint.skipped
+
+    def _take_one(self, record: LogRecord) -> str:
+        if record.kind == KIND_DECISION:
+            return ""
+        event = decode(record.kind, record.payload)
+        if event.schema > SCHEMA:
+            return "schema of a later version"
+        model = self.models.get(event.model)
+        if model is None:
+            return "unknown model"
+        if isinstance(event, PredictionRecord):
+            return self._take_prediction(model, event, record.payload)
+        if isinstance(event, FeedbackRecord):
+            joined = self._join.add_feedback(event, self._monotonic())
+            self._take_labels([joined] if joined is not None else [])
+        return ""
+
+    def _take_prediction(self, model: ModelWatch, event: PredictionRecord, payload: bytes) -> str:
+        if self._snapshot is None or (event.model, event.version) not in self._snapshot.versions:
+            return "unknown version"
+        model.add_prediction(event)
+        self._take_labels(self._join.add_prediction(event, payload))
+        return ""
+
+    def _take_labels(self, rows: list[LabelledRow]) -> None:
+        for row in rows:
+            model = self.models.get(row.model)
+            if model is not None:
+                model.add_label(row)
+                self._delays.setdefault(row.model, []).append(row.delay_seconds)
+
+    async def _resolve_overdue(self) -> None:
+        overdue = self._join.overdue(self._monotonic())
+        if not overdue:
+            return
+        found = await asyncio.to_thread(lambda: [(each, self._look_up(each)) for each in overdue])
+        for prediction_id, record in found:
+            self._take_labels(self._join.resolve(prediction_id, record))
+
+    def _look_up(self, prediction_id: str) -> PredictionRecord | None:
+        try:
+            return self._lookup(prediction_id)
+        except (ValueError, OSError):
+            return None
+
+    def _read_store(self) -> None:
+        """Take over what has changed in the store since the last call."""
+        revision = self._store.revision()
+        self._read_decisions()
+        if self._snapshot is not None and self._snapshot.revision == revision:
+            return
+        snapshot = self._store.snapshot()
+        rollouts = {name: self._store.rollout(name) for name in snapshot.routes}
+        plans = {name: self._store.plan(rollout.id) for name, rollout in rollouts.items() if rollout is not None}
+        # Decisions of the routes just read may have come after those read first.
+        self._read_decisions()
+        self._snapshot = snapshot
+        self._rollouts, self._plans = rollouts, plans
+        self._follow_routes()
+
+    def _read_decisions(self) -> None:
+        while True:
+            page = self._store.decisions(after_seq=self._trials.seq, limit=_PAGE)
+            for decision in page:
+                self._trials.take(decision)
+                self._metrics.decision(decision)
+            if len(page) < _PAGE:
+                return
+
+    def _follow_routes(self) -> None:
+        if self._snapshot is None:
+            return
+        for name, route in self._snapshot.routes.items():
+            policy = self._versions.policy(name)
+            model = self.models.get(name)
+            if model is not None and model.policy != policy:
+                self._note(f"model.toml of {name} has changed; its evidence is collected anew")
+                model = None
+            if model is None:
+                model = self.models[name] = ModelWatch(
+                    route, policy=policy, versions=self._versions, flush_seconds=self._settings.flush_seconds
+                )
+                for note in model.restore(self._restored.pop(name, ModelState())):
+                    self._note(note)
+            model.follow(
+                route, rollout=self._rollouts.get(name), start=self._trials.starts.get(name), plan=self._plans.get(name)
+            )
+        for name in self.models.keys() - self._snapshot.routes.keys():
+            del self.models[name]
+
+    def _previous_of(self, model: ModelWatch) -> int | None:
+        previous = model.route.previous
+        if previous is None or self._snapshot is None:
+            return None
+        state = self._snapshot.versions.get((model.route.model, previous))
+        return previous if state is not None and state.status == "approved" else None
+
+    async def _act(self) -> None:
+        if not self._actor.pending:
+            return
+        done = await asyncio.to_thread(self._actor.act)
+        if done or not self._actor.pending:
+            for decision in done:
+                self._note(f"{decision.kind} of {decision.model}: {decision.reason}")
+            await self.refresh()
+            # What has been decided is never decided again after a crash, so it is written down at once.
+            self.checkpoint()
+
+    async def publish(self) -> None:
+        """Bring the store's decisions to the log."""
+        if self._outbox is not None:
+            await asyncio.to_thread(self._outbox.publish)
+
+    async def _compare(self, model: ModelWatch, harm: Harm) -> None:
+        previous = self._previous_of(model)
+        if previous is None or harm.alarm.version != model.route.stable:
+            self._actor.add(model.decide_compared(harm, Comparison(0, None, 0, "the route has changed"), previous=None))
+            return
+        until = self._monotonic() + _COMPARE_SECONDS
+        comparison = await asyncio.to_thread(
+            lambda: compare(
+                harm.rows,
+                self._rerun,
+                version=previous,
+                policy=model.policy.quality,
+                miss_above=harm.miss_above,
+                false_rollback=model.policy.rollout.false_rollback,
+                lookup=self._look_up,
+                in_time=lambda: self._monotonic() < until,
+            )
+        )
+        self._actor.add(model.decide_compared(harm, comparison, previous=previous))
+
+    def _quality_output(self, model: str) -> str:
+        return self._versions.policy(model).quality.output
+
+    def _hours_since(self, time_text: str) -> float:
+        try:
+            return max(0.0, self._clock() - seconds_of(time_text)) / 3600.0
+        except RecordError:
+            return 0.0
+
+    def _show_feedback(self) -> None:
+        for model, counts in self._join.counts.items():
+            shown = self._counted_feedback.setdefault(model, {})
+            for state, count in counts.items():
+                if count > shown.get(state, 0):
+                    self._metrics.feedback(model, state, count - shown.get(state, 0))
+                    shown[state] = count
+        delays, self._delays = self._delays, {}
+        for model, seconds in delays.items():
+            self._metrics.delays(model, seconds)
+
+    def _lag_events(self) -> float:
+        return self._source.events_behind() if isinstance(self._source, _KnowsItsLag) else 0.0
+
+
+@runtime_checkable
+class _KnowsItsLag(Protocol):
+    def events_behind(self) -> float: ...
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

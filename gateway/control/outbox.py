@@ -1,0 +1,84 @@
+"""The store's decisions into the log, so that they reach every reader of it, Kafka among them, at least once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from gateway.control.errors import StoreAway
+from gateway.events.encoding import RecordError, decode, encode
+from gateway.events.records import KIND_DECISION, DecisionRecord
+from gateway.predictions.segments import list_segments, scan, split_name
+from gateway.predictions.spool import SpoolError, SpoolWriter
+
+__all__ = ("DECISIONS_SLOT", "DECISIONS_STREAM", "Decisions", "Outbox", "last_published")
+
+DECISIONS_STREAM = "decisions"
+DECISIONS_SLOT = 255
+_AT_ONCE = 100
+
+
+class Decisions(Protocol):
+    """Where decisions come from; `gateway.control.store.Store` is one."""
+
+    def decisions(self, *, after_seq: int = 0, model: str | None = None, limit: int = 100) -> list[DecisionRecord]: ...
+
+
+class Outbox:
+    """Appends each decision to the stream `decisions`, in order, from the one after the last that is there.
+
+    The stream itself tells how far it has come, so nothing is left out after a crash, and what was written last may
+    at most be written twice, with the same id.
+
+    Parameters
+    ----------
+    store : Decisions
+    writer : SpoolWriter
+        Of the stream.
+    note : callable
+        Takes one sentence on what could not be done.
+    """
+
+    def __init__(self, store: Decisions, writer: SpoolWriter, *, note: Callable[[str], None]) -> None:
+        self._store = store
+        self._writer = writer
+        self._note = note
+        self._failing = False
+        self.seq = last_published(writer.directory)
+
+    def __repr__(self) -> str:
+        return f"<Outbox seq={self.seq}{' failing' if self._failing else ''}>"
+
+    def publish(self) -> list[DecisionRecord]:
+        """Append what is new, at most 100 decisions; returns them. What fails is tried again at the next call."""
+        try:
+            found = self._store.decisions(after_seq=self.seq, limit=_AT_ONCE)
+            if found:
+                self._writer.append([(KIND_DECISION, encode(decision)) for decision in found])
+        except (StoreAway, SpoolError, RecordError) as error:
+            if not self._failing:
+                self._note(f"decisions after {self.seq} wait to be logged: {error}")
+            self._failing = True
+            return []
+        self._failing = False
+        if found:
+            self.seq = found[-1].seq
+        return found
+
+
+def last_published(directory: Path) -> int:
+    """The sequence number of the last decision in a stream; 0 for an empty one."""
+    for name in reversed(list_segments(directory)):
+        try:
+            block = (directory / name).read_bytes()
+        except OSError:
+            continue
+        for record in reversed(scan(block, split_name(name)[0]).records):
+            try:
+                decision = decode(record.kind, record.payload)
+            except RecordError:
+                continue
+            if isinstance(decision, DecisionRecord):
+                return decision.seq
+    return 0
