@@ -98,7 +98,7 @@ def running_prometheus(folder: Path, metrics_url: str, *, rules: Path | None = N
         "scrape_configs": [
             {
                 "job_name": "gateway",
-                "metrics_path": target.path or "/metrics",
+                "metrics_path": target.path.rstrip("/") or "/metrics",
                 "static_configs": [{"targets": [target.netloc]}],
             }
         ],
