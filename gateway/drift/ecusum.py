@@ -18,27 +18,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from gateway.drift.bounds import lower_bounds, upper_bounds
-from gateway.drift.profile import FeatureProfile
+from gateway.drift.bets import Floats, null_band, project, tilted
+from gateway.drift.feature import FeatureProfile
 
-__all__ = ("BinnedECusum", "project", "threshold")
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+__all__ = ("BinnedECusum", "threshold")
 
 HALF_LIVES_ROWS = (128.0, 1024.0, 8192.0)
 """Memories of the bets that follow the traffic: sudden, ordinary and creeping drift."""
-LOCATION_TILTS = (-1.0, -0.4, 0.4, 1.0)
-SCALE_TILTS = (0.6, 1.6)
-"""Shifts and stretches of the reference on the normal scale: they bet from the first batch on."""
 SHRINKAGE = 0.05
 """Share of the reference in each bet, so that no bin is ever thought impossible."""
-REFERENCE_ERROR = 1e-3
-"""Probability, over the draw of the reference, that any of its confidence bands is wrong."""
 MAX_COUNT = 2.0**53
 """Counts up to here are exact in a double."""
 _MAX_LOG = 1e12
@@ -64,42 +56,6 @@ def threshold(false_alarm_seconds: float, flush_seconds: float) -> float:
         if not 0 < seconds < math.inf:
             raise ValueError(f"{name} is {seconds}; expected a positive number of seconds")
     return max(math.log(false_alarm_seconds) - math.log(flush_seconds), 0.0)
-
-
-def project(bets: Floats, low: Floats, high: Floats) -> Floats:
-    """Project distributions onto the box ``low <= r <= high, sum r = 1``, in relative entropy.
-
-    ``sum clip(lambda * q, low, high)`` is piecewise linear in lambda with a knot wherever a bin leaves `low` or
-    reaches `high`; the knots are sorted and the one segment that crosses 1 is solved exactly.
-
-    Parameters
-    ----------
-    bets : ndarray, shape [..., bins]
-        Positive, each summing to one; or one with bounds of zero in bins that are padding.
-    low, high : ndarray, broadcastable to `bets`
-        ``sum low < 1 < sum high``.
-
-    Source: P. Grünwald, R. de Heide, W. Koolen, "Safe testing", 2024 (reverse information projection).
-
-    >>> project(np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.1, 0.1]), np.array([0.5, 0.5, 0.5])).round(4).tolist()
-    [0.5, 0.3333, 0.1667]
-    """
-    low, high = np.broadcast_to(low, bets.shape), np.broadcast_to(high, bets.shape)
-    knots = np.concatenate((low / bets, high / bets), axis=-1)
-    order = np.argsort(knots, axis=-1)
-    knots = np.take_along_axis(knots, order, axis=-1)
-    slopes = np.cumsum(np.take_along_axis(np.concatenate((bets, -bets), axis=-1), order, axis=-1), axis=-1)
-    totals = np.empty_like(knots)
-    totals[..., 0] = low.sum(axis=-1)
-    np.cumsum(slopes[..., :-1] * np.diff(knots, axis=-1), axis=-1, out=totals[..., 1:])
-    totals[..., 1:] += totals[..., :1]
-    segment = np.clip((totals < 1.0).sum(axis=-1, keepdims=True) - 1, 0, knots.shape[-1] - 2)
-    slope = np.maximum(np.take_along_axis(slopes, segment, axis=-1), np.finfo(np.float64).tiny)
-    scale = np.take_along_axis(knots, segment, axis=-1) + (1.0 - np.take_along_axis(totals, segment, axis=-1)) / slope
-    # A bet that lies inside the null is its own projection: no bet, and no rounding that adds up over the years.
-    inside = (((bets >= low) & (bets <= high)) | (high <= 0.0)).all(axis=-1, keepdims=True)
-    projected: Floats = np.clip(np.where(inside, 1.0, scale) * bets, low, high)
-    return projected
 
 
 class BinnedECusum:
@@ -159,10 +115,10 @@ class BinnedECusum:
         self._bins = tuple(len(feature.counts) for feature in features.values())
         self._half_lives = np.array(half_lives, dtype=np.float64)
         self._solve_every = solve_every
-        self._reference, self._low, self._high = _null(tuple(features.values()), tolerance)
+        self._reference, self._low, self._high = null_band(tuple(features.values()), tolerance)
         # Padding bets one on nothing: no reference, no band, and no count ever falls there.
         self._padding = np.where(self._high > 0, 0.0, 1.0)[:, None, :]
-        self._fixed = self._log_e_values(_tilts(self._reference, self._bins))
+        self._fixed = self._log_e_values(tilted(self._reference, self._bins))
         self._fingerprint = zlib.crc32(b"".join(part.tobytes() for part in (self._low, self._high, self._half_lives)))
         self.reset()
 
@@ -322,37 +278,6 @@ class BinnedECusum:
     def _feature_log_m(self) -> Floats:
         logs: Floats = _log_mean_exp(self._log_m)
         return logs
-
-
-def _null(features: Sequence[FeatureProfile], tolerance: float) -> tuple[Floats, Floats, Floats]:
-    """Smoothed shares of the reference and the band of each bin, shape [features, bins], zero where padded."""
-    bins = max(len(feature.counts) for feature in features)
-    reference, low, high = (np.zeros((len(features), bins)) for _ in range(3))
-    # Both sides of every bin share the error.
-    error = REFERENCE_ERROR / (2 * sum(len(feature.counts) for feature in features))
-    for index, feature in enumerate(features):
-        counts = np.array(feature.counts, dtype=np.float64)
-        rows = np.full(counts.shape, counts.sum())
-        used = slice(0, counts.size)
-        reference[index, used] = (counts + 0.5) / (counts + 0.5).sum()
-        low[index, used] = lower_bounds(counts, rows, error) / (1.0 + tolerance)
-        high[index, used] = np.minimum(upper_bounds(counts, rows, error) * (1.0 + tolerance), 1.0)
-    return reference, low, high
-
-
-def _tilts(reference: Floats, bins: Sequence[int]) -> Floats:
-    """The fixed bets, shape [features, tilts, bins]; the missing keep their share."""
-    tilts = np.zeros((reference.shape[0], len(LOCATION_TILTS) + len(SCALE_TILTS), reference.shape[1]))
-    normal = NormalDist()
-    for index, count in enumerate(bins):
-        present = reference[index, : count - 1]
-        inner = [normal.inv_cdf(min(share, 1 - 1e-12)) for share in (present.cumsum() / present.sum())[:-1].tolist()]
-        moved = [[normal.cdf(edge - shift) for edge in inner] for shift in LOCATION_TILTS]
-        moved += [[normal.cdf(edge / scale) for edge in inner] for scale in SCALE_TILTS]
-        for tilt, cumulative in enumerate(moved):
-            tilts[index, tilt, : count - 1] = np.diff([0.0, *cumulative, 1.0]) * present.sum()
-            tilts[index, tilt, count - 1] = reference[index, count - 1]
-    return tilts
 
 
 def _row(name: str, counts: Any, bins: int) -> Floats:

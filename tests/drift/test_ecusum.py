@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.drift.ecusum import BinnedECusum, project, threshold
+from gateway.drift.bets import project
+from gateway.drift.ecusum import BinnedECusum, threshold
 from gateway.drift.profile import FeatureProfile, bin_counts, build_feature
 
 COUNTS = st.lists(st.integers(0, 5000), min_size=3, max_size=12)
