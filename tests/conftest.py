@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+# The test kits are imported as `tests.brokers` however pytest was started.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from brokers import KafkaBroker
+from tests.brokers import KafkaBroker
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.events.addresses import AddressError, format_id, parse_id
+from gateway.predictions.lookup import find
+from gateway.predictions.segments import LogRecord, list_segments
+from gateway.predictions.spool import SpoolWriter
+from gateway.settings import SpoolSettings
+
+
+def test_every_record_of_two_streams_and_two_lives_is_found_by_its_id(tmp_path: Path) -> None:
+    written = []
+    for _life in range(2):
+        for slot in range(2):
+            writer = SpoolWriter(tmp_path / f"front-{slot}", slot=slot, settings=SpoolSettings(segment_bytes=4096))
+            for _ in range(200):
+                payload = f"{writer.boot} {writer.next_sequence}".encode()
+                written.append(LogRecord(1, writer.boot, writer.next_sequence, payload))
+                writer.append([(1, payload)])
+            writer.close()
+    for record in written[::7]:
+        assert find(tmp_path, format_id(record.boot, record.sequence)) == record
+    last = written[-1]
+    for sequence in (0, 201, 2**40 - 1):
+        assert find(tmp_path, format_id(last.boot, sequence)) is None
+    assert find(tmp_path, format_id("ffffffffffffff", 1)) is None
+    assert find(tmp_path / "nowhere", format_id(last.boot, 1)) is None
+
+
+def test_a_damaged_or_removed_record_is_not_found(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    writer.append([(1, b"first"), (1, b"second"), (1, b"third")])
+    (name,) = list_segments(tmp_path / "front-0")
+    path = tmp_path / "front-0" / name
+    path.write_bytes(path.read_bytes().replace(b"second", b"SECOND"))
+    assert find(tmp_path, format_id(writer.boot, 2)) is None
+    third = find(tmp_path, format_id(writer.boot, 3))
+    assert third is not None and third.payload == b"third"
+    path.unlink()
+    assert find(tmp_path, format_id(writer.boot, 3)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "0196f0c5d2a100", "0196f0c5d2a100-11", "0196F0C5D2A100-0000000011", "0196f0c5d2a100-0000000011 ",
+     "0196f0c5d2a100-0000000011\n", "../../etc/passwd", "0196f0c5d2a100-00000000\u0661\u0661", "-" * 5000],
+)  # fmt: skip
+def test_what_is_no_event_id_is_refused_with_a_short_text(tmp_path: Path, text: str) -> None:
+    with pytest.raises(AddressError, match="is no event id; expected") as refused:
+        find(tmp_path, text)
+    assert len(str(refused.value)) < 200
+
+
+def test_an_id_is_read_back_as_it_was_written() -> None:
+    assert parse_id(format_id("0196f0c5d2a1ff", 2**40 - 1)) == ("0196f0c5d2a1ff", 2**40 - 1)

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from gateway.predictions.reader import SpoolReader
+from gateway.predictions.segments import HEADER_BYTES, list_segments
+from gateway.predictions.spool import SpoolWriter
+from gateway.settings import SpoolSettings
+
+RECORD = HEADER_BYTES + 10
+
+
+def writer_in(spool: Path, stream: str = "front-0", *, slot: int = 0, segment_bytes: int = 4096) -> SpoolWriter:
+    return SpoolWriter(spool / stream, slot=slot, settings=SpoolSettings(segment_bytes=segment_bytes))
+
+
+def append(writer: SpoolWriter, count: int) -> None:
+    for _ in range(count):
+        writer.append([(1, b"%010d" % writer.next_sequence)])
+
+
+def sequences(reader: SpoolReader, max_records: int = 1 << 30) -> list[int]:
+    return [record.sequence for record in reader.read(max_records)]
+
+
+def damage(path: Path, offset: int) -> None:
+    block = bytearray(path.read_bytes())
+    block[offset] ^= 0xFF
+    path.write_bytes(block)
+
+
+def segments_of(spool: Path, stream: str = "front-0") -> list[Path]:
+    return [spool / stream / name for name in list_segments(spool / stream)]
+
+
+def test_a_spool_that_is_not_there_yet_is_empty_and_found_later(tmp_path: Path) -> None:
+    reader = SpoolReader(tmp_path / "spool")
+    assert reader.read() == []
+    assert reader.position() == {}
+    writer = writer_in(tmp_path / "spool")
+    assert reader.read() == []
+    append(writer, 2)
+    assert sequences(reader) == [1, 2]
+    assert reader.read() == []
+
+
+def test_new_streams_are_found_and_a_full_one_does_not_starve_the_others(tmp_path: Path) -> None:
+    busy, quiet = writer_in(tmp_path, "front-0"), writer_in(tmp_path, "front-1", slot=1)
+    append(busy, 500)
+    append(quiet, 3)
+    reader = SpoolReader(tmp_path)
+    first = reader.read(10)
+    assert len(first) == 10
+    assert {record.boot for record in first} == {busy.boot, quiet.boot}
+    late = writer_in(tmp_path, "decisions", slot=255)
+    append(late, 1)
+    rest = reader.read(1 << 30)
+    assert late.boot in {record.boot for record in rest}
+    assert len(first) + len(rest) == 504
+
+
+def test_latest_begins_with_what_comes_next_and_takes_new_streams_whole(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 300)
+    with open(segments_of(tmp_path)[-1], "ab") as file:
+        file.write(b"\x0a\0\0\0half a header")
+    reader = SpoolReader(tmp_path, start="latest")
+    assert reader.read() == []
+    segment, offset = reader.position()["front-0"]
+    assert offset % RECORD == 0
+    late = writer_in(tmp_path, "front-1", slot=1)
+    append(late, 2)
+    assert sequences(reader) == [1, 2]
+
+
+@pytest.mark.parametrize("part", range(HEADER_BYTES + 10))
+def test_one_damaged_byte_costs_at_most_its_segment_and_is_counted(tmp_path: Path, part: int) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 400)
+    writer.close()
+    first, second = segments_of(tmp_path)[:2]
+    in_first = first.stat().st_size // RECORD
+    damage(first, 5 * RECORD + part)
+    reader = SpoolReader(tmp_path)
+    got = sequences(reader)
+    assert got[:5] == [1, 2, 3, 4, 5]
+    assert 6 not in got
+    assert got[-1] == 400
+    assert set(range(in_first + 1, 401)) <= set(got)
+    assert reader.corrupt + reader.torn >= 1
+    assert reader.missing == 400 - len(got)
+    if part >= 4:
+        assert len(got) == 399
+        assert reader.corrupt == 1
+
+
+def test_a_damaged_segment_that_is_still_written_waits_for_the_next(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 10)
+    damage(segments_of(tmp_path)[0], 2 * RECORD + 3)
+    reader = SpoolReader(tmp_path)
+    assert sequences(reader) == [1, 2]
+    for _ in range(3):
+        assert reader.read() == []
+    assert reader.corrupt == 1
+    append(writer, 300)
+    got = sequences(reader)
+    assert got == list(range(got[0], 311))
+    assert reader.corrupt == 1
+    assert reader.missing == got[0] - 3
+
+
+def test_removed_segments_are_passed_over_and_counted(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 1000)
+    reader = SpoolReader(tmp_path)
+    assert sequences(reader, 3) == [1, 2, 3]
+    position = reader.position()
+    names = segments_of(tmp_path)
+    for path in names[:3]:
+        path.unlink()
+    still_open = sequences(reader)
+    assert still_open[:1] == [4]
+    assert reader.missing == 1000 - 3 - len(still_open)
+    again = SpoolReader(tmp_path, position=position)
+    got = sequences(again)
+    assert got[-1] == 1000
+    assert again.removed == 1
+    assert again.read() == []
+    assert again.removed == 1
+
+
+def test_a_spool_whose_segments_are_all_gone_waits_for_new_ones(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 10)
+    reader = SpoolReader(tmp_path)
+    position = {"front-0": ("00000000000000-0000000001.seg", 4)}
+    assert len(sequences(SpoolReader(tmp_path, position=position))) == 10
+    for path in segments_of(tmp_path):
+        path.unlink()
+    for _ in range(2):
+        assert reader.read() == []
+    writer.close()
+    append(writer_in(tmp_path), 1)
+    assert sequences(reader) == [1]
+
+
+def test_a_record_larger_than_a_block_is_read_whole_also_when_it_comes_in_two_writes(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, segment_bytes=2**24)
+    large = os.urandom(700_000)
+    writer.append([(1, b"small"), (1, large), (1, b"small")])
+    (segment,) = segments_of(tmp_path)
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:400_000])
+    reader = SpoolReader(tmp_path)
+    assert [len(record.payload) for record in reader.read()] == [5]
+    assert reader.read() == []
+    segment.write_bytes(whole)
+    assert [record.payload for record in reader.read()] == [large, b"small"]
+    assert (reader.corrupt, reader.torn) == (0, 0)
+
+
+def test_bytes_that_were_cut_off_and_written_anew_are_read_as_they_are_now(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 1)
+    (segment,) = segments_of(tmp_path)
+    reader = SpoolReader(tmp_path)
+    with open(segment, "ab") as file:
+        file.write(b"\x20\0\0\0torn off in the middle")
+    assert sequences(reader) == [1]
+    os.truncate(segment, RECORD)
+    append(writer, 2)
+    assert sequences(reader) == [2, 3]
+    assert (reader.corrupt, reader.torn) == (0, 0)
+
+
+def test_bytes_behind_counts_down_to_nothing(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 500)
+    reader = SpoolReader(tmp_path)
+    assert reader.bytes_behind() == 500 * RECORD
+    reader.read(100)
+    assert reader.bytes_behind() == 400 * RECORD
+    reader.read(1000)
+    assert reader.bytes_behind() == 0
+    assert repr(reader) == "<SpoolReader 1 streams behind=0 corrupt=0 torn=0 removed=0 missing=0>"
+
+
+def test_reading_while_two_writers_write_gives_every_record_once_and_in_order(tmp_path: Path) -> None:
+    total = 20_000
+
+    def write(slot: int) -> None:
+        writer = writer_in(tmp_path, f"front-{slot}", slot=slot, segment_bytes=65_536)
+        while writer.next_sequence <= total:
+            writer.append([(1, b"%d" % (writer.next_sequence + place)) for place in range(16)])
+        writer.close()
+
+    threads = [threading.Thread(target=write, args=(slot,)) for slot in (0, 1)]
+    for thread in threads:
+        thread.start()
+    reader = SpoolReader(tmp_path)
+    seen: dict[str, list[int]] = {}
+    while True:
+        writing = any(thread.is_alive() for thread in threads)
+        records = reader.read()
+        for record in records:
+            assert record.payload == b"%d" % record.sequence
+            seen.setdefault(record.boot, []).append(record.sequence)
+        if not records and not writing:
+            break
+    for thread in threads:
+        thread.join()
+    assert sorted(map(len, seen.values())) == [total, total]
+    assert all(numbers == list(range(1, total + 1)) for numbers in seen.values())
+    assert (reader.corrupt, reader.torn, reader.removed, reader.missing) == (0, 0, 0, 0)
+    reader.close()
+
+
+def test_a_position_that_names_no_segment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'elsewhere' is no segment"):
+        SpoolReader(tmp_path, position={"front-0": ("elsewhere", 0)})
