@@ -253,8 +253,9 @@ class Lane:
             start = 0
             for job in jobs:
                 stop = start + job.rows
-                job.outputs = outputs if len(jobs) == 1 else [output[start:stop] for output in outputs]
-                job.inference_ns = nanoseconds
+                if job.failure is None:
+                    job.outputs = outputs if len(jobs) == 1 else [output[start:stop] for output in outputs]
+                    job.inference_ns = nanoseconds
                 start = stop
             self._deliver(jobs)
         self._flush()

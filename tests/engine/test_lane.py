@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.engine.lane import Job, Lane
+from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, ModelFailed, Overloaded
+from tests.engines import FakeEngine, fake_engine
+
+
+def job(*values: float, seconds: float = 30.0) -> Job:
+    made = Job()
+    made.inputs = [np.array([[value] * 3 for value in values], "f4")]
+    made.rows = len(values)
+    made.deadline = time.perf_counter() + seconds
+    return made
+
+
+class World:
+    def __init__(self, lane: Lane, engine: FakeEngine, done: list[Job]) -> None:
+        self.lane, self.engine, self.done = lane, engine, done
+
+    async def until(self, count: int) -> list[Job]:
+        for _ in range(500):
+            if len(self.done) >= count:
+                return self.done
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{len(self.done)} of {count} jobs came back; {self.lane!r}")
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, *, max_queue: int = 100, **engine_options: Any) -> AsyncIterator[World]:
+    done: list[Job] = []
+    async with fake_engine(tmp_path / "e.sock", **engine_options) as engine:
+        lane = Lane(
+            "m",
+            1,
+            socket_path=engine.path,
+            done=done.extend,
+            greeted=lambda hello: None,
+            max_queue=max_queue,
+            frames_in_flight=2,
+        )
+        assert await lane.connect()
+        while not lane.ready:
+            await asyncio.sleep(0.001)
+        yield World(lane, engine, done)
+        lane.close()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_what_arrives_in_one_pass_of_the_loop_is_one_batch(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            for value in range(5):
+                w.lane.submit(job(value))
+            done = await w.until(5)
+            assert w.engine.batches == [5]
+            assert [d.outputs[0].tolist() for d in done] == [[[2 * v] * 3] for v in range(5)]
+            assert {d.batch_rows for d in done} == {5}
+
+    run(test)
+
+
+def test_a_batch_never_goes_past_max_rows_and_a_larger_request_goes_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_rows=4) as w:
+            for values in ((1, 2, 3), (4, 5), (6, 7), (1,) * 9):
+                w.lane.submit(job(*values))
+            await w.until(4)
+            assert w.engine.batches == [3, 4, 9]
+
+    run(test)
+
+
+def test_rows_of_a_model_that_must_not_batch_run_one_request_at_a_time(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, batchable=False) as w:
+            for value in range(4):
+                w.lane.submit(job(value))
+            await w.until(4)
+            assert w.engine.batches == [1, 1, 1, 1]
+
+    run(test)
+
+
+def test_at_most_two_frames_are_in_flight_and_what_waits_forms_the_next_batch(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.hold.clear()
+            for value in range(4):
+                w.lane.submit(job(value))
+                await asyncio.sleep(0.02)
+            assert "frames 2" in repr(w.lane) and "waiting 2" in repr(w.lane)
+            w.engine.hold.set()
+            await w.until(4)
+            assert w.engine.batches == [1, 1, 2]
+
+    run(test)
+
+
+def test_only_the_guilty_request_of_a_failed_batch_fails(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+
+            def refuse_thirteen(inputs: list[Any]) -> list[Any]:
+                if (inputs[0] == 13).any():
+                    raise ValueError("unlucky")
+                return [inputs[0] * 2]
+
+            w.engine.run = refuse_thirteen
+            jobs = [job(value) for value in (1, 13, 3)]
+            for one in jobs:
+                w.lane.submit(one)
+            await w.until(3)
+            assert [type(one.failure) for one in jobs] == [type(None), ModelFailed, type(None)]
+            assert jobs[2].outputs[0].tolist() == [[6, 6, 6]]
+
+    run(test)
+
+
+def test_outputs_that_do_not_have_the_batchs_rows_are_run_singly_and_never_handed_to_another(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.run = lambda inputs: [inputs[0][:1]]
+            for value in (1, 2):
+                w.lane.submit(job(value))
+            done = await w.until(2)
+            assert [d.outputs[0].tolist() for d in done] == [[[1, 1, 1]], [[2, 2, 2]]]
+
+    run(test)
+
+
+def test_a_late_job_fails_and_its_neighbours_still_get_their_own_rows(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.hold.clear()
+            late, other = job(1, seconds=0.0), job(2)
+            w.lane.submit(late)
+            w.lane.submit(other)
+            await asyncio.sleep(0.05)
+            w.lane.expire(time.perf_counter())
+            assert isinstance(late.failure, DeadlineExceeded)
+            w.engine.hold.set()
+            await w.until(2)
+            assert other.outputs[0].tolist() == [[4, 4, 4]] and not late.outputs
+
+    run(test)
+
+
+def test_when_the_engine_dies_only_what_it_was_running_fails_and_the_rest_waits_for_the_next(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.hold.clear()
+            running, waiting = [job(1), job(2)], job(3)
+            for one in running:
+                w.lane.submit(one)
+                await asyncio.sleep(0.02)
+            w.engine.die()
+            await w.until(2)
+            assert all(isinstance(one.failure, ModelFailed) for one in running)
+            assert not w.lane.ready
+            w.lane.submit(waiting)
+            w.engine.hold.set()
+            assert await w.lane.connect()
+            await w.until(3)
+            assert waiting.outputs[0].tolist() == [[6, 6, 6]]
+
+    run(test)
+
+
+def test_a_full_queue_refuses_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_queue=2) as w:
+            w.engine.die()
+            while w.lane.ready:
+                await asyncio.sleep(0.001)
+            w.lane.submit(job(1))
+            w.lane.submit(job(2))
+            with pytest.raises(Overloaded):
+                w.lane.submit(job(3))
+
+    run(test)
+
+
+def test_jobs_of_callers_that_have_gone_cost_no_run(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            gone, here = job(1), job(2)
+            gone.abandoned = True
+            w.lane.submit(gone)
+            w.lane.submit(here)
+            await w.until(1)
+            assert w.engine.batches == [1] and w.done == [here]
+
+    run(test)
+
+
+def test_an_open_circuit_refuses_what_waits_and_what_comes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.die()
+            while w.lane.ready:
+                await asyncio.sleep(0.001)
+            waiting = job(1)
+            w.lane.submit(waiting)
+            w.lane.refuse_waiting("it crashed too often")
+            assert isinstance(waiting.failure, EngineUnavailable)
+            with pytest.raises(EngineUnavailable, match="crashed too often"):
+                w.lane.submit(job(2))
+
+    run(test)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed
+from gateway.engine.oneshot import connect_engine, open_engine
+from tests.engines import save_divider, save_doubler
+
+
+def test_a_model_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    with open_engine(save_doubler(tmp_path / "m.onnx")) as engine:
+        assert engine.hello.pid != os.getpid()
+        assert engine.signature.inputs[0].shape == (-1, 3)
+        assert engine.run({"x": np.ones((2, 3), "f4")})["y"].tolist() == [[2, 2, 2], [2, 2, 2]]
+
+
+def test_a_failing_run_is_told_apart_from_a_dead_engine(tmp_path: Path) -> None:
+    with open_engine(save_divider(tmp_path / "m.onnx")) as engine:
+        with pytest.raises(RunFailed, match="[Zz]ero"):
+            engine.run({"a": np.array([1]), "b": np.array([0])})
+        assert engine.run({"a": np.array([6]), "b": np.array([3])})["y"].tolist() == [2]
+
+
+@pytest.mark.promise("P5")
+def test_an_input_that_crashes_the_runtime_ends_only_the_engine(tmp_path: Path) -> None:
+    with open_engine(save_divider(tmp_path / "m.onnx")) as engine, pytest.raises(EngineGone):
+        engine.run({"a": np.array([-(2**63)]), "b": np.array([-1])})
+
+
+def test_an_engine_that_stops_moving_is_given_up_in_time(tmp_path: Path) -> None:
+    with open_engine(save_doubler(tmp_path / "m.onnx"), timeout_seconds=0.3) as engine:
+        os.kill(engine.hello.pid, signal.SIGSTOP)
+        with pytest.raises(EngineGone, match="did not answer within"):
+            engine.run({"x": np.ones((1, 3), "f4")})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 100], ids=["empty", "text", "zeros"])
+def test_a_file_that_is_no_model_is_refused_with_a_reason(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(EngineStartFailed, match=r"m\.onnx"), open_engine(path):
+        pass
+
+
+def test_nobody_listening_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(EngineGone, match="no engine answers"):
+        connect_engine(tmp_path / "none.sock")

@@ -1,0 +1,100 @@
+"""A fake engine on a real Unix socket, and tiny ONNX models for real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from gateway.engine.wire import RUN, FrameReader, Hello, decode_tensors, encode_failure, encode_hello, encode_result
+from gateway.protocol.datatypes import Signature, TensorSpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DOUBLER = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
+
+
+class FakeEngine:
+    """Answers frames as it is told; `batches` notes the rows of each."""
+
+    def __init__(
+        self, path: Path, *, signature: Signature = DOUBLER, batchable: bool = True, max_rows: int = 8
+    ) -> None:
+        self.path = path
+        self.batches: list[int] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.run: Callable[[list[Array]], list[Array]] = lambda inputs: [inputs[0] * 2]
+        self.hello = Hello(signature=signature, pid=1, model="m", version=1, batchable=batchable, max_rows=max_rows)
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def serve(self) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._client, path=str(self.path))
+
+    def die(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        writer.write(encode_hello(self.hello))
+        frames = FrameReader()
+        with contextlib.suppress(ConnectionError):
+            while received := await reader.read(1 << 16):
+                for kind, count, frame_id, payload in list(frames.feed(received)):
+                    assert kind == RUN
+                    inputs = decode_tensors(payload, count)
+                    self.batches.append(len(inputs[0]))
+                    await self.hold.wait()
+                    try:
+                        writer.write(b"".join(encode_result(frame_id, 1000, self.run(inputs))))
+                    except ValueError as error:
+                        writer.write(encode_failure(frame_id, str(error)))
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def fake_engine(path: Path, **options: Any) -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine(path, **options)
+    server = await engine.serve()
+    try:
+        yield engine
+    finally:
+        engine.hold.set()
+        engine.die()
+        server.close()
+        await server.wait_closed()
+
+
+def save_model(
+    path: Path, nodes: list[Any], *, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, tuple[int, list[Any]]]
+) -> Path:
+    """An ONNX file of a few nodes; inputs and outputs are name -> (TensorProto type, shape)."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
+        [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
+    )
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), str(path))
+    return path
+
+
+def save_doubler(path: Path) -> Path:
+    """y = x + x over rows of three."""
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    shape = (TensorProto.FLOAT, ["n", 3])
+    return save_model(path, [node], inputs={"x": shape}, outputs={"y": shape})
+
+
+def save_divider(path: Path) -> Path:
+    """y = a / b in INT64: zero makes the run fail, the smallest number by -1 ends the process (SIGFPE)."""
+    node = helper.make_node("Div", ["a", "b"], ["y"])
+    shape = (TensorProto.INT64, ["n"])
+    return save_model(path, [node], inputs={"a": shape, "b": shape}, outputs={"y": shape})
