@@ -210,7 +210,7 @@ class Operations:
         return {"ok": report.first_bad is None, **msgspec.to_builtins(report)}
 
     def drift(self, model: str | None) -> Body:
-        """What the monitor wrote last, per model."""
+        """What the monitor wrote last: all of it, or what it sees of one model."""
         try:
             with self._status_file.open("rb") as file:
                 raw = file.read(MAX_STATUS_BYTES + 1)
@@ -221,9 +221,10 @@ class Operations:
             raise NotFound(f"the monitor's status cannot be read: {error}") from None
         if model is None:
             return status
-        if model not in status:
+        seen = status.get("models", {})
+        if model not in seen:
             raise NotFound(f"the monitor has not seen model {model!r} yet")
-        return {model: status[model]}
+        return dict(seen[model])
 
     def _model(self, snapshot: Snapshot, model: str) -> Body:
         route = snapshot.routes.get(model)

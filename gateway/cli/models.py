@@ -19,7 +19,7 @@ from gateway.repository.policy import PolicyError, load_policy
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, help="Add, list, approve and verify model versions.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Add, list, approve and verify model versions.")
 
 ModelsDir = Annotated[Path, typer.Option("--models", help="The folder of all models.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -1,0 +1,47 @@
+"""`gateway audit`: what the system and people did, and whether the record of it is whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gateway.cli.client import CommandError, open_client
+from gateway.cli.screen import AsJson, print_json, print_table
+
+__all__ = ("app",)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Read and verify the decisions.")
+
+
+@app.command(name="list")
+def list_decisions(
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    after: Annotated[int | None, typer.Option(min=0, help="Those after this number; left out: the newest.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List decisions in their order: who did what, when and why."""
+    body = open_client().get("/decisions", {"model": model, "after": after, "limit": limit})
+    if as_json:
+        print_json(body)
+        return
+    keys = ("seq", "time", "model", "kind", "actor", "reason")
+    print_table(keys, [[decision[key] for key in keys] for decision in body["decisions"]])
+
+
+@app.command()
+def verify(as_json: AsJson = False) -> None:
+    """Walk the chain of all decisions; fails when one was changed, removed or moved."""
+    report = open_client().get("/audit/verify")
+    if as_json:
+        print_json(report)
+        if not report["ok"]:
+            raise typer.Exit(1)
+    elif report["ok"]:
+        typer.echo(f"{report['decisions']} decisions, none touched; the last hash is {report['head']}")
+    else:
+        raise CommandError(
+            f"decision {report['first_bad']} is not as it was written; "
+            "compare it with the log's decisions, which carry the same hashes"
+        )

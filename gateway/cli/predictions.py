@@ -1,0 +1,151 @@
+"""`gateway predictions`: the log of answered requests."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.client import CommandError, NoGateway, open_client, state_dir_here
+from gateway.cli.screen import AsJson, clean, print_facts, print_json
+
+__all__ = ("app",)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Follow and look up logged predictions.")
+
+POLL_SECONDS = 0.1
+SHOWN_VALUES = 8
+
+StateDir = Annotated[Path | None, typer.Option(help="Read the log in this state directory, without asking a gateway.")]
+
+
+@app.command()
+def tail(
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="start, now, or a time such as 2026-05-01T06:00 (UTC). [default: now; start with --no-follow]",
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Go on as predictions are made.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON record a line.")] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Print predictions as they were logged, failed ones too."""
+    start = start or ("now" if follow else "start")
+    try:
+        for line in _records(model, start, follow=follow, state_dir=state_dir):
+            typer.echo(line if as_json else _line(json.loads(line)))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command()
+def show(
+    prediction_id: Annotated[str, typer.Argument(help="The id, as answers carry it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one prediction: what came in and went out, which version answered, why, and where that comes from."""
+    body = open_client().get(f"/predictions/{prediction_id.replace('/', '')}")
+    if as_json:
+        print_json(body)
+    else:
+        print_facts(_facts(body))
+
+
+def _records(model: str | None, start: str, *, follow: bool, state_dir: Path | None) -> Iterator[str]:
+    if state_dir is not None:
+        yield from _from_spool(state_dir, model, start, follow=follow)
+        return
+    query = {"model": model, "from": start, "follow": "true" if follow else "false"}
+    present = {name: value for name, value in query.items() if value is not None}
+    try:
+        yield from open_client().lines("/predictions", present)
+    except NoGateway as error:
+        here = state_dir_here()
+        if not (here / "spool").is_dir():
+            raise CommandError(f"{error}; {here} holds no log either") from None
+        yield from _from_spool(here, model, start, follow=follow)
+
+
+def _from_spool(state_dir: Path, model: str | None, start: str, *, follow: bool) -> Iterator[str]:
+    from gateway.admin.tail import PredictionTail, parse_start
+    from gateway.predictions.spool import SpoolError
+
+    try:
+        begin = parse_start(start)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--from") from None
+    if not (state_dir / "spool").is_dir():
+        raise CommandError(f"{state_dir} holds no log: expected a folder {state_dir / 'spool'}")
+    with closing(PredictionTail(state_dir / "spool", model=model, start=begin)) as tail:
+        while True:
+            try:
+                lines = tail.read()
+            except SpoolError as error:
+                raise CommandError(str(error)) from None
+            for line in lines:
+                yield line.decode()
+            if tail.at_end:
+                if not follow:
+                    return
+                time.sleep(POLL_SECONDS)
+
+
+def _line(record: dict[str, Any]) -> str:
+    outcome = record["error"] or " ".join(_tensor(output) for output in record["outputs"])
+    return (
+        f"{clean(record['time'])}  {clean(record['id'])}  {clean(record['model'])}/{record['version']} "
+        f"{clean(record['arm'])}  {record['status']}  {record['timings']['total_us'] / 1000:.2f} ms  {clean(outcome)}"
+    )
+
+
+def _tensor(tensor: dict[str, Any]) -> str:
+    values = tensor.get("data")
+    if values is None:
+        return f"{clean(tensor['name'])}=<{'x'.join(map(str, tensor['shape']))}>"
+    shown = ", ".join(clean(value) for value in values[:SHOWN_VALUES])
+    return f"{clean(tensor['name'])}=[{shown}{', ...' if len(values) > SHOWN_VALUES else ''}]"
+
+
+def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    record, version = body["prediction"], body["version"]
+    timings = record["timings"]
+    yield "prediction", record["id"]
+    yield "time", record["time"]
+    yield "model", f"{record['model']} version {record['version']} ({version['status']})"
+    yield "digest", record["digest"]
+    yield "arm", f"{record['arm']}, canary at {record['weight']:g} %, chosen by {record['reason']}"
+    yield "status", f"{record['status']}{' ' + str(record['error']) if record['error'] else ''}"
+    yield (
+        "timings",
+        f"{timings['total_us']} us: {timings['queue_us']} us queued, {timings['inference_us']} us in the model",
+    )
+    yield "rows", record["rows"]
+    for side in ("inputs", "outputs"):
+        for tensor in record[side]:
+            yield side[:-1], f"{tensor['datatype']} {_tensor(tensor)}"
+    if record["parameters"]:
+        yield "parameters", json.dumps(record["parameters"], ensure_ascii=False)
+    if body["approval"]:
+        yield "approved", _because(body["approval"])
+    if body["route"]:
+        yield "route", _because(body["route"])
+    if version["lineage"] is None:
+        yield "lineage", version.get("problem")
+        return
+    for name, value in version["lineage"].items():
+        if value:
+            yield name, json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
+def _because(decision: dict[str, Any]) -> str:
+    reason = f": {decision['reason']}" if decision["reason"] else ""
+    return f"{decision['time']} by {decision['actor']}, {decision['kind']} (decision {decision['seq']}){reason}"
