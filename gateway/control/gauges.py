@@ -14,6 +14,9 @@ from gateway.telemetry.cells import CellFile
 
 __all__ = ("CellMetrics", "Metrics", "NoMetrics")
 
+_DETECTORS = ("inputs", "outputs", "quality")
+"""Shown with 0 before their first alarm, so that a rate does not miss it."""
+
 _FEEDBACK_STATES = {
     "joined": "joined",
     "repeated": "repeated",
@@ -102,8 +105,12 @@ class CellMetrics:
         if model.trial is not None:
             for reading in model.trial.readings():
                 named = {"metric": reading.metric, "direction": reading.direction}
-                self._gauge("gateway_judge_evidence", reading.log_evidence, model=name, **named)
+                share = reading.log_evidence / reading.threshold if reading.threshold else 0.0
+                self._gauge("gateway_judge_evidence", share, model=name, **named)
         for version, watch in model.watches.items():
+            for detector in _DETECTORS:
+                labels = {"model": name, "version": str(version), "detector": detector}
+                self._cells.counter("gateway_drift_alarms_total", labels)
             for feature, evidence in watch.feature_evidence().items():
                 share = max(evidence, 0.0) / watch.line if watch.line else 0.0
                 self._gauge("gateway_drift_evidence", share, model=name, version=str(version), feature=feature)
