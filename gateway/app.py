@@ -12,9 +12,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import setproctitle
 
@@ -37,6 +37,9 @@ __all__ = (
 TICK_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 0.05
+ADMIN_CONNECTIONS = 256
+DECISIONS_SLOT = 255
+"""Slot of the decisions' stream; fronts have 0 and up."""
 
 
 class EnginePaths:
@@ -135,9 +138,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         loop.create_task(_connect_lanes(front, settings)),
         loop.create_task(_sweep(server, front)),
     ]
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _stop_signal()
     serving = loop.create_task(server.serve(sockets=[listener]))
     try:
         await asyncio.wait([loop.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
@@ -232,26 +233,143 @@ def run_engine_of(settings: Settings, *, model: str, version: int, digest: str) 
 
 def run_shipper(settings: Settings) -> None:
     """Run the shipper until SIGTERM."""
-    from gateway.predictions.ship import run
-
     with _process(settings, "shipper") as (log, cells):
-        asyncio.run(run(settings, log=log, cells=cells))
+        asyncio.run(_shipper(settings, log=log, cells=cells))
+
+
+async def _shipper(settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
+    from gateway.predictions.shipper import Shipper
+
+    shipper = Shipper(settings.spool_dir, settings.kafka, note=log.note)
+    shipped = cells.counter("gateway_log_events_total", {"state": "shipped"})
+    dead = cells.counter("gateway_log_events_total", {"state": "dead_letter"})
+    lag = cells.gauge("gateway_log_lag_events", {"reader": "shipper"})
+    before = (shipped.value, dead.value)
+
+    def show() -> None:
+        shipped.inc(before[0] + shipper.shipped - shipped.value)
+        dead.inc(before[1] + shipper.dead_letters - dead.value)
+        lag.set(shipper.lag_events)
+
+    stop = _stop_signal()
+    showing = asyncio.create_task(_repeat(show, seconds=SWEEP_SECONDS))
+    await shipper.run(stop)
+    showing.cancel()
+    show()
 
 
 def run_monitor(settings: Settings) -> None:
     """Run the monitor until SIGTERM."""
-    from gateway.control.run import run
-
     with _process(settings, "monitor") as (log, cells):
-        asyncio.run(run(settings, log=log, cells=cells, name=gateway_name(settings)))
+        asyncio.run(_monitor(settings, log=log, cells=cells))
+
+
+async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
+    from gateway.control.compare import EngineRerun
+    from gateway.control.gauges import CellMetrics
+    from gateway.control.monitor import Monitor
+    from gateway.control.outbox import Outbox
+    from gateway.control.store import Store
+    from gateway.control.versions import FolderVersions
+    from gateway.events.encoding import decode
+    from gateway.events.records import PredictionRecord
+    from gateway.predictions.kafka_source import KafkaSource
+    from gateway.predictions.lookup import find
+    from gateway.predictions.source import LogSource, SpoolSource
+    from gateway.predictions.spool import SpoolWriter
+
+    from_kafka = settings.monitor.source == "kafka" or (
+        settings.monitor.source == "auto" and bool(settings.kafka.bootstrap_servers)
+    )
+
+    async def open_source(position: dict[str, Any] | None, start: Literal["earliest", "latest"]) -> LogSource:
+        if from_kafka:
+            return KafkaSource(settings.kafka, settings.monitor.group, position=position, note=log.note)
+        places = {stream: (segment, offset) for stream, (segment, offset) in (position or {}).items()}
+        return SpoolSource(settings.spool_dir, position=places if position else None, start=start)
+
+    def lookup(prediction_id: str) -> PredictionRecord | None:
+        record = find(settings.spool_dir, prediction_id)
+        found = decode(record.kind, record.payload) if record is not None else None
+        return found if isinstance(found, PredictionRecord) else None
+
+    store = Store(settings.store_url)
+    writer = SpoolWriter(settings.spool_dir / "decisions", slot=DECISIONS_SLOT, settings=settings.spool)
+    monitor = Monitor(
+        open_source,
+        store,
+        versions=FolderVersions(settings.models),
+        state_dir=settings.state_dir,
+        settings=settings.monitor,
+        rerun=EngineRerun(settings.run_dir),
+        lookup=lookup,
+        outbox=Outbox(store, writer, note=log.note),
+        metrics=CellMetrics(cells),
+        note=log.note,
+    )
+    try:
+        await monitor.run(_stop_signal())
+    finally:
+        writer.close()
+        store.close()
 
 
 def run_admin(settings: Settings) -> None:
     """Run the admin API and the metrics page until SIGTERM."""
-    from gateway.admin.run import run
+    with _process(settings, "admin"):
+        asyncio.run(_admin(settings))
 
-    with _process(settings, "admin") as (log, cells):
-        asyncio.run(run(settings, log=log, cells=cells, metrics_dir=metrics_dir(settings)))
+
+async def _admin(settings: Settings) -> None:
+    from uvicorn import Config
+
+    from gateway.admin.api import create_admin
+    from gateway.control.store import Store
+    from gateway.serving.server import FrontServer
+    from gateway.telemetry.page import create_metrics_app
+
+    store = Store(settings.store_url)
+    host, server = settings.admin.host, settings.server
+    pages = (
+        (create_admin(store=store, settings=settings), server.admin_port),
+        (create_metrics_app(metrics_dir(settings)), server.metrics_port),
+    )
+    servers = [
+        FrontServer(
+            Config(
+                page,
+                host=host,
+                port=port,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=ADMIN_CONNECTIONS,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        for page, port in pages
+    ]
+    serving = [asyncio.create_task(each.serve()) for each in servers]
+    await asyncio.wait([asyncio.create_task(_stop_signal().wait()), *serving], return_when=asyncio.FIRST_COMPLETED)
+    for each in servers:
+        each.should_exit = True
+    await asyncio.gather(*serving)
+    store.close()
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _repeat(task: Callable[[], None], *, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        task()
 
 
 class _StoreRoutes:
