@@ -26,9 +26,10 @@ def take_rows(tensors: Mapping[str, Array], rows: Array) -> dict[str, Array]:
 def widened_rows(reference: Mapping[str, Array], generator: np.random.Generator) -> dict[str, Array]:
     """Half the rows as they are, spread over the reference; half with values exchanged between rows and stretched.
 
-    Reference rows may be so alike that a mean over them hardly differs from each; stretched floats (by up to three
-    times their spread, to both sides) make any dependence on a neighbour large. Whole numbers and strings are only
-    exchanged, since they may be indices or categories that must exist.
+    Reference rows may be so alike that a mean over them hardly differs from each. So floats are stretched, some by up
+    to three times their spread, some by up to three times their size, to both sides; then any dependence on a
+    neighbour is large. Whole numbers and strings are only exchanged, since they may be indices or categories that
+    must exist.
     """
     count = len(next(iter(reference.values())))
     spread = np.unique(np.linspace(0, count - 1, PROBE_ROWS // 2).astype(np.intp))
@@ -48,9 +49,12 @@ def _stretched(tensor: Array, generator: np.random.Generator) -> Array:
     flat = tensor.reshape(len(tensor), -1)
     drawn = flat[generator.integers(len(flat), size=(count, flat.shape[1])), np.arange(flat.shape[1])]
     if tensor.dtype.kind == "f" and flat.size:
-        low, high = np.nanmin(flat, axis=0), np.nanmax(flat, axis=0)
-        scale = np.where(np.isfinite(high - low) & (high > low), high - low, np.maximum(1, np.abs(high)))
-        drawn = drawn + (generator.uniform(-3, 3, size=drawn.shape) * scale).astype(tensor.dtype)
+        low, high = flat.min(axis=0).astype(np.float64), flat.max(axis=0).astype(np.float64)
+        size = np.maximum(np.abs(low), np.abs(high))
+        scale = np.repeat([high - low, np.where(size > 0, size, 1)], (count // 2, count - count // 2), axis=0)
+        limit = float(np.finfo(tensor.dtype).max)
+        with np.errstate(over="ignore"):
+            drawn = np.clip(drawn + generator.uniform(-3, 3, size=drawn.shape) * scale, -limit, limit)
     return drawn.astype(tensor.dtype).reshape(count, *tensor.shape[1:])
 
 
