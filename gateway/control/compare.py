@@ -80,6 +80,7 @@ def compare(
     rerun: Rerun,
     *,
     version: int,
+    earlier: Mapping[str, int] | None = None,
     policy: QualityPolicy,
     miss_above: float,
     false_rollback: float,
@@ -94,6 +95,8 @@ def compare(
     ----------
     rows : iterable of LabelledRow
         Of the version that is blamed.
+    earlier : mapping, optional
+        `pairs` of the comparison that these rows go on with.
     miss_above : float
         The loss above which both versions' rows are misses.
     false_rollback : float
@@ -104,6 +107,9 @@ def compare(
         False when no more time may be spent; what has been paired until then decides.
     """
     pairs = PairedTest()
+    if earlier:
+        pairs.restore(earlier)
+    already = pairs.pairs
     unusable = 0
     note = ""
     for row in rows:
@@ -115,7 +121,7 @@ def compare(
         except RerunError as error:
             unusable += 1
             note = str(error)
-            if unusable > 3 and not pairs.pairs:
+            if unusable > 3 and pairs.pairs == already:
                 break
             continue
         pairs.update(
@@ -125,13 +131,13 @@ def compare(
     if not pairs.pairs:
         return Comparison(version, None, 0, note or "no labelled row was logged with its inputs")
     needed = -math.log(false_rollback)
-    numbers = pairs.state() | {
+    numbers = {
         "log_evidence": pairs.log_evidence,
         "log_threshold": needed,
         "miss_above": miss_above,
         "unusable_rows": unusable,
     }
-    return Comparison(version, pairs.log_evidence >= needed, pairs.pairs, note, numbers)
+    return Comparison(version, pairs.log_evidence >= needed, pairs.pairs, note, pairs.state(), numbers)
 
 
 def _again(

@@ -67,14 +67,15 @@ class Situation(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """What came of running the previous version on the same labelled rows.
 
-    `better` is None when it could not be run, and `note` says why.
+    `better` is None when it could not be run, and `note` says why; `pairs` lets a later comparison go on from here.
     """
 
     version: int
     better: bool | None
     rows: int = 0
     note: str = ""
-    numbers: dict[str, Any] = {}
+    pairs: dict[str, int] = {}
+    numbers: dict[str, float] = {}
 
 
 def needs_comparison(alarm: Alarm, situation: Situation) -> bool:

@@ -35,16 +35,21 @@ __all__ = ("Findings", "Harm", "ModelState", "ModelWatch")
 
 _RECENT_ROWS = 2_000
 _RECENT_ALARMS = 20
+_COMPARE_EACH_ROWS = 50
 _LARGEST_PAYLOAD_BYTES = 16_384
 """A labelled row whose prediction is larger is looked up in the log when it is needed."""
 
 
-class Harm(msgspec.Struct, frozen=True):
-    """A harmed stable version whose previous one has still to be compared on the same rows."""
+class Harm(msgspec.Struct):
+    """A harmed stable version, and labelled rows on which its previous one has still to be compared.
+
+    `pairs` is what earlier rows came to; None when these are the first.
+    """
 
     alarm: Alarm
     rows: list[LabelledRow]
     miss_above: float
+    pairs: dict[str, int] | None = None
 
 
 class Findings(msgspec.Struct, frozen=True):
@@ -63,6 +68,7 @@ class ModelState(msgspec.Struct):
     reported: list[str] = []
     alarms: list[Alarm] = []
     recent: list[LabelledRow] = []
+    harm: Harm | None = None
 
 
 class ModelWatch:
@@ -91,6 +97,7 @@ class ModelWatch:
         self._flush_seconds = flush_seconds
         self._recent: deque[LabelledRow] = deque(maxlen=_RECENT_ROWS)
         self._reported: set[str] = set()
+        self._harm: Harm | None = None
 
     def __repr__(self) -> str:
         return f"<ModelWatch {self.route.model} versions={sorted(self.watches)} trial={self.trial!r}>"
@@ -107,6 +114,8 @@ class ModelWatch:
         plan : Plan or None
             Of the open rollout.
         """
+        if route.stable != self.route.stable:
+            self._harm = None
         if (route.stable, route.canary) != (self.route.stable, self.route.canary):
             for version in {route.stable, route.canary} - {self.route.stable, self.route.canary, None}:
                 if version in self.watches:
@@ -134,7 +143,10 @@ class ModelWatch:
         counted = self._watch(row.version).add_label(row)
         if counted is not None and row.version == self.route.stable:
             large = row.payload is not None and len(row.payload) > _LARGEST_PAYLOAD_BYTES
-            self._recent.append(msgspec.structs.replace(row, payload=None) if large else row)
+            kept = msgspec.structs.replace(row, payload=None) if large else row
+            self._recent.append(kept)
+            if self._harm is not None:
+                self._harm.rows.append(kept)
         if self.trial is not None and not self._is_frozen:
             self.trial.add_label(row)
 
@@ -154,18 +166,26 @@ class ModelWatch:
         moves: list[Move] = []
         harms: list[Harm] = []
         for alarm in alarms:
-            harm = self._harm(alarm) if needs_comparison(alarm, situation) else None
-            if harm is not None:
-                harms.append(harm)
+            if needs_comparison(alarm, situation):
+                self._harm = self._harm_of(alarm)
+                harms.append(self._harm)
             else:
                 moves += decide_alarm(alarm, situation)
+        if not harms and self._harm is not None and len(self._harm.rows) >= _COMPARE_EACH_ROWS:
+            harms.append(self._harm)
         if self.trial is not None and not self._is_frozen:
             self.trial.flush()
             moves += self._judged(self.trial, situation, hours_of)
         return Findings(alarms, moves, harms)
 
     def decide_compared(self, harm: Harm, comparison: Comparison, *, previous: int | None) -> list[Move]:
-        """Moves for a harm whose comparison is done."""
+        """Moves for a harm whose rows so far were compared; until 2,000 rows, the comparison goes on with new ones."""
+        first, done = harm.pairs is None, comparison.better or comparison.rows >= _RECENT_ROWS
+        harm.pairs, harm.rows = comparison.pairs or harm.pairs or {}, []
+        if self._harm is harm and (done or previous is None):
+            self._harm = None
+        if not first and not comparison.better:
+            return []
         return decide_harm(harm.alarm, self._situation(previous), comparison)
 
     def state(self) -> ModelState:
@@ -175,6 +195,7 @@ class ModelWatch:
             sorted(self._reported),
             list(self.alarms),
             [msgspec.structs.replace(row, payload=None) for row in self._recent],
+            self._harm,
         )
 
     def restore(self, state: ModelState) -> list[str]:
@@ -188,6 +209,7 @@ class ModelWatch:
                 notes.append(f"{self.route.model}/{version} is watched anew: {error}")
         self.alarms.extend(state.alarms)
         self._recent.extend(state.recent)
+        self._harm = state.harm
         trial = state.trial
         if trial is not None and trial.canary == self.route.canary and trial.stable == self.route.stable:
             self._begin(trial.canary, trial.start, trial.plan)
@@ -264,8 +286,8 @@ class ModelWatch:
         }
         return Situation(self.route, self.rollout, drifted, previous)
 
-    def _harm(self, alarm: Alarm) -> Harm | None:
+    def _harm_of(self, alarm: Alarm) -> Harm:
+        """The rows since the harm began: before, the version did well, and that is no longer the question."""
+        rows = [row for row in self._recent if row.version == alarm.version]
         limit = self.watches[alarm.version].miss_above
-        if limit is None:
-            return None
-        return Harm(alarm, [row for row in self._recent if row.version == alarm.version], limit)
+        return Harm(alarm, rows[-alarm.rows :], limit if limit is not None else 0.0)

@@ -423,6 +423,7 @@ class Monitor:
                 harm.rows,
                 self._rerun,
                 version=previous,
+                earlier=harm.pairs,
                 policy=model.policy.quality,
                 miss_above=harm.miss_above,
                 false_rollback=model.policy.rollout.false_rollback,

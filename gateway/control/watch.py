@@ -113,7 +113,8 @@ class VersionWatch:
         self._label_rows += 1
         self._label_misses += missed
         for detector, rule in self._streams:
-            detector.update(float(missed) if detector.binary else loss)
+            # Misses where they are known: bounded, so that no single loss can raise or blind a detector.
+            detector.update(float(missed) if self.miss_above is not None or detector.binary else loss)
             if detector.detected:
                 self._warnings.append(self._warning(detector, rule))
         return loss, missed

@@ -1,0 +1,432 @@
+"""Evidence becomes decisions: what rolls back, what does not, and that nothing counts twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from gateway.control.errors import StoreAway
+from gateway.control.gauges import CellMetrics
+from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.predictions.segments import LogRecord
+from gateway.repository.policy import DriftPolicy, ModelPolicy
+from gateway.telemetry.cells import CellFile
+
+
+def send(world: Any, requests: int, *, labels: bool = True, error: float = 1.0, start: int = 0, **changes: Any) -> None:
+    """Requests on the stable version, one an hour, each labelled with an error of this size."""
+    for hour in range(start, start + requests):
+        found = world.predict(1, event_hour=hour, **changes)
+        if labels:
+            world.label(found, world.answer_of(found) + world.random.normal(0.0, error))
+
+
+def send_on_arms(world: Any, requests: int, *, weight: float = 50.0, canary: Any = None, stable: Any = None) -> None:
+    """Requests drawn between version 1 and version 2; `canary` and `stable` take the world and make one request."""
+    for _ in range(requests):
+        on_canary = world.random.random() < weight / 100.0
+        (canary if on_canary else stable)(world, 2 if on_canary else 1, "canary" if on_canary else "stable", weight)
+
+
+def good(world: Any, version: int, arm: str, weight: float) -> None:
+    found = world.predict(version, arm=arm, weight=weight)
+    world.label(found, world.answer_of(found) + world.random.normal(0.0, 1.0))
+
+
+def start_trial(world: Any, *, weight: float = 50.0) -> None:
+    world.store.set_route("m", stable=1, canary=2, weight=weight, actor="tester", reason="a trial")
+    world.now[0] += 2.0
+
+
+def test_quiet_traffic_decides_nothing(make_world: Any) -> None:
+    world = make_world()
+    send(world, 3_000)
+    monitor = world.run()
+    assert world.kinds() == []
+    assert monitor.models["m"].watches[1].quality.rows == 3_000
+    assert monitor.skipped == {}
+
+
+def test_decay_of_the_stable_version_is_reported_once_with_the_week_it_began(make_world: Any) -> None:
+    world = make_world()
+    send(world, 1_500)
+    send(world, 1_500, error=2.5, start=1_500)
+    world.run()
+    harm, retrain = [decision for decision in world.decisions() if decision.kind != "warning"]
+    assert (harm.kind, retrain.kind) == ("harm", "retrain_requested")
+    # Hour 1,500 of 2012 is 3 March 2012, in the week of 27 February.
+    assert harm.evidence["since_week"] in ("2012-02-27", "2012-03-05")
+    assert "there is no previous approved version" in harm.reason
+    assert retrain.evidence["window"]["start"] == harm.evidence["since"]
+    assert world.store.snapshot().routes["m"].stable == 1
+
+
+def test_with_labels_withheld_decay_is_seen_in_the_inputs_and_nothing_is_rolled_back(make_world: Any) -> None:
+    world = make_world()
+    send(world, 1_000, labels=False)
+    for hour in range(1_000, 2_000):
+        world.predict(1, temp=float(world.random.normal(1.0, 1.0)), event_hour=hour)
+    world.run()
+    assert "world_changed" in world.kinds()
+    assert not {"rollback", "harm", "retrain_requested"} & set(world.kinds())
+    changed = next(decision for decision in world.decisions() if decision.kind == "world_changed")
+    assert list(changed.evidence["features"]) == ["temp"]
+    # Hour 1,000 is 11 February 2012, in the week of 6 February.
+    assert changed.evidence["since_week"] == "2012-02-06"
+
+
+def test_drift_in_the_outputs_of_both_arms_alike_rolls_nothing_back(make_world: Any, make_profile: Any) -> None:
+    world = make_world(policy=ModelPolicy(drift=DriftPolicy(outputs="rollback")))
+    start_trial(world)
+    for _ in range(1_500):
+        on_canary = bool(world.random.random() < 0.5)
+        shifted = float(world.random.normal(3.0, 1.0))
+        world.predict(2 if on_canary else 1, arm="canary" if on_canary else "stable", weight=50.0, x=shifted)
+    world.run()
+    assert "world_changed" in world.kinds()
+    assert "rollback" not in world.kinds()
+    assert world.store.snapshot().routes["m"].canary == 2
+
+
+def test_a_canary_whose_inputs_lie_outside_its_own_reference_is_taken_back(make_world: Any, make_profile: Any) -> None:
+    world = make_world({1: make_profile(), 2: make_profile(shift=40.0)})
+    start_trial(world)
+    send_on_arms(world, 400, canary=good, stable=good)
+    world.run()
+    assert "rollback" in world.kinds()
+    rollback = next(decision for decision in world.decisions() if decision.kind == "rollback")
+    assert rollback.evidence["metric"] == "inputs_out_of_range"
+    assert rollback.evidence["certificate"]["counts"]["harm"]["inputs_out_of_range"]
+    route = world.store.snapshot().routes["m"]
+    assert (route.stable, route.canary, route.weight) == (1, None, 0.0)
+
+
+def test_a_canary_that_misses_more_labels_is_taken_back(make_world: Any) -> None:
+    def bad(world: Any, version: int, arm: str, weight: float) -> None:
+        found = world.predict(version, arm=arm, weight=weight)
+        world.label(found, world.answer_of(found) + world.random.normal(0.0, 4.0))
+
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 800, canary=bad, stable=good)
+    world.run()
+    rollback = next(decision for decision in world.decisions() if decision.kind == "rollback")
+    assert rollback.evidence["metric"] == "quality"
+    assert (rollback.before["canary"], rollback.after["canary"]) == (2, None)
+
+
+def test_a_rollout_goes_step_by_step_to_promotion_on_labels(make_world: Any) -> None:
+    world = make_world()
+    plan = {"steps": [10.0, 50.0], "worse_ratio": 2.0}
+    world.store.start_rollout("m", 2, plan=plan, actor="tester", reason="a rollout")
+    world.now[0] += 2.0
+
+    def better(world: Any, version: int, arm: str, weight: float) -> None:
+        found = world.predict(version, arm=arm, weight=weight)
+        world.label(found, world.answer_of(found) + world.random.normal(0.0, 0.5))
+
+    def worse(world: Any, version: int, arm: str, weight: float) -> None:
+        found = world.predict(version, arm=arm, weight=weight)
+        world.label(found, world.answer_of(found) + world.random.normal(0.0, 2.0))
+
+    send_on_arms(world, 3_000, weight=10.0, canary=better, stable=worse)
+    world.run()
+    assert world.kinds().count("rollout_advanced") == 1
+    world.now[0] += 2.0
+    send_on_arms(world, 1_000, weight=50.0, canary=better, stable=worse)
+    world.run()
+    assert world.kinds()[-1] == "rollout_promoted" or "rollout_promoted" in world.kinds()
+    assert world.store.snapshot().routes["m"].stable == 2
+
+
+def test_without_a_rollout_the_judge_never_promotes(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 3_000, canary=good, stable=good)
+    world.run()
+    assert world.kinds() == []
+
+
+def test_a_rollout_without_labels_is_never_promoted_and_paused_when_its_time_is_over(make_world: Any) -> None:
+    world = make_world()
+    world.store.start_rollout("m", 2, plan={"max_hours": 1.0}, actor="tester", reason="a rollout")
+    world.now[0] += 2.0
+    send_on_arms(
+        world,
+        1_000,
+        weight=10.0,
+        canary=lambda world, version, arm, weight: world.predict(version, arm=arm, weight=weight),
+        stable=lambda world, version, arm, weight: world.predict(version, arm=arm, weight=weight),
+    )
+    world.run()
+    assert world.kinds() == []
+    world.now[0] += 3_600.0
+    world.run()
+    assert world.kinds() == ["rollout_expired"]
+    assert world.store.rollout("m").phase == "paused"
+    assert "until a person decides" in world.decisions()[0].reason
+
+
+@pytest.mark.parametrize(("previous_error", "goes_back"), [(0.0, True), (3.0, False)])
+def test_proven_harm_goes_back_only_to_a_previous_version_that_does_better(
+    make_world: Any, previous_error: float, goes_back: bool
+) -> None:
+    world = make_world()
+    world.store.set_route("m", stable=2, actor="tester", reason="version 1 is the previous one")
+    # The truth moves by 3 and version 1, unlike version 2, knows it (or is as wrong).
+    known = lambda inputs: {"y": inputs["x"] + inputs["temp"] + 3.0 - previous_error}  # noqa: E731
+    world.rerun = type(world.rerun)({("m", 1): known})
+    for hour in range(1_200):
+        found = world.predict(2, event_hour=hour)
+        world.label(found, world.answer_of(found) + (3.0 if hour > 600 else 0.0) + world.random.normal(0.0, 0.5))
+    world.run()
+    assert world.store.snapshot().routes["m"].stable == (1 if goes_back else 2)
+    decision = next(each for each in world.decisions() if each.kind == ("rollback" if goes_back else "harm"))
+    assert decision.evidence["comparison"]["better"] is goes_back
+    assert decision.evidence["comparison"]["rows"] >= 30
+    assert ("retrain_requested" in world.kinds()) is not goes_back
+
+
+def test_harm_with_a_previous_version_that_does_not_run_rolls_nothing_back(make_world: Any) -> None:
+    world = make_world()
+    world.store.set_route("m", stable=2, actor="tester", reason="version 1 is the previous one")
+    for _ in range(600):
+        found = world.predict(2)
+        world.label(found, world.answer_of(found) + 5.0)
+    world.run()
+    harm = next(decision for decision in world.decisions() if decision.kind == "harm")
+    assert "could not be compared: m version 1 does not run" in harm.reason
+    assert world.store.snapshot().routes["m"].stable == 2
+
+
+def test_a_previous_version_that_is_no_longer_approved_is_never_gone_back_to(make_world: Any) -> None:
+    world = make_world()
+    world.store.set_route("m", stable=2, actor="tester", reason="version 1 is the previous one")
+    world.store.reject("m", 1, actor="tester", reason="it is bad")
+    for _ in range(600):
+        found = world.predict(2)
+        world.label(found, world.answer_of(found) + 5.0)
+    world.run()
+    assert "rollback" not in world.kinds()
+
+
+@pytest.mark.promise("P12")
+def test_one_client_that_floods_errors_takes_no_canary_back(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 300, canary=good, stable=good)
+    for _ in range(2_000):
+        world.predict(2, arm="canary", weight=50.0, key="feedfacefeedface", status=500, outputs=[])
+    send_on_arms(world, 300, canary=good, stable=good)
+    world.run()
+    assert "rollback" not in world.kinds()
+    assert world.store.snapshot().routes["m"].canary == 2
+
+
+@pytest.mark.promise("P12")
+def test_one_client_neither_raises_nor_silences_an_alarm_of_harm(make_world: Any) -> None:
+    world = make_world()
+    send(world, 500)
+    for _ in range(2_000):
+        found = world.predict(1, key="feedfacefeedface")
+        world.label(found, 1e6)
+    send(world, 500)
+    world.run()
+    assert not {"harm", "rollback"} & set(world.kinds())
+    # The same client sends perfect labels in a flood while everybody else is harmed.
+    for hour in range(600):
+        for _ in range(4):
+            found = world.predict(1, key="feedfacefeedface")
+            world.label(found, world.answer_of(found))
+        send(world, 1, error=4.0, start=hour)
+    world.run()
+    assert "harm" in world.kinds()
+
+
+@pytest.mark.promise("P12")
+def test_one_request_with_many_rows_raises_no_alarm(make_world: Any) -> None:
+    world = make_world()
+    send(world, 500)
+    found = world.predict(1, rows=5_000, x=80.0, temp=80.0)
+    for row in range(5_000):
+        world.label(found, 1e6, row=row)
+    send(world, 500)
+    world.run()
+    assert world.kinds() == []
+
+
+@pytest.mark.promise("P12")
+def test_pinned_requests_are_no_evidence(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    for _ in range(1_000):
+        found = world.predict(2, arm="pinned", weight=50.0, x=80.0)
+        world.label(found, 1e6)
+        world.predict(2, arm="pinned", weight=50.0, status=500, outputs=[])
+    send_on_arms(world, 300, canary=good, stable=good)
+    monitor = world.run()
+    assert world.kinds() == []
+    assert monitor.models["m"].watches[2].quality.rows < 300
+
+
+def test_records_from_before_the_trial_are_no_evidence_in_it(make_world: Any) -> None:
+    world = make_world()
+    for _ in range(500):
+        world.predict(2, arm="canary", weight=50.0, status=500, outputs=[])
+        world.predict(1, arm="stable", weight=50.0)
+    world.now[0] += 10.0
+    start_trial(world)
+    send_on_arms(world, 300, canary=good, stable=good)
+    world.run()
+    assert world.kinds() == []
+
+
+def test_failing_requests_of_the_canary_take_it_back(make_world: Any) -> None:
+    def failing(world: Any, version: int, arm: str, weight: float) -> None:
+        world.predict(version, arm=arm, weight=weight, status=500, outputs=[], error="the model failed")
+
+    world = make_world()
+    start_trial(world, weight=10.0)
+    send_on_arms(world, 400, weight=10.0, canary=failing, stable=good)
+    world.run()
+    rollback = next(decision for decision in world.decisions() if decision.kind == "rollback")
+    assert rollback.evidence["metric"] == "errors"
+
+
+def test_when_both_arms_fail_nothing_is_rolled_back(make_world: Any) -> None:
+    def failing(world: Any, version: int, arm: str, weight: float) -> None:
+        world.predict(version, arm=arm, weight=weight, status=500, outputs=[], error="the model failed")
+
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 1_000, canary=failing, stable=failing)
+    world.run()
+    assert world.kinds() == []
+
+
+def test_arms_that_are_not_drawn_at_their_weights_freeze_the_rollout(make_world: Any) -> None:
+    world = make_world()
+    world.store.start_rollout("m", 2, plan={}, actor="tester", reason="a rollout")
+    world.now[0] += 2.0
+    for number in range(600):
+        on_canary = number % 2 == 0
+        good(world, 2 if on_canary else 1, "canary" if on_canary else "stable", 10.0)
+    world.run()
+    assert world.kinds() == ["rollout_frozen"]
+
+
+def test_records_that_are_none_are_counted_and_passed_over(make_world: Any) -> None:
+    world = make_world()
+    send(world, 10)
+    valid = world.records[0].payload
+    poison = [
+        (KIND_PREDICTION, b"not json"),
+        (KIND_PREDICTION, b"[]"),
+        (KIND_PREDICTION, b"{}"),
+        (KIND_PREDICTION, b"\xff\xfe"),
+        (KIND_PREDICTION, b"[" * 100_000),
+        (KIND_PREDICTION, valid.replace(b'"schema":1', b'"schema":99')),
+        (KIND_PREDICTION, valid.replace(b'"model":"m"', b'"model":"nobody"')),
+        (KIND_PREDICTION, valid.replace(b'"version":1', b'"version":77')),
+        (KIND_PREDICTION, valid.replace(b'"data":[', b'"data":[1e999,')),
+        (KIND_PREDICTION, valid.replace(b'"data":[', b'"data":["text",')),
+        (KIND_PREDICTION, valid.replace(b'"rows":1', b'"rows":-1')),
+        (KIND_PREDICTION, valid.replace(b'"time":"', b'"time":"not a time')),
+        (KIND_PREDICTION, valid.replace(b'"time":"2026', b'"time":"2099')),
+        (KIND_FEEDBACK, b'{"id":"a","label":NaN}'),
+        (KIND_FEEDBACK, valid),
+        (77, valid),
+        (KIND_DECISION, b"not looked at"),
+    ]
+    for number, (kind, payload) in enumerate(poison):
+        world.records.append(LogRecord(kind, "01a000000000ff", number + 1, payload))
+    send(world, 10)
+    monitor = world.run()
+    assert monitor.models["m"].watches[1].quality.rows == 20
+    assert monitor.skipped["schema of a later version"] == 1
+    assert monitor.skipped["unknown model"] == 1
+    assert monitor.skipped["unknown version"] == 1
+    assert monitor.skipped["not a record"] >= 7
+    assert all(np.isfinite(list(monitor.models["m"].watches[1].evidence().values())))
+    assert world.kinds() == []
+
+
+def test_a_restart_from_a_checkpoint_equals_no_restart(make_world: Any, tmp_path: Any) -> None:
+    world = make_world()
+    send(world, 700)
+    start_trial(world)
+    send_on_arms(world, 700, canary=good, stable=good)
+    send(world, 300, error=1.4)
+    whole = world.run()
+    kept = whole.models["m"]
+    expected = (kept.watches[1].evidence(), kept.watches[1].quality, kept.trial.readings(), whole._join.counts)
+    (tmp_path / "monitor" / "checkpoint.msgpack").unlink()
+    everything, world.records = world.records, []
+    for cut in (300, 900, 1_700, len(everything)):
+        world.records = everything[:cut]
+        parted = world.run()
+    model = parted.models["m"]
+    assert (
+        model.watches[1].evidence(),
+        model.watches[1].quality,
+        model.trial.readings(),
+        parted._join.counts,
+    ) == expected
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_reading_starts_at_the_latest(make_world: Any, tmp_path: Any) -> None:
+    world = make_world()
+    send(world, 100)
+    world.run()
+    checkpoint = tmp_path / "monitor" / "checkpoint.msgpack"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10] + b"0123456789")
+    monitor = world.run()
+    assert monitor.read == 0
+    assert checkpoint.with_suffix(".msgpack.bad").exists()
+    assert any("set aside" in note for note in world.notes)
+
+
+def test_decisions_wait_while_the_store_is_away_and_none_is_lost(make_world: Any) -> None:
+    world = make_world()
+    real, away = world.store.decide, [True]
+
+    def decide(*arguments: Any, **named: Any) -> Any:
+        if away[0]:
+            raise StoreAway("the disk is gone")
+        return real(*arguments, **named)
+
+    world.store.decide = decide
+    send(world, 1_000, error=4.0)
+    monitor = world.run()
+    assert world.kinds() == []
+    assert len(monitor._actor.pending) >= 2
+    assert any("wait for the store" in note for note in world.notes)
+    away[0] = False
+    world.run()
+    assert {"harm", "retrain_requested"} <= set(world.kinds())
+
+
+def test_status_and_metrics_show_what_is_known(make_world: Any, tmp_path: Any) -> None:
+    world = make_world()
+    cells = CellFile(tmp_path / "monitor.cells")
+    world.metrics = CellMetrics(cells)
+    start_trial(world)
+    send_on_arms(world, 200, canary=good, stable=good)
+    send(world, 800, error=4.0)
+    world.run()
+    status = msgspec.json.decode((tmp_path / "monitor" / "status.json").read_bytes())
+    model = status["models"]["m"]
+    assert model["versions"]["1"]["quality"]["rows"] > 800
+    assert set(model["versions"]["1"]["features"]) == {"x", "temp", "y"}
+    assert model["trial"]["canary"] == 2
+    assert model["alarms"][0]["detector"] in ("quality", "ADWIN")
+    assert cells.gauge("gateway_route_weight", {"model": "m", "version": "2", "arm": "canary"}).value == 50.0
+    assert cells.counter("gateway_feedback_total", {"model": "m", "state": "joined"}).value == 1_000
+    assert cells.histogram("gateway_feedback_delay_seconds", {"model": "m"}).count == 1_000
+    assert cells.counter("gateway_decisions_total", {"kind": "harm"}).value == 1
+    alarms = cells.counter("gateway_drift_alarms_total", {"model": "m", "version": "1", "detector": "quality"})
+    assert alarms.value == 1
+    cells.close()
