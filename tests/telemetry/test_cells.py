@@ -100,11 +100,12 @@ def test_counts_survive_kill_9(tmp_path):
         lambda file: b"#" + file[1:],
         lambda file: file[:9] + b"#" + file[10:],
         lambda file: file[: layout.HEADER_BYTES + 20] + b"#" + file[layout.HEADER_BYTES + 21 :],
+        lambda file: file.replace(b"spooled", b"shipped"),
         lambda file: file[: layout.HEADER_BYTES] + b"\xff\xff\xff\xff" + file[layout.HEADER_BYTES + 4 :],
         lambda file: file[: layout.HEADER_BYTES] + b"\x01\0\0\0" + file[layout.HEADER_BYTES + 4 :],
         lambda file: file + b"x",
     ],
-    ids=["cut", "zeros", "magic", "catalog", "descriptor", "long series", "short series", "tail"],
+    ids=["cut", "zeros", "magic", "catalog", "descriptor", "label", "long series", "short series", "tail"],
 )
 def test_a_damaged_file_is_replaced(tmp_path, damage):
     path = tmp_path / "front-0.cells"
@@ -113,6 +114,7 @@ def test_a_damaged_file_is_replaced(tmp_path, damage):
     earlier.close()
     path.write_bytes(damage(path.read_bytes()))
     later = CellFile(path)
+    assert "series=0" in repr(later)
     assert later.counter(*SPOOLED).value == 0
     later.counter(*SPOOLED).inc()
     later.close()
