@@ -28,7 +28,7 @@ from gateway.admin.guard import actor_of, authorize, check_json, check_origin
 from gateway.admin.openapi import describe
 from gateway.admin.operations import Operations
 from gateway.admin.requests import ApproveRequest
-from gateway.admin.tail import PredictionTail, parse_start
+from gateway.admin.tail import Tail, open_tail, parse_start
 from gateway.control.store import Store
 from gateway.settings import Settings
 
@@ -131,7 +131,7 @@ class _Admin:
         if self._tails >= MAX_TAILS:
             raise Busy(f"{MAX_TAILS} others follow the predictions already; try again later")
         tail = await self._in_thread(
-            lambda: PredictionTail(self._operations.spool_dir, model=call.query.get("model"), start=start)
+            lambda: open_tail(self._operations.spool_dir, model=call.query.get("model"), start=start, follow=follow)
         )
         return StreamingResponse(self._lines(tail, follow=follow), media_type="application/x-ndjson", headers=_HEADERS)
 
@@ -144,7 +144,7 @@ class _Admin:
         text = page(models["models"], rollouts["rollouts"], decisions["decisions"])
         return Response(text, media_type="text/html", headers=_HEADERS)
 
-    async def _lines(self, tail: PredictionTail, *, follow: bool) -> AsyncIterator[bytes]:
+    async def _lines(self, tail: Tail, *, follow: bool) -> AsyncIterator[bytes]:
         self._tails += 1
         try:
             while True:

@@ -1,79 +1,55 @@
-"""Following the predictions in a spool, filtered, as they were written."""
+"""The predictions in a spool, filtered, block by block."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
-import msgspec
-
+from gateway.events.encoding import Envelope, RecordError, read_envelope, seconds_of
 from gateway.events.records import KIND_PREDICTION
 from gateway.predictions.reader import SpoolReader
+from gateway.predictions.segments import LogRecord
+from gateway.predictions.tail import read_all
 
-__all__ = ("PredictionTail", "parse_start")
+__all__ = ("Tail", "open_tail", "parse_start")
 
-BATCH = 500
-
-
-class _Head(msgspec.Struct):
-    model: str
-    time: str
+BLOCK = 500
 
 
-class PredictionTail:
-    """The predictions of a spool from some moment on; ask again for what was written since.
+class Tail(Protocol):
+    """Predictions as JSON texts."""
+
+    at_end: bool
+    """Whether the last block ended with all there is by now."""
+
+    def read(self) -> list[bytes]:
+        """The next block; empty where nothing in it is wanted, or nothing is new."""
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+def open_tail(spool_dir: Path, *, model: str | None, start: str | float, follow: bool) -> Tail:
+    """Read what the spool holds, in the order of time, or follow it from some moment on.
 
     Parameters
     ----------
-    spool_dir : Path
-    model : str, optional
+    model : str or None
         Only predictions of this model.
-    start : "start", "now" or datetime
-        Everything, only what is yet to come, or what has this time and later ones.
+    start : "start", "now" or float
+        Everything, only what is yet to come, or what has this time (seconds since 1970) and later ones.
     """
-
-    def __init__(self, spool_dir: Path, *, model: str | None = None, start: str | datetime = "start") -> None:
-        self._reader = SpoolReader(spool_dir, start="latest" if start == "now" else "earliest")
-        self._model = model
-        self._since = start if isinstance(start, datetime) else None
-        self._head = msgspec.json.Decoder(_Head)
-        self.at_end = False
-
-    def __repr__(self) -> str:
-        return f"<PredictionTail model={self._model} {self._reader!r}>"
-
-    def read(self) -> list[bytes]:
-        """The next predictions, each as its JSON text. `at_end` tells whether this was all there is by now.
-
-        Raises
-        ------
-        SpoolError
-            When a file of the spool cannot be read.
-        """
-        records = self._reader.read(BATCH)
-        self.at_end = len(records) < BATCH
-        return [record.payload for record in records if record.kind == KIND_PREDICTION and self._wants(record.payload)]
-
-    def close(self) -> None:
-        self._reader.close()
-
-    def _wants(self, payload: bytes) -> bool:
-        if self._model is None and self._since is None:
-            return True
-        try:
-            head = self._head.decode(payload)
-            return (self._model is None or head.model == self._model) and (
-                self._since is None or _utc(head.time) >= self._since
-            )
-        except (msgspec.DecodeError, ValueError):
-            return False
+    return _Following(spool_dir, model, start) if follow else _Held(spool_dir, model, start)
 
 
-def parse_start(text: str) -> str | datetime:
+def parse_start(text: str) -> str | float:
     """Read where to begin: "start", "now", or an ISO 8601 time (UTC where it names no zone).
 
-    >>> parse_start("start"), parse_start("2012-03-01T06:00").isoformat()
-    ('start', '2012-03-01T06:00:00+00:00')
+    >>> parse_start("start"), parse_start("1970-01-02T00:00")
+    ('start', 86400.0)
 
     Raises
     ------
@@ -83,13 +59,70 @@ def parse_start(text: str) -> str | datetime:
     if text in ("start", "now"):
         return text
     try:
-        return _utc(text)
+        moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
             f"{text[:64]!r} is no start: expected 'start', 'now' or a time such as 2026-05-01T06:00"
         ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _utc(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+class _Held:
+    """What the spool holds now, all of its streams merged."""
+
+    def __init__(self, spool_dir: Path, model: str | None, start: str | float) -> None:
+        since = start if isinstance(start, float) else None
+        self._records: Iterator[LogRecord] = (
+            iter(()) if start == "now" else read_all(spool_dir, kinds={KIND_PREDICTION}, since=since)
+        )
+        self._model = model
+        self.at_end = False
+
+    def read(self) -> list[bytes]:
+        block = list(islice(self._records, BLOCK))
+        self.at_end = len(block) < BLOCK
+        return [record.payload for record in block if self._model is None or _model_of(record) == self._model]
+
+    def close(self) -> None:
+        self._records = iter(())
+
+
+class _Following:
+    """A spool from some moment on; a block is in the order of time."""
+
+    def __init__(self, spool_dir: Path, model: str | None, start: str | float) -> None:
+        self._reader = SpoolReader(spool_dir, start="latest" if start == "now" else "earliest")
+        self._model = model
+        self._since = start if isinstance(start, float) else 0.0
+        self.at_end = False
+
+    def read(self) -> list[bytes]:
+        block = self._reader.read(BLOCK)
+        self.at_end = len(block) < BLOCK
+        wanted = [found for record in block if (found := self._wanted(record)) is not None]
+        return [payload for _, payload in sorted(wanted)]
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _wanted(self, record: LogRecord) -> tuple[float, bytes] | None:
+        envelope = _envelope(record)
+        if record.kind != KIND_PREDICTION or envelope is None or self._model not in (None, envelope.model):
+            return None
+        try:
+            moment = seconds_of(envelope.time)
+        except RecordError:
+            moment = 0.0
+        return (moment, record.payload) if moment >= self._since else None
+
+
+def _envelope(record: LogRecord) -> Envelope | None:
+    try:
+        return read_envelope(record.payload)
+    except RecordError:
+        return None
+
+
+def _model_of(record: LogRecord) -> str | None:
+    envelope = _envelope(record)
+    return None if envelope is None else envelope.model

@@ -76,7 +76,7 @@ def _records(model: str | None, start: str, *, follow: bool, state_dir: Path | N
 
 
 def _from_spool(state_dir: Path, model: str | None, start: str, *, follow: bool) -> Iterator[str]:
-    from gateway.admin.tail import PredictionTail, parse_start
+    from gateway.admin.tail import open_tail, parse_start
     from gateway.predictions.spool import SpoolError
 
     try:
@@ -85,7 +85,7 @@ def _from_spool(state_dir: Path, model: str | None, start: str, *, follow: bool)
         raise typer.BadParameter(str(error), param_hint="--from") from None
     if not (state_dir / "spool").is_dir():
         raise CommandError(f"{state_dir} holds no log: expected a folder {state_dir / 'spool'}")
-    with closing(PredictionTail(state_dir / "spool", model=model, start=begin)) as tail:
+    with closing(open_tail(state_dir / "spool", model=model, start=begin, follow=follow)) as tail:
         while True:
             try:
                 lines = tail.read()
