@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from gateway.cli.client import CommandError, open_client
+from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, print_json, print_table
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Read and verify the decisions.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Read and verify the decisions.")
 
 
 @app.command(name="list")

@@ -9,11 +9,12 @@ import typer
 
 from gateway.cli.client import open_client
 from gateway.cli.evidence import alarms_table, readings_table, verdict_text, versions_table
+from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, console, print_json
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Show drift and quality.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Show drift and quality.")
 
 
 @app.callback()

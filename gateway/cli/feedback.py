@@ -11,10 +11,13 @@ from urllib.parse import quote
 import typer
 
 from gateway.cli.client import CommandError, inference_url
+from gateway.cli.group import Commands
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Send labels for answered predictions.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help="Send labels for answered predictions."
+)
 
 SEND_SECONDS = 15.0
 BATCH = 500

@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from gateway import __version__
-from gateway.cli.client import CommandError
+from gateway.cli.group import Commands
 
 __all__ = ("COMMANDS", "CommandLine", "app", "run")
 
@@ -46,8 +46,8 @@ COMMANDS: dict[str, CommandLine] = {
 _HELP = "gateway.help"
 
 
-class _Commands(TyperGroup):
-    """The commands of the table. A failure is one line on standard error, and exit code 1."""
+class _Program(Commands):
+    """The commands of the table."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -64,16 +64,9 @@ class _Commands(TyperGroup):
         ctx.meta[_HELP] = True
         super().format_help(ctx, formatter)
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CommandError as error:
-            typer.echo(f"gateway: {error}", err=True)
-            raise typer.Exit(1) from None
-
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=_Program,
     name="gateway",
     no_args_is_help=True,
     add_completion=False,

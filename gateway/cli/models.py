@@ -4,25 +4,96 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
-import msgspec
 import typer
-from rich.console import Console
 
-from gateway.engine.oneshot import open_engine
-from gateway.repository.add import add_version
-from gateway.repository.errors import RepositoryError
-from gateway.repository.lineage import Lineage, detect_source, read_lineage
-from gateway.repository.manifest import ModelVersion, scan, verify
-from gateway.repository.policy import PolicyError, load_policy
+from gateway.cli.client import APPROVE_SECONDS, CommandError, open_client
+from gateway.cli.group import Commands
+from gateway.cli.screen import AsJson, clean, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from gateway.repository.lineage import Lineage
+    from gateway.repository.manifest import ModelVersion
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Add, list, approve and verify model versions.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help="Add, list, approve and verify model versions."
+)
 
 ModelsDir = Annotated[Path, typer.Option("--models", help="The folder of all models.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Name = Annotated[str, typer.Argument(help="The model.")]
+Number = Annotated[int, typer.Argument(min=1, help="The version.")]
+Why = Annotated[str, typer.Option("--reason", help="Why; it goes into the audit trail.")]
+
+
+@app.command(name="list")
+def list_models(as_json: AsJson = False) -> None:
+    """List what the gateway knows: versions, approval, engine, traffic."""
+    body = open_client().get("/models")
+    if as_json:
+        print_json(body)
+        return
+    print_table(
+        ("model", "version", "status", "engine", "arm", "traffic %", "digest"),
+        [_row(version) for model in body["models"] for version in model["versions"]],
+    )
+
+
+@app.command()
+def show(
+    name: Name,
+    version: Annotated[int | None, typer.Argument(min=1, help="The version; left out: all in short.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a model, or all that is known of one version: digest, lineage, inputs, outputs, reference."""
+    path = f"/models/{quote(name, safe='')}"
+    body = open_client().get(path if version is None else f"{path}/versions/{version}")
+    if as_json:
+        print_json(body)
+    elif version is None:
+        print_table(
+            ("model", "version", "status", "engine", "arm", "traffic %", "digest"),
+            [_row(known) for known in body["versions"]],
+        )
+    else:
+        print_facts(_known(body))
+
+
+@app.command()
+def approve(
+    name: Name,
+    version: Number,
+    reason: Why,
+    digest: Annotated[str | None, typer.Option(help="Only if this is still the version's digest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Approve a version by its digest, and wait until it is ready to serve."""
+    body = open_client().post(
+        f"/models/{quote(name, safe='')}/versions/{version}/approve",
+        {"reason": reason, "digest": digest},
+        timeout_seconds=APPROVE_SECONDS,
+    )
+    engine = body["engine"]
+    if as_json:
+        print_json(body)
+    if engine["state"] != "ready":
+        why = f": {engine['reason']}" if engine["reason"] else ""
+        raise CommandError(f"{name} version {version} is approved, but its engine is {engine['state']}{why}")
+    if not as_json:
+        typer.echo(f"{clean(name)} version {version} is approved and ready ({body['digest']})")
+
+
+@app.command()
+def reject(name: Name, version: Number, reason: Why, as_json: AsJson = False) -> None:
+    """Bar a version from traffic; refused while it carries some."""
+    body = open_client().post(f"/models/{quote(name, safe='')}/versions/{version}/reject", {"reason": reason})
+    if as_json:
+        print_json(body)
+    else:
+        typer.echo(f"{clean(name)} version {version} is rejected")
 
 
 @app.command()
@@ -36,6 +107,13 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Copy an ONNX file into the repository as a new version, with manifest, reference profile and card."""
+    from rich.console import Console
+
+    from gateway.engine.oneshot import open_engine
+    from gateway.repository.add import add_version
+    from gateway.repository.errors import RepositoryError
+    from gateway.repository.policy import PolicyError, load_policy
+
     console = Console(stderr=True, highlight=False)
     try:
         with console.status(f"{name}: adding") as status:
@@ -51,8 +129,7 @@ def add(
                 report=lambda step: status.update(f"{name}: {step}"),
             )
     except (RepositoryError, PolicyError) as error:
-        console.print(f"not added: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise CommandError(f"not added: {error}") from None
     if as_json:
         _print_json({**_facts(added), "batching": added.manifest.batching, "signature": added.manifest.signature})
     else:
@@ -67,11 +144,13 @@ def verify_versions(
     as_json: AsJson = False,
 ) -> None:
     """Hash every file and compare with the manifests; fails when a version is not as it was added."""
+    from gateway.repository.errors import RepositoryError
+    from gateway.repository.manifest import scan
+
     try:
         found, refused = scan(models)
     except RepositoryError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+        raise CommandError(str(error)) from None
     wanted = Path(models, *([name] if name else []), *([str(version)] if version else []))
     checks = [
         {**_facts(checked), "error": _failure(checked)}
@@ -91,6 +170,10 @@ def verify_versions(
 
 def _lineage(path: Path | None) -> Lineage:
     """The lineage as given; the commit checked out here and the present time where it says nothing of them."""
+    import msgspec
+
+    from gateway.repository.lineage import Lineage, detect_source, read_lineage
+
     lineage = read_lineage(path) if path else Lineage()
     source = lineage.source if lineage.source.commit else detect_source(Path.cwd())
     created = lineage.created or datetime.now(UTC).isoformat(timespec="seconds")
@@ -107,6 +190,9 @@ def _facts(version: ModelVersion) -> dict[str, Any]:
 
 
 def _failure(version: ModelVersion) -> str | None:
+    from gateway.repository.errors import RepositoryError
+    from gateway.repository.manifest import verify
+
     try:
         verify(version)
     except RepositoryError as error:
@@ -115,10 +201,14 @@ def _failure(version: ModelVersion) -> str | None:
 
 
 def _print_json(content: Any) -> None:
-    print(msgspec.json.encode(content).decode())
+    import msgspec
+
+    typer.echo(msgspec.json.encode(content).decode())
 
 
 def _print_added(added: ModelVersion) -> None:
+    from rich.console import Console
+
     manifest = added.manifest
     size = sum(entry.size for entry in manifest.files)
     console = Console(highlight=False)
@@ -133,6 +223,8 @@ def _print_added(added: ModelVersion) -> None:
 
 
 def _print_checks(checks: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
     console = Console(highlight=False)
     for check in checks:
         if check["error"]:
@@ -141,3 +233,47 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
             console.print(
                 f"ok       {check['model']}/{check['version']}  {check['digest']}", markup=False, soft_wrap=True
             )
+
+
+def _row(version: dict[str, Any]) -> list[object]:
+    engine = version["engine"]["state"].replace("_", " ")
+    traffic = version["weight"] if version["arm"] else None
+    return [
+        version["model"],
+        version["version"],
+        version["status"],
+        engine,
+        version["arm"],
+        traffic,
+        version["digest"][:19],
+    ]
+
+
+def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
+    engine, manifest, profile = body["engine"], body["manifest"], body["profile"]
+    facts: list[tuple[str, object]] = [
+        ("model", f"{body['model']} version {body['version']}"),
+        ("status", body["status"]),
+        ("digest", body["digest"]),
+        ("engine", f"{engine['state']}{': ' if engine['reason'] else ''}{engine['reason']}"),
+        ("traffic", f"{body['arm']}, {body['weight']:g} %" if body["arm"] else "none"),
+    ]
+    if "problem" in body:
+        facts.append(("problem", body["problem"]))
+    if manifest is not None:
+        for side in ("inputs", "outputs"):
+            facts += [
+                (side[:-1], f"{spec['name']} {spec['datatype']} {spec['shape']}")
+                for spec in manifest["signature"][side]
+            ]
+        facts.append(("batching", f"{manifest['batching']['verdict']}: {manifest['batching']['reason']}"))
+        facts += [(name, _flat(value)) for name, value in manifest["lineage"].items() if value]
+    if profile is not None:
+        facts.append(("reference", f"{profile['rows']} rows, {len(profile['features'])} features"))
+    return facts
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
+    return value

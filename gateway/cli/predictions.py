@@ -12,11 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.client import CommandError, NoGateway, open_client, state_dir_here
+from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, print_facts, print_json
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Follow and look up logged predictions.")
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help="Follow and look up logged predictions."
+)
 
 POLL_SECONDS = 0.1
 SHOWN_VALUES = 8

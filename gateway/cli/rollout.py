@@ -10,6 +10,7 @@ import typer
 
 from gateway.cli.client import AdminClient, CommandError, open_client
 from gateway.cli.evidence import readings_table, verdict_text
+from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, Reason, clean, console, print_json, print_table, table_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Start, watch and steer rollouts.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Start, watch and steer rollouts.")
 
 WATCH_SECONDS = 0.5
 _COLUMNS = ("model", "stable", "canary", "phase", "step", "weight %", "id")

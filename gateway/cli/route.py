@@ -8,11 +8,12 @@ from urllib.parse import quote
 import typer
 
 from gateway.cli.client import open_client
+from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, Reason, clean, print_json, print_table
 
 __all__ = ("app", "route_text")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Show and set routes.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Show and set routes.")
 
 
 @app.command()

@@ -1,0 +1,23 @@
+"""A group of commands whose failures are one line on standard error, and exit code 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from gateway.cli.client import CommandError
+
+__all__ = ("Commands",)
+
+
+class Commands(TyperGroup):
+    """Turns a `CommandError` of any command in it into its one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            typer.echo(f"gateway: {error}", err=True)
+            raise typer.Exit(1) from None
