@@ -132,6 +132,8 @@ def check_route(route: Route) -> None:
         raise RouteError(f"weight is {route.weight}: expected a percentage from 0 to 100")
     if route.canary is None and route.weight != 0.0:
         raise RouteError(f"weight is {route.weight} but there is no canary: expected 0")
+    if route.canary is not None and not route.salt:
+        raise RouteError("salt is empty: expected a secret, without which routing keys can be aimed at the canary")
     if len(route.salt.encode("utf-8", "surrogatepass")) > MAX_SALT_BYTES:
         raise RouteError(f"salt has {len(route.salt)} characters: expected at most {MAX_SALT_BYTES} bytes")
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.rollout.errors import EvidenceError
@@ -44,18 +44,21 @@ def expected_factor(bet: Bet, share: float, ratio: float) -> float:
     return theta * math.exp(on_canary) + (1.0 - theta) * math.exp(on_stable)
 
 
+@settings(deadline=None)
 @given(SHARES, st.floats(0.01, 1.0))
 def test_no_bet_on_harm_gains_when_the_canary_is_no_worse(share: float, ratio: float) -> None:
     for bet in RateRatio().bets:
         assert expected_factor(bet, share, ratio) <= 1.0 + 1e-9
 
 
+@settings(deadline=None)
 @given(SHARES, st.floats(1.25, 50.0))
 def test_no_bet_on_being_as_good_gains_when_the_canary_is_worse_by_the_margin(share: float, ratio: float) -> None:
     for bet in NonInferiority(0.25).bets:
         assert expected_factor(bet, share, ratio) <= 1.0 + 1e-9
 
 
+@settings(deadline=None)
 @given(SHARES, st.floats(0.8, 1.25))
 def test_no_bet_on_a_shift_gains_within_the_tolerance(share: float, ratio: float) -> None:
     for bets in BinShift(0.25).families:
@@ -70,6 +73,7 @@ def test_bets_are_the_whole_wealth_and_no_more(build: Callable[[], OddsTest]) ->
 
 
 @pytest.mark.parametrize("build", TESTS)
+@settings(deadline=None)
 @given(events=EVENTS)
 def test_the_order_of_events_changes_no_bit(build: Callable[[], OddsTest], events: list[tuple[bool, float]]) -> None:
     forward, backward = build(), build()
@@ -82,6 +86,7 @@ def test_the_order_of_events_changes_no_bit(build: Callable[[], OddsTest], event
 
 
 @pytest.mark.parametrize("build", TESTS)
+@settings(deadline=None)
 @given(events=EVENTS)
 def test_a_state_that_went_through_json_gives_the_same_bits(
     build: Callable[[], OddsTest], events: list[tuple[bool, float]]
@@ -93,6 +98,7 @@ def test_a_state_that_went_through_json_gives_the_same_bits(
     assert (after.log_evidence, after.stable, after.canary) == (before.log_evidence, before.stable, before.canary)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 11), st.booleans(), st.sampled_from([0.1, 0.5])), max_size=60))
 def test_a_shift_is_a_function_of_counts_and_survives_json(values: list[tuple[int, bool, float]]) -> None:
     forward, backward, restored = BinShift(0.25), BinShift(0.25), BinShift(0.25)

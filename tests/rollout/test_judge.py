@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.rollout.certificate import Observation, observe, recompute, replay
@@ -56,6 +56,7 @@ def test_a_judge_that_has_seen_nothing_holds_and_says_what_it_needs() -> None:
 
 
 @pytest.mark.promise("P10")
+@settings(deadline=None)
 @given(OBSERVATIONS, st.sampled_from([0, 1, None]))
 def test_nothing_goes_forward_without_requests_and_labels_on_both_arms(
     trace: list[Observation], step: int | None
@@ -295,6 +296,7 @@ def test_unknown_names_are_refused_with_what_is_known() -> None:
             judge.latency_bin(f"stage-{number}", 0, on_canary=True, weight=10.0)
 
 
+@settings(deadline=None)
 @given(OBSERVATIONS, OBSERVATIONS)
 def test_a_judge_that_went_through_json_goes_on_as_if_nothing_had_happened(
     before: list[Observation], after: list[Observation]
@@ -308,6 +310,7 @@ def test_a_judge_that_went_through_json_goes_on_as_if_nothing_had_happened(
     assert restored.verdict(step=0) == through.verdict(step=0)
 
 
+@settings(deadline=None)
 @given(OBSERVATIONS)
 def test_a_certificate_is_recomputed_to_the_bit_from_its_counts_and_from_the_log(trace: list[Observation]) -> None:
     certificate = replay(trace, EAGER).certificate()

@@ -8,7 +8,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.rollout.errors import IllegalMove, PlanError
@@ -69,6 +69,7 @@ def test_a_second_promotion_is_refused() -> None:
         move(promoted, "promote")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(EVENTS), max_size=30))
 def test_whatever_happens_the_weight_never_falls_while_the_rollout_lives(events: list[Event]) -> None:
     state = begin("r-1", "bike-demand", stable=1, canary=2, steps=(1.0, 5.0, 25.0))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.routing.table import Choice, Route, RouteError, check_route, choose, hash_key, point_of
@@ -19,17 +19,20 @@ def route_at(weight: float, salt: str = "pepper") -> Route:
     return Route("bike-demand", stable=1, canary=2, weight=weight, salt=salt)
 
 
+@settings(deadline=None)
 @given(KEYS, SALTS, st.lists(WEIGHTS, min_size=2, max_size=6))
 def test_a_key_that_entered_the_canary_stays_while_the_weight_grows(key: str, salt: str, weights: list[float]) -> None:
     arms = [choose(route_at(w, salt), point_of(key, salt), sticky=True).arm for w in sorted(weights)]
     assert arms == sorted(arms, reverse=True)  # "stable" before "canary", never back
 
 
+@settings(deadline=None)
 @given(KEYS, SALTS)
 def test_every_point_lies_from_zero_to_below_one(key: str, salt: str) -> None:
     assert 0.0 <= point_of(key, salt) < 1.0
 
 
+@settings(deadline=None)
 @given(st.floats(0.0, 1.0, exclude_max=True))
 def test_weight_0_sends_nothing_and_weight_100_sends_everything_to_the_canary(point: float) -> None:
     assert choose(route_at(0.0), point, sticky=False).arm == "stable"
@@ -84,6 +87,7 @@ class Refused:
         Refused({"canary": 0}, "canary is 0"),
         Refused({"stable": -3}, "stable is -3"),
         Refused({"previous": 0}, "previous is 0"),
+        Refused({"salt": ""}, "salt is empty"),
         Refused({"salt": "s" * 65}, "at most 64 bytes"),
     ],
     ids=str,
