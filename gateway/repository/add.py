@@ -186,7 +186,7 @@ def _copy_model(model_file: Path, staging: Path) -> list[FileEntry]:
         raise ModelFileError(f"the model names {len(weights)} weight files: expected no more than {MAX_WEIGHT_FILES}")
     if not weights:
         return files
-    with open_folder(model_file.parent) as folder:
+    with open_folder(model_file.parent.resolve()) as folder:
         for path, needed in sorted(weights.items()):
             destination = staging / path
             destination.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)

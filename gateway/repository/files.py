@@ -145,10 +145,12 @@ def copy_named(source: Path, target: Path, *, max_bytes: int, mode: int = 0o400)
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise IntegrityError(f"{source} cannot be opened: {error.strerror}") from None
-    with open(descriptor, "rb", buffering=0):
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise IntegrityError(f"{source} is not a regular file")
         return _copy(descriptor, target, path=os.fspath(source), max_bytes=max_bytes, mode=mode)
+    finally:
+        os.close(descriptor)
 
 
 def _copy(descriptor: int, target: Path, *, path: str, max_bytes: int, mode: int) -> tuple[int, str]:
