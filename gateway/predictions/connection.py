@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, ProducerClosed, TopicAlreadyExistsError, for_code
+from aiokafka.errors import ProducerClosed, TopicAlreadyExistsError, for_code
 from aiokafka.helpers import create_ssl_context
 
 from gateway.settings import KafkaSettings
@@ -68,31 +67,40 @@ async def create_topics(settings: KafkaSettings, topics: list[str]) -> None:
                 if code not in (0, TopicAlreadyExistsError.errno):
                     raise for_code(code)(f"cannot create topic {topic}: {' '.join(str(part) for part in text)}")
     finally:
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            await bounded(admin.close(), _END_SECONDS)
+        await _end(admin.close())
 
 
 async def discard_producer(producer: Any) -> None:
     """End a producer now: what it still holds is not sent any more, and nothing here waits for the broker."""
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
-        await bounded(producer.client.close(), _END_SECONDS)
-    # An idempotent producer never gives a batch up, so its stop() would wait for ever (aiokafka issue 1101).
+    # An idempotent producer never gives a batch up, so its stop() alone would wait for ever (aiokafka issue 1101).
+    sender = producer._sender.sender_task  # noqa: SLF001
+    if sender is not None:
+        sender.cancel()
+    await _end(producer.client.close())
     producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
-        await bounded(producer.stop(), _END_SECONDS)
+    await _end(producer.stop())
 
 
 async def discard_consumer(consumer: Any) -> None:
     """End a consumer: it leaves its group when the broker answers in time, and is closed in any case."""
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
-        await bounded(consumer.stop(), _END_SECONDS)
+    if await _end(consumer.stop()):
         return
-    with contextlib.suppress(KafkaError, OSError, TimeoutError):
-        await bounded(consumer._client.close(), _END_SECONDS)  # noqa: SLF001
-    fetcher = consumer._fetcher  # noqa: SLF001
-    if fetcher is not None:
-        with contextlib.suppress(KafkaError, OSError, TimeoutError):
-            await bounded(fetcher.close(), _END_SECONDS)
+    await _end(consumer._client.close())  # noqa: SLF001
+    if consumer._fetcher is not None:  # noqa: SLF001
+        await _end(consumer._fetcher.close())  # noqa: SLF001
+
+
+async def _end(closing: Coroutine[Any, Any, None]) -> bool:
+    """Give a client's own closing a second, in a task of its own, as it may swallow a cancellation or leak one."""
+    task = asyncio.create_task(closing)
+    task.add_done_callback(_ignore_outcome)
+    await asyncio.wait({task}, timeout=_END_SECONDS)
+    return not task.cancel()
+
+
+def _ignore_outcome(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 async def bounded(work: Coroutine[Any, Any, Any], seconds: float) -> Any:

@@ -35,6 +35,7 @@ from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, wri
 from gateway.predictions.connection import DISCARD_SECONDS, bounded, create_topics, discard_producer, producer_of
 from gateway.predictions.dead_letters import write_dead_letters
 from gateway.predictions.reader import LogRecord, SpoolReader
+from gateway.predictions.segments import HEADER_BYTES
 from gateway.predictions.spool import SpoolError
 from gateway.settings import KafkaSettings
 
@@ -171,7 +172,12 @@ class Shipper:
             except _Refused as refused:
                 if self._learn(refused):
                     continue
-            except Exception as error:  # whatever it was, the spool keeps the records and the next try may work
+            except (Exception, asyncio.CancelledError) as error:
+                # Whatever it was, the spool keeps the records and the next try may work. aiokafka lets cancellations
+                # of its own tasks out; only one that is meant for this task ends it.
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
                 pause = _FIRST_PAUSE_SECONDS if self.connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
                 self._set_connected(False, _reason(error))
             if stop.is_set():
@@ -208,6 +214,7 @@ class Shipper:
     async def _ship_round(self, producer: Any, records: list[LogRecord]) -> None:
         """Send records to their partitions, all partitions at once, and wait until every one is acknowledged."""
         self._in_flight = len(records)
+        self._mean_bytes = HEADER_BYTES + sum(len(record.payload) for record in records) / len(records)
         partitions: dict[str, int] = {}
         lanes: defaultdict[tuple[str, int], list[_Message]] = defaultdict(list)
         for record in records:
@@ -309,7 +316,6 @@ class Shipper:
         self.dead_letters += len(dead)
         self.corrupt, self._corrupt_seen = self.corrupt + reader.corrupt - self._corrupt_seen, reader.corrupt
         self.missing, self._missing_seen = self.missing + reader.missing - self._missing_seen, reader.missing
-        self._mean_bytes = max(1.0, sum(len(record.payload) for record in records) / len(records))
         self._alone.clear()
         self._refused.clear()
         self._tries.clear()
@@ -332,7 +338,7 @@ class Shipper:
         self.connected = connected
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "Kafka does not answer; the spool keeps the records"
     if isinstance(error, KafkaError | OSError):
