@@ -113,7 +113,7 @@ class ModelVersion:
     model: str
     version: int
     folder: Path
-    manifest: Manifest
+    manifest: Manifest = dataclasses.field(hash=False)
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,39 @@
+"""`model.toml`: what it may say, and what is said when it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.repository.policy import ModelPolicy, PolicyError, load_policy
+
+
+def test_a_model_without_the_file_has_the_default_policy(tmp_path: Path) -> None:
+    assert load_policy(tmp_path) == ModelPolicy()
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text('[quality]\noutput = "count"\n[route]\nstable = 2\n')
+    policy = load_policy(tmp_path)
+    assert (policy.quality.output, policy.quality.loss, policy.route.stable) == ("count", "absolute_error", 2)
+    assert policy.drift == ModelPolicy().drift
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[route", "model.toml"),
+        ("[rout]\n", "rout"),
+        ("[route]\nweight = 101\n", r"weight"),
+        ("[drift]\ninputs = 'page'\n", "page"),
+        ("[quality]\nmiss_above = 'few'\n", "miss_above"),
+        ("[rollout]\nsteps = [50, 10]\n", "weights must rise"),
+        ("[approvals]\n01 = 'sha256:0'\n", "expected a version"),
+        ("[approvals]\n1 = 'sha256:0'\n", "expected a version and 'sha256:<64 hex>'"),
+    ],
+)
+def test_a_key_or_value_that_is_not_allowed_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "model.toml").write_text(text)
+    with pytest.raises(PolicyError, match=reason):
+        load_policy(tmp_path)
