@@ -99,7 +99,10 @@ def decide_alarm(alarm: Alarm, situation: Situation) -> list[Move]:
         return [_record("world_changed", alarm, _world_text(alarm, situation)), *_follow(alarm, situation)]
     if alarm.action == "rollback" and alarm.version == situation.route.canary:
         return [_take_back(alarm, situation, _drift_text(alarm) + "; the stable version's have not, so it goes back")]
-    return [_record("drift_alarm", alarm, _drift_text(alarm)), *_follow(alarm, situation)]
+    text = _drift_text(alarm)
+    if alarm.detector == "outputs" and alarm.version in situation.drifted.get("inputs", frozenset()):
+        text += "; so have its inputs"
+    return [_record("drift_alarm", alarm, text), *_follow(alarm, situation)]
 
 
 def decide_harm(alarm: Alarm, situation: Situation, comparison: Comparison | None) -> list[Move]:
@@ -268,8 +271,9 @@ def _world_text(alarm: Alarm, situation: Situation) -> str:
 def _harm_text(alarm: Alarm) -> str:
     numbers = alarm.numbers
     rates = ""
-    if {"miss_rate", "allowed_miss_rate"} <= numbers.keys():
-        rates = f" ({numbers['miss_rate']:.1%} of its labelled rows, {numbers['allowed_miss_rate']:.1%} are allowed)"
+    if {"miss_rate_since", "allowed_miss_rate"} <= numbers.keys():
+        rates = f": {numbers['miss_rate_since']:.1%} of {alarm.rows} labelled rows"
+        rates += f", where {numbers['allowed_miss_rate']:.1%} would be borne"
     return f"version {alarm.version} misses more often than its reference {_since_text(alarm)}{rates}"
 
 

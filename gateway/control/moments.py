@@ -23,19 +23,25 @@ class Moments(msgspec.Struct):
 
     numbers: list[int] = []
     times: list[str] = []
+    totals: list[int] = []
 
-    def note(self, number: int, time: str) -> None:
-        """Remember the time of `number`; numbers rise."""
+    def note(self, number: int, time: str, total: int = 0) -> None:
+        """Remember the time of `number`, and a running total as it stood before it; numbers rise."""
         self.numbers.append(number)
         self.times.append(time)
+        self.totals.append(total)
         if len(self.numbers) > _KEPT:
             half = _KEPT // 2
-            self.numbers[:half] = self.numbers[:half:2]
-            self.times[:half] = self.times[:half:2]
+            for column in (self.numbers, self.times, self.totals):
+                del column[1:half:2]
 
     def time_of(self, number: int) -> str | None:
         """The time of `number`, or of the last one before it that is still known."""
-        place = bisect_right(self.numbers, number)
-        if place:
-            return self.times[place - 1]
-        return self.times[0] if self.times else None
+        return self.times[self._place(number)] if self.numbers else None
+
+    def total_of(self, number: int) -> int:
+        """The total before `number`, or before the last one before it that is still known."""
+        return self.totals[self._place(number)] if self.numbers else 0
+
+    def _place(self, number: int) -> int:
+        return max(bisect_right(self.numbers, number) - 1, 0)

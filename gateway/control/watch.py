@@ -106,9 +106,9 @@ class VersionWatch:
             return None
         loss = loss_of(self.policy.quality, row.outputs, row.label)
         missed = self.miss_above is not None and loss > self.miss_above
-        self.quality.add(loss, missed)
         self._label_until = row.event_time
-        self._label_moments.note(self.quality.rows, row.event_time)
+        self._label_moments.note(self.quality.rows + 1, row.event_time, self.quality.misses)
+        self.quality.add(loss, missed)
         self._latches["quality"].count(row.key or row.prediction_id, 1)
         self._label_rows += 1
         self._label_misses += missed
@@ -226,8 +226,9 @@ class VersionWatch:
         )
 
     def _quality_alarm(self, risk: RiskECusum) -> Alarm:
-        since = self._label_moments.time_of(risk.since) if risk.since is not None else None
-        rows = risk.rows - (risk.since or 1) + 1
+        first = risk.since or 1
+        since, rows = self._label_moments.time_of(first), risk.rows - first + 1
+        misses = risk.misses - self._label_moments.total_of(first)
         return Alarm(
             self.model,
             self.version,
@@ -241,7 +242,7 @@ class VersionWatch:
             self._label_until,
             rows,
             self._latches["quality"].callers,
-            self._quality_numbers() | {"allowed_miss_rate": risk.bound},
+            self._quality_numbers() | {"allowed_miss_rate": risk.bound, "miss_rate_since": min(misses / rows, 1.0)},
         )
 
     def _warning(self, detector: RiverDetector, rule: DetectorPolicy) -> Alarm:
