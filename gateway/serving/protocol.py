@@ -65,7 +65,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._due: deque[Inference] = deque()
         self._behind: deque[Behind] = deque()
         self._running: RequestResponseCycle | None = None
-        self._head_bytes = 0
+        self._unread = 0
         self._head_done = False
         self._discarding = False
         self._deaf = False
@@ -108,13 +108,19 @@ class GatewayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._unset_keepalive_if_required()
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._unread += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.refuse(400, "protocol upgrades are not supported")
         except httptools.HttpParserError:
             self.refuse(400, "the request is not valid HTTP/1.1")
+        if self._head_done:
+            self._unread = 0
+        elif self._unread > MAX_HEAD_BYTES:
+            self.refuse(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes")
         if len(self._due) + len(self._behind) > MAX_PIPELINED:
             self.flow.pause_reading()
 
@@ -152,24 +158,21 @@ class GatewayProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._inference = None
-        self._head_bytes = 0
         self._head_done = False
         self._discarding = False
         self._reading_since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
         self.url += url
-        self._grow_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head_done:
             return  # a trailer: never a header (RFC 9110, section 6.5.1)
-        self._grow_head(len(name) + len(value) + 4)
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._head_done = True
-        if self._deaf or self.transport.is_closing():
+        if self._deaf or self.transport.is_closing() or self._head_too_large():
             return
         target = self._targets.get(self.url) or self._target()
         if target is not None and self.parser.get_method() == b"POST":
@@ -348,7 +351,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._continue_behind()
         elif self._stopping and self._inference is None:
             self.transport.close()
-        else:
+        elif self.flow.read_paused:
             self.flow.resume_reading()
 
     def _continue_behind(self) -> None:
@@ -368,10 +371,15 @@ class GatewayProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def _grow_head(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEAD_FIELDS:
-            self.refuse(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes or {MAX_HEAD_FIELDS} fields")
+    def _head_too_large(self) -> bool:
+        if len(self.headers) > MAX_HEAD_FIELDS:
+            self.refuse(431, f"the request head has more than {MAX_HEAD_FIELDS} fields")
+        elif self._unread > MAX_HEAD_BYTES:
+            # The bytes at hand hold more than the head perhaps; only now is it worth counting.
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self.refuse(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes")
+        return self._deaf
 
 
 def _read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
