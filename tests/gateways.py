@@ -10,10 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from gateway.events.encoding import Record, decode, seconds_of
+from gateway.events.records import DecisionRecord, PredictionRecord
+from gateway.predictions.reader import SpoolReader
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 60.0
@@ -68,6 +73,57 @@ class RunningGateway:
                     found.append(int(child))
         return found
 
+    def predictions(self) -> list[PredictionRecord]:
+        """Every prediction record of the spool, in order within a front; fails when the spool is damaged."""
+        return [record for record in self._records("front-") if isinstance(record, PredictionRecord)]
+
+    def decisions(self) -> list[DecisionRecord]:
+        """Every decision record of the spool."""
+        return [record for record in self._records("decisions") if isinstance(record, DecisionRecord)]
+
+    def _records(self, stream: str) -> Iterator[Record]:
+        spool = self.state_dir / "spool"
+        reader = SpoolReader(spool, streams={path.name for path in spool.glob(f"{stream}*")})
+        with contextlib.closing(reader):
+            while found := reader.read():
+                yield from [decode(record.kind, record.payload) for record in found]
+            assert reader.corrupt == reader.missing == 0, repr(reader)
+
+    def add(self, model: str, file: Path, *, approve: bool = True) -> int:
+        """Add an ONNX file as the next version and approve it; returns its number."""
+        done = json.loads(self.cli("models", "add", model, str(file), "--models", str(self.models), "--json"))
+        if approve:
+            self.cli("models", "approve", model, str(done["version"]), "--reason", "a test")
+        return int(done["version"])
+
+    def set_route(self, model: str, stable: int, canary: int | None = None, weight: float = 0.0) -> float:
+        """Set a route by the admin API and wait until every front has it; returns the time of the decision."""
+        body = {"stable": stable, "canary": canary, "weight": weight, "reason": "a test"}
+        status, answer = call(f"{self.admin_url}/api/v1/routes/{model}", body, method="PUT")
+        assert status == 200, answer
+        at: float = self.last_decision(model)["at"]
+        eventually(lambda: self._fronts_follow(model, stable, canary, weight), what="the route on every front")
+        return at
+
+    def _fronts_follow(self, model: str, stable: int, canary: int | None, weight: float) -> bool:
+        tables = [json.loads(path.read_bytes()) for path in (self.state_dir / "run").glob("routes-front-?.json")]
+        routes = [table["routes"].get(model) or {"stable": None} for table in tables]
+        return bool(routes) and all(
+            (route["stable"], route["canary"], route["weight"]) == (stable, canary, weight) for route in routes
+        )
+
+    def last_decision(self, model: str) -> dict[str, Any]:
+        """The newest decision about a model; its time in seconds stands under `at`."""
+        status, answer = call(f"{self.admin_url}/api/v1/decisions?model={model}&limit=1")
+        assert status == 200, answer
+        decision: dict[str, Any] = answer["decisions"][-1]
+        return decision | {"at": seconds_of(decision["time"])}
+
+    def kill(self) -> None:
+        """SIGKILL the supervisor."""
+        self.process.kill()
+        self.process.wait()
+
     def stop(self, *, seconds: float = STOP_SECONDS) -> int:
         """SIGTERM, wait, and return the exit status."""
         if self.process.poll() is None:
@@ -84,6 +140,14 @@ def call(
     url: str, body: Any = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
 ) -> tuple[int, Any]:
     """One HTTP call; returns status and decoded JSON (or text)."""
+    status, _, content = exchange(url, body, headers=headers, method=method)
+    return status, content
+
+
+def exchange(
+    url: str, body: Any = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
+) -> tuple[int, dict[str, str], Any]:
+    """One HTTP call; returns status, headers by their names in lower case, and decoded JSON (or text)."""
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=content, headers=dict(headers or {}), method=method)
     if content is not None:
@@ -91,14 +155,15 @@ def call(
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=30) as response:
-            status, raw = response.status, response.read()
+            status, found, raw = response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         with error:
-            status, raw = error.code, error.read()
+            status, found, raw = error.code, error.headers, error.read()
+    fields = {name.lower(): value for name, value in found.items()}
     try:
-        return status, json.loads(raw)
+        return status, fields, json.loads(raw)
     except ValueError:
-        return status, raw.decode()
+        return status, fields, raw.decode()
 
 
 def eventually(condition: Any, *, seconds: float = 15.0, what: str = "it") -> Any:
