@@ -27,11 +27,13 @@ __all__ = (
     "engine_paths",
     "gateway_name",
     "metrics_dir",
+    "refusal",
     "run_admin",
     "run_engine_of",
     "run_front",
     "run_monitor",
     "run_shipper",
+    "write_json",
 )
 
 TICK_SECONDS = 0.05
@@ -72,6 +74,13 @@ def gateway_name(settings: Settings) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name + "\n", encoding="ascii")
         return name
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a small note that others may read at any time: whole, or as it was."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.replace(path)
 
 
 def run_front(settings: Settings, *, slot: int) -> None:
@@ -172,13 +181,14 @@ async def _connect_lanes(front: Any, settings: Settings) -> None:
         for served in list(front.versions.values()):
             lane = served.lane
             if not lane.ready and not await lane.connect():
-                reason = _refusal(engine_paths(settings.run_dir, lane.model, lane.version).state)
+                reason = refusal(engine_paths(settings.run_dir, lane.model, lane.version).state)
                 if reason is not None and lane.refusing != reason:
                     lane.refuse_waiting(reason)
         await asyncio.sleep(RECONNECT_SECONDS)
 
 
-def _refusal(state_path: Path) -> str | None:
+def refusal(state_path: Path) -> str | None:
+    """Why an engine will not come back by itself, or None while it may; from its state file."""
     try:
         state = json.loads(state_path.read_bytes())
     except (OSError, ValueError):
@@ -188,36 +198,38 @@ def _refusal(state_path: Path) -> str | None:
 
 async def _sweep(server: Any, front: Any) -> None:
     loop = asyncio.get_running_loop()
-    resident = front.cells.gauge(
-        "gateway_process_resident_bytes", {"process": f"front {front.spool.directory.name[6:]}"}
-    )
     spool_bytes = front.cells.gauge("gateway_spool_bytes", {})
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         now = loop.time()
         for connection in list(server.server_state.connections):
             connection.sweep(now)
-        resident.set(_resident_bytes())
         spool_bytes.set(await asyncio.to_thread(_spool_bytes, front.settings.spool_dir))
 
 
 def run_engine_of(settings: Settings, *, model: str, version: int, digest: str) -> None:
     """Run the engine of one approved version: copy its files while hashing them, load, warm up, serve."""
+    from gateway.engine.errors import EngineError
     from gateway.engine.process import run_engine
     from gateway.engine.session import ModelSession
     from gateway.engine.wire import Hello
+    from gateway.repository.errors import RepositoryError
     from gateway.repository.manifest import load_version
-    from gateway.repository.policy import load_policy
+    from gateway.repository.policy import PolicyError, load_policy
     from gateway.repository.staging import stage
 
     _become(f"engine {model}/{version}")
     paths = engine_paths(settings.run_dir, model, version)
-    folder = load_version(settings.models / model / str(version))
-    policy = load_policy(settings.models / model)
-    target = settings.state_dir / "loaded" / f"{model}-{version}"
-    model_file = stage(folder, target, expected_digest=digest)
-    session = ModelSession(model_file, threads=settings.engine.threads)
-    session.warm_up()
+    try:
+        folder = load_version(settings.models / model / str(version))
+        policy = load_policy(settings.models / model)
+        target = settings.state_dir / "loaded" / f"{model}-{version}"
+        session = ModelSession(stage(folder, target, expected_digest=digest), threads=settings.engine.threads)
+        session.warm_up()
+    except (EngineError, RepositoryError, PolicyError) as error:
+        # The supervisor reads it here: another attempt would fail in the same way.
+        write_json(paths.state, {"state": "failed", "reason": str(error)})
+        raise
     hello = Hello(
         signature=session.signature,
         pid=os.getpid(),
@@ -420,11 +432,6 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.bind((host, port))
     listener.setblocking(False)
     return listener
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _spool_bytes(spool_dir: Path) -> int:

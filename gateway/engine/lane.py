@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 
+from gateway.engine.address import short_address
 from gateway.engine.errors import WireError
 from gateway.engine.wire import FAILURE, HELLO, RESULT, FrameReader, Hello, decode_result, encode_run
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, GatewayError, ModelFailed, Overloaded
@@ -161,7 +162,8 @@ class Lane:
         if self._link is not None:
             return True
         try:
-            await self._loop.create_unix_connection(lambda: _Link(self), str(self._socket_path))
+            with short_address(self._socket_path) as address:
+                await self._loop.create_unix_connection(lambda: _Link(self), address)
         except OSError:
             return False
         return True

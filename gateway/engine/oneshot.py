@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gateway.engine.address import short_address
 from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed
 from gateway.engine.wire import FAILURE, HELLO, RESULT, FrameReader, Hello, decode_result, encode_run
 
@@ -121,7 +122,8 @@ def connect_engine(socket_path: Path, *, timeout_seconds: float = 10.0) -> Block
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_seconds)
-        connection.connect(os.fspath(socket_path))
+        with short_address(socket_path) as address:
+            connection.connect(address)
         return BlockingEngine(connection, timeout_seconds=timeout_seconds)
     except OSError as error:
         connection.close()

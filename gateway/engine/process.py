@@ -13,6 +13,7 @@ from typing import cast
 
 import uvloop
 
+from gateway.engine.address import short_address
 from gateway.engine.errors import RunFailed, WireError
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import (
@@ -91,7 +92,8 @@ async def _serve(session: ModelSession, socket_path: Path, greeting: bytes, beat
     # Bound under another name and then renamed, so that whoever sees the socket can connect to it.
     hidden = socket_path.with_name(f".{socket_path.name}.{os.getpid()}")
     hidden.unlink(missing_ok=True)
-    server = await loop.create_unix_server(lambda: _Connection(session, greeting), path=os.fspath(hidden))
+    with short_address(hidden) as address:
+        server = await loop.create_unix_server(lambda: _Connection(session, greeting), path=address)
     hidden.replace(socket_path)
     try:
         await stop.wait()

@@ -30,7 +30,7 @@ from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
 
-__all__ = ("Connection", "Front", "Inference", "parse_pin")
+__all__ = ("Connection", "Front", "Inference", "parse_pin", "path_pin")
 
 
 class Connection(Protocol):
@@ -264,6 +264,8 @@ class Front:
                 self.cells.gauge("gateway_route_weight", labels).set(weight)
 
     def _route(self, inference: Inference) -> None:
+        if isinstance(inference.refused, UnknownModel):
+            raise inference.refused
         route = self.routes.get(inference.model)
         if route is None:
             self.version(inference.model, inference.pinned)
@@ -407,8 +409,22 @@ class Front:
             inference.connection.answered(inference)
 
 
+def path_pin(model: str, value: bytes) -> int:
+    """A version from a path; what is no version cannot be found.
+
+    Raises
+    ------
+    UnknownModel
+    """
+    try:
+        return parse_pin(value)
+    except CallerError:
+        shown = value[:32].decode("latin-1")
+        raise UnknownModel(f"Request for unknown model: '{model}' version {shown} is not found") from None
+
+
 def parse_pin(value: bytes) -> int:
-    """A version from a path or the `Gateway-Version` header.
+    """A version from the `Gateway-Version` header.
 
     Raises
     ------

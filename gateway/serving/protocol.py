@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from gateway.protocol.errors import BodyTooLarge, CallerError, EncodingNotSupported, GatewayError
 from gateway.serving.answers import error_answer
-from gateway.serving.front import Front, Inference, parse_pin
+from gateway.serving.front import Front, Inference, parse_pin, path_pin
 
 __all__ = ("MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "MAX_PIPELINED", "GatewayProtocol")
 
@@ -273,7 +273,7 @@ class GatewayProtocol(HttpToolsProtocol):
         inference.keep_alive = self.parser.should_keep_alive() and not self._stopping
         try:
             if version is not None:
-                inference.pinned = parse_pin(version)
+                inference.pinned = path_pin(model, version)
             self._read_headers(inference)
         except BodyTooLarge as error:
             self._refuse_body(inference, error)

@@ -19,12 +19,13 @@ from gateway.events.records import KIND_FEEDBACK
 from gateway.predictions.spool import SpoolError
 from gateway.protocol.errors import CallerError, GatewayError, LogUnavailable
 from gateway.serving.answers import status_of
-from gateway.serving.front import Front, parse_pin
+from gateway.serving.front import Front, path_pin
 from gateway.serving.records import feedback_record, record_time
 
 __all__ = ("MAX_FEEDBACK", "create_web")
 
 MAX_FEEDBACK = 10_000
+MAX_NAME = 64
 
 
 class _Feedback(msgspec.Struct, forbid_unknown_fields=True):
@@ -111,7 +112,8 @@ class _Web:
         return _json({"name": model, "ready": False, "error": "Model version not ready"}, status=503)
 
     async def infer(self, request: Request) -> Response:
-        _asked(request)
+        model, pinned = _asked(request)
+        self._front.version(model, pinned)
         raise CallerError("the request target is not a valid inference path")
 
     async def feedback(self, request: Request) -> Response:
@@ -161,8 +163,8 @@ class _Web:
 
 def _asked(request: Request) -> tuple[str, int | None]:
     version = request.path_params.get("version")
-    pinned = None if version is None else parse_pin(version.encode("utf-8", "replace"))
-    return request.path_params["model"], pinned
+    model = request.path_params["model"][:MAX_NAME]
+    return model, None if version is None else path_pin(model, version.encode("utf-8", "replace"))
 
 
 def _json(content: Any, *, status: int = 200) -> Response:

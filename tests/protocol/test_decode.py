@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.errors import CallerError
+
+MODEL = Signature(
+    (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)), TensorSpec("z", "INT64", (-1,)))
+)
+
+
+def decoder(*inputs: tuple[str, str, tuple[int, ...]]) -> RequestDecoder:
+    return RequestDecoder("m", Signature(tuple(TensorSpec(*each) for each in inputs), MODEL.outputs))
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.0]} | changes
+
+
+def body(**changes: Any) -> bytes:
+    return orjson.dumps({"inputs": [tensor(**changes)]})
+
+
+def refused(raw: bytes, match: str, *, by: RequestDecoder | None = None) -> None:
+    chosen = by or RequestDecoder("m", MODEL)
+    with pytest.raises(CallerError, match=match):
+        chosen.decode(raw)
+    # A refusal leaves the decoder as it was.
+    if by is None:
+        assert chosen.decode(body()).inputs[0].tolist() == [[1.5, 2.0]]
+
+
+def test_a_request_becomes_arrays_of_the_signatures_dtype() -> None:
+    request = RequestDecoder("m", MODEL).decode(body(shape=[2, 2], data=[1, 2.5, -3, 1e-3]))
+    assert request.inputs[0].dtype == np.float32 and request.rows == 2
+    assert request.inputs[0].tolist() == np.array([[1, 2.5], [-3, 1e-3]], "f4").tolist()
+
+
+def test_nested_and_flat_data_are_the_same_tensor() -> None:
+    flat = RequestDecoder("m", MODEL).decode(body(shape=[2, 2], data=[1, 2, 3, 4]))
+    nested = RequestDecoder("m", MODEL).decode(body(shape=[2, 2], data=[[1, 2], [3, 4]]))
+    assert np.array_equal(flat.inputs[0], nested.inputs[0])
+
+
+def test_id_parameters_and_outputs_are_read() -> None:
+    raw = orjson.dumps(
+        {"id": "a-1", "parameters": {"event_time": "2012-01-01T00:00:00Z", "n": 1, "b": True}, "inputs": [tensor()],
+         "outputs": [{"name": "z"}, {"name": "y"}]}
+    )  # fmt: skip
+    request = RequestDecoder("m", MODEL).decode(raw)
+    assert (request.id, request.outputs) == ("a-1", (1, 0))
+    assert request.parameters == {"event_time": "2012-01-01T00:00:00Z", "n": 1, "b": True}
+
+
+def test_unknown_keys_are_passed_over() -> None:
+    assert RequestDecoder("m", MODEL).decode(orjson.dumps({"inputs": [tensor()], "extra": 1})).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "match"),
+    [
+        (b"", "is empty"),
+        (b"   ", "is empty"),
+        (b"{", "not valid JSON"),
+        (b'{"inputs":[]} x', "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        (b"3", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b"[" * 100_000, "not valid JSON|too deeply"),
+        (b'{"a":' * 100_000 + b"NaN", "not valid JSON|too deeply"),
+        (b'{"inputs":[1e400]}', "no datatype holds"),
+        (b'{"inputs":[' + b"9" * 5000 + b"]}", "no datatype holds"),
+        (b'{"id":"\\ud800","inputs":[]}', "not valid JSON"),
+        (b'{"inputs":[],"inputs":[]}', "key twice"),
+        (b"{}", "has no 'inputs'"),
+        (b'{"inputs":{}}', "must be an array"),
+        (b'{"inputs":[]}', "missing \\['x'\\]"),
+        (b'{"inputs":[1]}', "must be an object"),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, bytes) else None,
+)
+def test_a_body_that_is_no_request_is_refused(raw: bytes, match: str) -> None:
+    refused(raw, match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"name": "q"}, "unexpected inference input 'q'"),
+        ({"name": 1}, "needs a 'name'"),
+        ({"datatype": "FP64"}, "'FP64', but model 'm' expects 'FP32'"),
+        ({"datatype": None}, "expects 'FP32'"),
+        ({"shape": [1, 3]}, "Expected \\[-1, 2\\], got \\[1, 3\\]"),
+        ({"shape": [2]}, "unexpected shape"),
+        ({"shape": [-1, 2]}, "got -1"),
+        ({"shape": [1.0, 2]}, "got 1.0"),
+        ({"shape": [True, 2]}, "got True"),
+        ({"shape": "4"}, "must be an array"),
+        ({"shape": [2**32, 2]}, "integers from 0"),
+        ({"shape": [1] * 9}, "at most 8"),
+        ({"shape": [1_000_000, 2]}, "has 2 elements"),
+        ({"data": [1.0]}, "has 1 elements"),
+        ({"data": [[1.0], [2.0]]}, "nested otherwise"),
+        ({"data": [[1.0, 2.0], 3]}, "nested otherwise"),
+        ({"data": [[[1.0, 2.0]]]}, "nested otherwise"),
+        ({"data": [None, 1]}, "no FP32"),
+        ({"data": ["1.5", 1]}, "no FP32"),
+        ({"data": [True, 1]}, "no FP32"),
+        ({"data": [1e39, 1]}, "out of range for FP32"),
+        ({"data": {}}, "must be an array"),
+        ({"parameters": {"binary_data_size": 8}}, "only one of"),
+        ({"parameters": {"a": [1]}}, "a string, a number or a boolean"),
+    ],
+    ids=str,
+)
+def test_a_tensor_that_is_not_the_models_is_refused_and_named(changes: dict[str, Any], match: str) -> None:
+    refused(body(**changes), match)
+
+
+def test_an_input_given_twice_is_refused() -> None:
+    refused(orjson.dumps({"inputs": [tensor(), tensor()]}), "given twice")
+
+
+@pytest.mark.parametrize("identifier", ["a\nb", "x" * 129, "é", 1, {}, "\x1b[31m"])
+def test_an_id_that_could_break_a_log_line_is_refused(identifier: Any) -> None:
+    refused(orjson.dumps({"id": identifier, "inputs": [tensor()]}), "printable ASCII")
+
+
+@pytest.mark.parametrize(
+    "outputs", [[{"name": "q"}], [{"name": "y"}, {"name": "y"}], [{}], [1], {}, [{"name": "y"}] * 65]
+)
+def test_outputs_that_cannot_be_given_are_refused(outputs: Any) -> None:
+    refused(orjson.dumps({"inputs": [tensor()], "outputs": outputs}), "output")
+
+
+def test_the_tokens_clients_send_for_numbers_that_are_not_finite_are_understood() -> None:
+    raw = b'{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[NaN,Infinity,-Infinity,1]}]}'
+    values = RequestDecoder("m", MODEL).decode(raw).inputs[0].ravel().tolist()
+    assert math.isnan(values[0]) and values[1:] == [math.inf, -math.inf, 1.0]
+
+
+@pytest.mark.parametrize("wrong", [b"null", b'"NaN"', b"true", b"1e39"])
+def test_beside_such_a_token_the_rules_stay_the_same(wrong: bytes) -> None:
+    refused(b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,%b]}]}' % wrong, "FP32")
+
+
+@pytest.mark.parametrize(
+    ("datatype", "good", "bad"),
+    [
+        ("UINT8", [0, 255], [256, -1]),
+        ("INT8", [-128, 127], [128, 1.0]),
+        ("INT64", [-(2**63), 2**63 - 1], [2**63, "1", 1.5]),
+        ("UINT64", [0, 2**64 - 1], [-1, None]),
+        ("BOOL", [True, False], [1, "true", None]),
+        ("BYTES", ["a", "é\u0000"], [1, None, True]),
+        ("FP64", [1e300, -0.0], ["x", None]),
+    ],
+)
+def test_every_datatype_takes_its_own_values_exactly_and_no_others(
+    datatype: str, good: list[Any], bad: list[Any]
+) -> None:
+    chosen = decoder(("x", datatype, (-1,)))
+    request = chosen.decode(json.dumps({"inputs": [tensor(datatype=datatype, shape=[len(good)], data=good)]}).encode())
+    assert request.inputs[0].tolist() == good and request.inputs[0].dtype == NUMPY_OF[datatype]
+    for value in bad:
+        raw = json.dumps({"inputs": [tensor(datatype=datatype, shape=[1], data=[value])]}).encode()
+        refused(raw, datatype, by=chosen)
+
+
+def test_integers_past_the_53_bits_of_a_double_are_exact() -> None:
+    chosen = decoder(("x", "INT64", (-1,)))
+    raw = json.dumps({"inputs": [tensor(datatype="INT64", shape=[1], data=[9007199254740993])]}).encode()
+    assert chosen.decode(raw).inputs[0].tolist() == [9007199254740993]
+
+
+def test_the_text_of_the_data_is_kept_for_the_log_only_when_it_is_certain() -> None:
+    chosen = RequestDecoder("m", MODEL)
+    assert chosen.decode(body()).fragments == [b"[1.5,2.0]"]
+    assert chosen.decode(orjson.dumps({"inputs": [tensor()], "parameters": {"data": "[9,9]"}})).fragments == [None]
+    assert chosen.decode(body(data=[[1.5, 2.0]])).fragments == [None]
+    assert chosen.decode(json.dumps({"inputs": [tensor()]}, indent=1).encode()).fragments == [None]
+
+
+KEYS = st.sampled_from(["name", "shape", "datatype", "data", "inputs", "id"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5),
+    max_leaves=12,
+)
+TENSOR = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["x", "y", 1]),
+        "shape": st.lists(st.integers(-1, 3), max_size=3) | JSON,
+        "datatype": st.sampled_from(["FP32", "INT64"]),
+        "data": st.lists(st.integers(-2, 2) | st.floats(), max_size=4) | JSON,
+    }
+)
+
+
+@given(st.one_of(st.binary(max_size=60), JSON.map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass"))))
+def test_whatever_the_bytes_are_only_the_callers_error_is_raised(raw: bytes) -> None:
+    try:
+        RequestDecoder("m", MODEL).decode(raw)
+    except CallerError:
+        pass
+
+
+@given(st.fixed_dictionaries({"inputs": st.lists(TENSOR, max_size=2)}))
+def test_nearly_right_requests_are_taken_or_refused_and_never_misread(request: dict[str, Any]) -> None:
+    try:
+        decoded = RequestDecoder("m", MODEL).decode(json.dumps(request).encode("utf-8", "surrogatepass"))
+    except CallerError:
+        return
+    [sent] = request["inputs"]
+    assert list(decoded.inputs[0].shape) == sent["shape"]
+    flat = np.array(sent["data"], "f4").ravel()
+    assert np.array_equal(decoded.inputs[0].ravel(), flat, equal_nan=True)
