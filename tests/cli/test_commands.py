@@ -1,0 +1,373 @@
+"""The commands, over the real admin app without a network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+from typer.testing import CliRunner, Result
+
+from gateway import __version__
+from gateway.cli.client import AdminClient
+from gateway.cli.main import COMMANDS, app
+from tests.worlds import World
+
+HERE = "http://127.0.0.1:8003"
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gateway, state directory or setting of this machine reaches a test."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("GATEWAY_URL", "GATEWAY_TOKEN", "GATEWAY_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(tmp_path / "world")
+    with TestClient(world.app(), base_url=HERE) as server:
+
+        def pass_on(request: httpx2.Request) -> httpx2.Response:
+            answer = server.request(
+                request.method, str(request.url), content=request.read(), headers=list(request.headers.raw)
+            )
+            return httpx2.Response(answer.status_code, content=answer.content, headers=answer.headers)
+
+        def opened(state_dir: Path | None = None) -> AdminClient:
+            return AdminClient(HERE, actor="ada", transport=httpx2.MockTransport(pass_on))
+
+        for noun in ("audit", "drift", "models", "predictions", "rollback", "rollout", "route"):
+            monkeypatch.setattr(f"gateway.cli.{noun}.open_client", opened)
+        yield world
+    world.close()
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return result.stdout
+
+
+def failed(*arguments: object) -> str:
+    """One line on standard error, nothing on the other, exit code 1."""
+    result = call(*arguments)
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert result.stderr.startswith("gateway: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def misused(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    return result.stderr
+
+
+def test_help_lists_every_command_that_is_not_hidden() -> None:
+    text = done("--help")
+    for name, line in COMMANDS.items():
+        assert (f"│ {name} " in text) != line.hidden
+    assert done("--version") == f"gateway {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_of_its_own(name: str) -> None:
+    assert f"gateway {name}" in done(name, "--help").replace("root ", "gateway ")
+
+
+def test_a_command_that_is_not_there_is_bad_usage() -> None:
+    assert "modles" in misused("modles")
+
+
+def test_a_way_through_the_whole_life_of_a_version(world: World) -> None:
+    for version in (1, 2):
+        world.add_version(version)
+        world.ready(version)
+        assert "is approved and ready" in done("models", "approve", "m", version, "--reason", "tests pass")
+    assert done("route", "set", "m", "--stable", 1) == "m: version 1 is stable\n"
+    text = done("route", "set", "m", "--stable", 1, "--canary", 2, "--weight", 10)
+    assert text == "m: version 1 is stable, version 2 is the canary with 10 %\n"
+    assert json.loads(done("route", "show", "m", "--json"))["weight"] == 10
+    assert "running, step 1 of 2, weight 5 %" in done("rollout", "start", "m", "--canary", 2, "--steps", "5,50")
+    assert "paused" in done("rollout", "pause", "m", "--reason", "lunch")
+    assert "running" in done("rollout", "resume", "m")
+    assert "promoted" in done("rollout", "promote", "m", "--reason", "I know")
+    assert done("rollback", "m", "--reason", "I did not") == "rolled back; m: version 1 is stable\n"
+    assert "version 2 is rejected" in done("models", "reject", "m", 2, "--reason", "bad")
+    kinds = [one["kind"] for one in json.loads(done("audit", "list", "--json"))["decisions"]]
+    assert kinds[-4:] == ["rollout_resumed", "rollout_promoted", "rollback", "version_rejected"]
+    assert "none touched" in done("audit", "verify")
+    assert {one.actor for one in world.store.decisions()} == {"ada", "gateway"}
+
+
+def test_tables_show_what_json_shows(world: World) -> None:
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, canary=2, weight=10, actor="eve\x0a", reason="[bold]why[/bold]")
+    world.store.start_rollout("m", 2, plan={"steps": [5, 50]}, actor="ada", reason="")
+    for arguments, expected in (
+        (("models", "list"), ("approved", "ready", "canary", "95")),
+        (("models", "show", "m"), ("approved", "stable")),
+        (("models", "show", "m", 1), ("abc123", "x FP32 [-1, 2]", "answers were equal")),
+        (("route", "show"), ("m", "5")),
+        (("rollout", "status"), ("running", "1 of 2", "rollout-6")),
+        (("audit", "list"), ("route_set", "[bold]why[/bold]")),
+    ):
+        table = done(*arguments)
+        assert all(text in table for text in expected), table
+        json.loads(done(*arguments, "--json"))
+
+
+def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
+    world.add_version(1)
+    world.note(1, "failed", "no such operator")
+    assert "is not registered" not in failed("route", "set", "m", "--stable", 1)
+    assert "no operator" not in failed("models", "show", "other")
+    assert "there is no rollout of m" in failed("rollout", "pause", "m")
+    assert "no route" in failed("rollback", "m")
+    assert "has not written" in failed("drift", "status")
+    assert "event id" in failed("predictions", "show", "x")
+
+
+def test_an_approval_whose_engine_is_not_ready_fails_and_says_why(world: World) -> None:
+    world.add_version(1)
+    world.note(1, "starting", "loading weights")
+    text = failed("models", "approve", "m", 1, "--reason", "x")
+    assert "is approved, but its engine is starting: loading weights" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("route", "set", "m"),
+        ("route", "set", "m", "--stable", "0"),
+        ("route", "set", "m", "--stable", "one"),
+        ("route", "set", "m", "--stable", "1", "--weight", "10"),
+        ("route", "set", "m", "--stable", "1", "--canary", "2"),
+        ("route", "set", "m", "--stable", "1", "--canary", "2", "--weight", "101"),
+        ("models", "approve", "m", "1"),
+        ("rollout", "start", "m"),
+        ("rollout", "start", "m", "--canary", "2", "--steps", "5;10"),
+        ("feedback", "send", "m"),
+        ("feedback", "send", "m", "id"),
+        ("feedback", "send", "m", "id", "--label", "x"),
+        ("feedback", "send", "m", "id", "--label", "1", "--file", "labels.csv"),
+        ("audit", "list", "--limit", "0"),
+    ],
+)
+def test_bad_usage_is_exit_code_2_and_calls_nobody(arguments: tuple[str, ...]) -> None:
+    assert misused(*arguments)
+
+
+def test_without_a_gateway_the_way_to_one_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_URL", "http://127.0.0.1:1")
+    assert "no gateway answers at http://127.0.0.1:1; start one with `gateway serve`" in failed("models", "list")
+    assert "holds no log either" in failed("predictions", "tail", "--no-follow")
+    monkeypatch.setenv("GATEWAY_URL", "gopher://x")
+    assert "expected a URL" in failed("models", "list")
+
+
+def test_the_tail_reads_the_spool_when_no_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    ids = world.predict("m", "n", "m")
+    world.close()
+    monkeypatch.setenv("GATEWAY_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("GATEWAY_STATE_DIR", str(tmp_path / "state"))
+
+    def found(*arguments: str) -> list[str]:
+        return [json.loads(line)["id"] for line in done("predictions", "tail", "--json", *arguments).splitlines()]
+
+    assert found("--no-follow") == ids
+    assert found("--no-follow", "--from", "start", "--model", "n") == [ids[1]]
+    assert found("--no-follow", "--state-dir", str(tmp_path / "state")) == ids
+    assert found("--no-follow", "--from", "2012-03-02") == []
+    text = done("predictions", "tail", "--no-follow")
+    assert f"{ids[0]}  m/1 stable  200  0.09 ms  y=[12.5]" in text
+    assert "no start" in misused("predictions", "tail", "--no-follow", "--from", "monday")
+    assert "holds no log" in failed("predictions", "tail", "--state-dir", str(tmp_path / "other"))
+
+
+def test_the_tail_asks_the_gateway_that_runs(world: World) -> None:
+    ids = world.predict("m", "n")
+    lines = done("predictions", "tail", "--no-follow", "--json", "--model", "n").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [ids[1]]
+
+
+def test_a_prediction_is_shown_with_its_origin(world: World) -> None:
+    world.serve(1)
+    (event_id,) = world.predict("m", time="2999-01-01T00:00:00.000Z")
+    text = done("predictions", "show", event_id)
+    for expected in (event_id, "stable, canary at 10 %", "FP32 x=[1, 2.5]", "FP32 y=[12.5]", "abc123", "tests pass"):
+        assert expected in text
+    assert json.loads(done("predictions", "show", event_id, "--json"))["prediction"]["id"] == event_id
+
+
+def test_tampering_is_exit_code_1(world: World) -> None:
+    world.serve(1)
+    database = sqlite3.connect(world.settings.state_dir / "store.db")
+    database.execute("DROP TRIGGER decisions_refuse_update")
+    database.execute("UPDATE decisions SET actor = 'eve' WHERE seq = 2")
+    database.commit()
+    database.close()
+    assert "decision 2 is not as it was written" in failed("audit", "verify")
+    result = call("audit", "verify", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["first_bad"]) == (1, 2)
+
+
+STATUS = {
+    "time": 1.0,
+    "models": {
+        "m": {
+            "route": {"stable": 1, "canary": 2, "weight": 10.0},
+            "rollout": None,
+            "versions": {
+                "1": {
+                    "line": 12.0,
+                    "evidence": {"inputs": 6.0, "quality": -1.0},
+                    "features": {"temp": {"evidence": 6.0, "share": 0.5}, "hour": {"evidence": 0.0, "share": 0.0}},
+                    "quality": {"rows": 100, "misses": 7, "miss_rate": 0.07, "mean_loss": 41.5, "miss_above": 90.0},
+                    "profile": True,
+                    "skipped_tensors": 0,
+                }
+            },
+            "trial": {
+                "number": 1,
+                "stable": 1,
+                "canary": 2,
+                "began": "2012-03-01T00:00:00Z",
+                "verdict": {"kind": "hold", "reason": "needs about 300 labels more"},
+                "readings": [
+                    {
+                        "metric": "quality",
+                        "direction": "good",
+                        "log_evidence": 1.5,
+                        "threshold": 3.0,
+                        "action": "promote",
+                        "stable": 12,
+                        "canary": 3,
+                    }
+                ],
+            },
+            "alarms": [
+                {
+                    "model": "m",
+                    "version": 1,
+                    "detector": "inputs",
+                    "tier": "page",
+                    "action": "alert",
+                    "evidence": 13.0,
+                    "threshold": 12.0,
+                    "features": {"temp": 13.0},
+                    "since": "2012-03-05T00:00:00Z",
+                    "until": "2012-04-01T00:00:00Z",
+                    "rows": 500,
+                    "callers": 20,
+                }
+            ],
+            "notes": [],
+        }
+    },
+}
+
+
+def test_drift_shows_evidence_trial_and_alarms(world: World) -> None:
+    status = world.settings.state_dir / "monitor" / "status.json"
+    status.parent.mkdir()
+    status.write_text(json.dumps(STATUS))
+    text = done("drift", "status")
+    assert text == done("drift", "status", "m")
+    for expected in ("inputs 50%, quality 0%", "temp", "0.07", "41.5", "promote", "needs about 300", "2012-03-05"):
+        assert expected in text, text
+    assert json.loads(done("drift", "status", "--json")) == STATUS
+
+
+def test_watch_follows_a_rollout_to_its_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    world.store.start_rollout("m", 2, plan={"steps": [5, 50]}, actor="ada", reason="")
+    rollout = world.store.rollouts("m")[0].id
+    moves: Iterator[Any] = iter(("advance", "rollback"))
+    monkeypatch.setattr(
+        "gateway.cli.rollout.time.sleep",
+        lambda seconds: world.store.move_rollout(rollout, next(moves), actor="judge", reason=""),
+    )
+    assert "rolled back" in done("rollout", "watch", "m")
+    assert next(moves, None) is None
+
+
+class Taking(httpx2.BaseTransport):
+    """An inference port that takes labels."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.taken: list[Any] = []
+        self.status = status
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        body = json.loads(request.read())
+        self.taken += body["feedback"] if "feedback" in body else [body]
+        assert request.url.path == "/v2/models/m/feedback"
+        return httpx2.Response(self.status, json={"accepted": 1} if self.status == 200 else {"error": "no such model"})
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Taking]:
+    def listening(status: int) -> Taking:
+        taking = Taking(status)
+        real = httpx2.Client
+        monkeypatch.setattr(httpx2, "Client", lambda **settings: real(transport=taking))
+        return taking
+
+    return listening
+
+
+def test_a_label_is_sent(labels: Callable[[int], Taking]) -> None:
+    taking = labels(200)
+    assert done("feedback", "send", "m", "p-1", "--row", 2, "--label", 12.5) == "1 label taken\n"
+    assert taking.taken == [{"prediction_id": "p-1", "row": 2, "label": 12.5}]
+
+
+def test_the_labels_of_a_file_are_sent(labels: Callable[[int], Taking], tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prediction_id", "row", "label"])
+        writer.writerows([f"p-{number}", number % 3, number / 2] for number in range(1203))
+    taking = labels(200)
+    assert done("feedback", "send", "m", "--file", path) == "1203 labels taken\n"
+    assert len(taking.taken) == 1203
+    assert taking.taken[7] == {"prediction_id": "p-7", "row": 1, "label": 3.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("prediction_id,row\np-1,0\n", "expected prediction_id, row, label"),
+        ("prediction_id,row,label\np-1,0,1\np-2,x,1\n", "line 3"),
+        ("prediction_id,row,label\np-1,0\n", "line 2"),
+        ("", "has the columns"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(
+    labels: Callable[[int], Taking], tmp_path: Path, text: str, why: str
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    labels(200)
+    assert why in failed("feedback", "send", "m", "--file", path)
+    assert "cannot read" in failed("feedback", "send", "m", "--file", tmp_path / "none.csv")
+
+
+def test_labels_that_are_refused_are_exit_code_1(labels: Callable[[int], Taking]) -> None:
+    labels(404)
+    assert "no such model" in failed("feedback", "send", "m", "p-1", "--label", 1)
