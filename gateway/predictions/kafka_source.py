@@ -71,6 +71,12 @@ class KafkaSource:
             f"duplicates={self._seen.duplicates} unreadable={self.unreadable}>"
         )
 
+    @property
+    def assigned(self) -> frozenset[str]:
+        """The partitions that are this member's at the moment, as "topic/partition"."""
+        places = self._consumer.assignment() if self._consumer is not None else ()
+        return frozenset(_name(place) for place in places)
+
     async def read(self, max_records: int, timeout_seconds: float) -> list[LogRecord]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
@@ -97,7 +103,7 @@ class KafkaSource:
         return []
 
     def position(self) -> dict[str, Any]:
-        return {f"{place.topic}/{place.partition}": offset for place, offset in self._position.items()}
+        return self._checkpoint | {_name(place): offset for place, offset in self._position.items()}
 
     async def commit(self) -> None:
         if self._consumer is None or not self._position:
@@ -125,16 +131,18 @@ class KafkaSource:
         if not done:
             return False
         self._connecting = None
-        self._consumer = connecting.result()
+        self._consumer = None if connecting.cancelled() else connecting.result()
         return self._consumer is not None
 
     async def _connect(self) -> Any:
         consumer = consumer_of(self._settings, self._group)
         topics = [topic_of(kind, self._settings.topic_prefix) for kind in (KIND_PREDICTION, KIND_FEEDBACK)]
-        consumer.subscribe(topics, listener=_Assignment(consumer, self._checkpoint, self._position, self._limit))
         started = False
         try:
             await bounded(consumer.start(), self._limit)
+            # Joining the group goes on in the background. It must not be cut short: the broker would wait for each
+            # member that gave up until its session ends.
+            consumer.subscribe(topics, listener=_Assignment(consumer, self._checkpoint, self._position, self._limit))
             started = True
         except (KafkaError, OSError, TimeoutError) as error:
             self._set_connected(False, error)
@@ -186,7 +194,7 @@ class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     """Takes partitions up at the checkpoint and lets go of them when they are taken away."""
 
     def __init__(
-        self, consumer: Any, checkpoint: Mapping[str, int], position: dict[TopicPartition, int], limit: float
+        self, consumer: Any, checkpoint: dict[str, int], position: dict[TopicPartition, int], limit: float
     ) -> None:
         self._consumer = consumer
         self._checkpoint = checkpoint
@@ -195,17 +203,22 @@ class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         for place in revoked:
-            self._position.pop(place, None)
+            if place in self._position:
+                self._checkpoint[_name(place)] = self._position.pop(place)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         for place in assigned:
-            offset = self._checkpoint.get(f"{place.topic}/{place.partition}")
+            offset = self._checkpoint.get(_name(place))
             if offset is None:
                 continue
             committed = await bounded(self._consumer.committed(place), self._limit)
             if committed is None or committed < offset:
                 self._consumer.seek(place, offset)
                 self._position[place] = offset
+
+
+def _name(place: TopicPartition) -> str:
+    return f"{place.topic}/{place.partition}"
 
 
 def _text(value: bytes | None) -> str:

@@ -65,7 +65,7 @@ async def shipping(shipper: Shipper) -> AsyncIterator[None]:
 
 async def until(condition: Any, seconds: float = 90) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.02)
 
 
