@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -18,12 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import setproctitle
 
-from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir
+from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir, refusal, write_json
 from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.process import BEAT
 from gateway.predictions.checkpoint import read_checkpoint
@@ -218,7 +216,7 @@ class Supervisor:
         metrics_dir(settings).mkdir(parents=True, exist_ok=True, mode=0o700)
         settings.spool_dir.mkdir(exist_ok=True, mode=0o700)
         self._settings_file = (run_dir / "settings.json").absolute()
-        _write(self._settings_file, resolved)
+        write_json(self._settings_file, resolved)
         settings = Settings.model_validate(resolved)
         gateway_name(settings)
         return settings
@@ -231,7 +229,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         server, admin = self._settings.server, self._settings.admin
-        _write(
+        write_json(
             self._settings.run_dir / "gateway.json",
             {
                 "pid": os.getpid(),
@@ -381,6 +379,12 @@ class Supervisor:
         if engine is None:
             return
         engine.paths.socket.unlink(missing_ok=True)
+        refused = refusal(engine.paths.state)
+        if refused is not None:
+            engine.child.stopping = True
+            self._set_state(engine, "failed", refused)
+            self._log.warn(f"{key[0]} version {key[1]} cannot be loaded: {refused}")
+            return
         limits = self._settings.engine
         now = time.monotonic()
         engine.crashes.append(now)
@@ -404,7 +408,7 @@ class Supervisor:
 
     def _set_state(self, engine: _Engine, state: str, reason: str = "") -> None:
         engine.state = state
-        _write(engine.paths.state, {"state": state, "reason": reason})
+        write_json(engine.paths.state, {"state": state, "reason": reason})
 
     async def _watch_engines(self) -> None:
         limits = self._settings.engine
@@ -534,9 +538,3 @@ def _beat(path: Path, now: float) -> float:
         return now
     except Exception:  # a beat half written
         return now
-
-
-def _write(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)

@@ -107,9 +107,10 @@ class RunningGateway:
 
     def _fronts_follow(self, model: str, stable: int, canary: int | None, weight: float) -> bool:
         tables = [json.loads(path.read_bytes()) for path in (self.state_dir / "run").glob("routes-front-?.json")]
-        routes = [table["routes"].get(model) or {"stable": None} for table in tables]
+        routes = [table["routes"].get(model, {}) for table in tables]
+        wanted = (stable, canary, weight)
         return bool(routes) and all(
-            (route["stable"], route["canary"], route["weight"]) == (stable, canary, weight) for route in routes
+            (route.get("stable"), route.get("canary"), route.get("weight")) == wanted for route in routes
         )
 
     def last_decision(self, model: str) -> dict[str, Any]:
@@ -164,6 +165,16 @@ def exchange(
         return status, fields, json.loads(raw)
     except ValueError:
         return status, fields, raw.decode()
+
+
+def arrival(record: PredictionRecord) -> float:
+    """When the request had been read, in seconds since 1970."""
+    return seconds_of(record.time) - record.timings.total_us / 1e6
+
+
+def front_of(record: PredictionRecord) -> str:
+    """The front that answered: the writer's slot in the boot, two hex digits."""
+    return record.id[12:14]
 
 
 def eventually(condition: Any, *, seconds: float = 15.0, what: str = "it") -> Any:

@@ -6,18 +6,11 @@ import json
 
 import pytest
 
-from gateway.events.encoding import seconds_of
-from gateway.events.records import PredictionRecord
-from tests.gateways import RunningGateway, call, eventually, exchange
+from tests.gateways import RunningGateway, arrival, call, eventually, exchange, front_of
 from tests.load import ROWS, Load, features
 
 MODEL = "bike-demand"
 TENSOR = {"inputs": [features(ROWS[0])]}
-
-
-def arrival(record: PredictionRecord) -> float:
-    """When the request had been read, in seconds since 1970."""
-    return seconds_of(record.time) - record.timings.total_us / 1e6
 
 
 @pytest.mark.promise("P11")
@@ -36,11 +29,11 @@ def test_a_change_of_weight_is_in_force_on_every_front_a_second_later(gateway: R
     assert not load.failed and not load.broken
     sent = set(load.sent)
     records = [record for record in gateway.predictions() if record.request_id in sent]
-    assert {record.id[12:14] for record in records} == {"00", "01"}, "both fronts answered"
+    assert {front_of(record) for record in records} == {"00", "01"}, "both fronts answered"
     slowest = 0.0
     for (at, weight), (end, _) in zip(moments, [*moments[1:], (float("inf"), 0.0)], strict=True):
         during = [record for record in records if at < arrival(record) < end]
-        assert {record.id[12:14] for record in during if record.weight == weight} == {"00", "01"}
+        assert {front_of(record) for record in during if record.weight == weight} == {"00", "01"}
         late = [arrival(record) - at for record in during if record.weight != weight]
         slowest = max([slowest, *late])
     print(f"a weight was in force on every front after {slowest:.3f} s")

@@ -1,0 +1,78 @@
+"""Versions appear while the gateway serves; what is incomplete, changed or unapproved does not serve and says so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.engines import save_doubler
+from tests.gateways import ROOT, RunningGateway, call, eventually
+from tests.load import ROWS, Load, features
+
+ROW = {"inputs": [features(ROWS[0])]}
+
+
+def test_a_new_version_and_a_new_model_take_traffic_and_no_request_is_lost(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    gateway.set_route("bike-demand", 1)
+    file = ROOT / "models" / "bike-demand" / "2" / "model.onnx"
+    with Load(gateway.http_port) as load:
+        load.wait(50)
+        version = gateway.add("bike-demand", file)
+        gateway.set_route("bike-demand", 1, version, 50)
+        load.wait(200)
+        doubler = gateway.add("doubler", save_doubler(tmp_path / "doubler.onnx"))
+        gateway.set_route("doubler", doubler)
+        rows = {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6.5]}]}
+        status, answer = call(f"{gateway.http_url}/v2/models/doubler/infer", rows)
+        load.wait(50)
+        gateway.set_route("bike-demand", version)
+        load.wait(100)
+    assert status == 200, answer
+    assert answer["outputs"][0]["data"] == [2, 4, 6, 8, 10, 13]
+    assert not load.failed and not load.broken
+    assert {answer.version for answer in load.answers} == {"1", str(version)}
+    assert {answer.version for answer in load.answers[-50:]} == {str(version)}
+
+
+def test_a_version_that_nobody_approved_is_not_served_and_says_so(gateway: RunningGateway) -> None:
+    version = gateway.add("bike-demand", ROOT / "models" / "bike-demand" / "3" / "model.onnx", approve=False)
+    eventually(lambda: f" {version} " in gateway.cli("models", "list"), what="the new version in the list")
+    status, answer = call(f"{gateway.http_url}/v2/models/bike-demand/versions/{version}/infer", ROW)
+    assert status == 404
+    assert f"version {version}" in answer["error"]
+    refused = gateway.cli("route", "set", "bike-demand", "--stable", str(version), status=1)
+    assert "approve" in refused
+
+
+@pytest.mark.promise("P15")
+def test_a_folder_half_copied_or_changed_by_a_byte_is_not_served_and_says_so(gateway: RunningGateway) -> None:
+    model = gateway.models / "bike-demand"
+    half, changed = 901, 902
+    # As a slow copy leaves it: the model is there, the manifest has not come yet.
+    (model / str(half)).mkdir()
+    shutil.copy(model / "2" / "model.onnx", model / str(half))
+    whole = model / ".arriving"
+    shutil.copytree(model / "2", whole)
+    content = bytearray((whole / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (whole / "model.onnx").write_bytes(content)
+    whole.rename(model / str(changed))
+    try:
+        eventually(lambda: f"bike-demand/{half} is not served" in gateway.output.read_text(), what="a line about it")
+        assert "approved" not in gateway.cli("models", "approve", "bike-demand", str(half), "--reason", "x", status=1)
+        eventually(lambda: f" {changed} " in gateway.cli("models", "list"), what="the changed version in the list")
+        said = gateway.cli("models", "approve", "bike-demand", str(changed), "--reason", "a test", status=1)
+        assert "model.onnx" in said
+        checked = gateway.cli("models", "verify", "bike-demand", "--models", str(gateway.models), status=1)
+        assert f"bike-demand/{changed}" in checked and f"bike-demand/{half}" in checked
+        for version in (half, changed):
+            status, answer = call(f"{gateway.http_url}/v2/models/bike-demand/versions/{version}/infer", ROW)
+            assert status in (404, 503) and f"version {version}" in answer["error"]
+        assert call(f"{gateway.http_url}/v2/models/bike-demand/versions/1/infer", ROW)[0] == 200
+    finally:
+        shutil.rmtree(model / str(half))
+        shutil.rmtree(model / str(changed))
