@@ -235,6 +235,21 @@ def _write(folder: Path, nodes: list[Any], constants: dict[str, Array]) -> Path:
     return folder / "model.onnx"
 
 
+@pytest.mark.parametrize("size", [2, 7, 32, 256])
+def test_dependence_that_shows_in_runs_of_one_size_only_is_caught(size: int) -> None:
+    def model(x: Array) -> Array:
+        return x + x[:1] if len(x) == size else x
+
+    assert examine_batching(FunctionRunner(model), rows(width=2)).verdict == "dependent"
+
+
+def test_dependence_on_the_place_in_a_run_is_caught() -> None:
+    def model(x: Array) -> Array:
+        return x + np.arange(len(x), dtype=np.float32)[:, np.newaxis] if len(x) == 32 else x
+
+    assert examine_batching(FunctionRunner(model), rows(width=2)).verdict == "dependent"
+
+
 def test_rounding_that_depends_on_the_company_is_stated() -> None:
     def model(x: Array) -> Array:
         return np.nextafter(x, np.float32(np.inf)) if len(x) > 1 else x
