@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -85,14 +86,17 @@ class Latch:
     def callers(self) -> int:
         return min(len(self.state.callers) + self.state.anonymous, self._needed)
 
-    def count(self, caller: str | None, rows: int) -> None:
-        """Note who sent the rows that are about to be counted; None is a caller seen only once."""
+    def count(self, sent: Sequence[tuple[str | None, int]]) -> None:
+        """Note who sent the rows that are about to be counted: (caller, rows), None for one seen only once."""
         state = self.state
-        state.rows += rows
-        if caller is None:
-            state.anonymous = min(state.anonymous + 1, self._needed)
-        elif len(state.callers) < self._needed:
-            state.callers.add(caller)
+        state.rows += sum(rows for _, rows in sent)
+        for caller, _ in sent:
+            if self.callers >= self._needed:
+                return
+            if caller is None:
+                state.anonymous += 1
+            else:
+                state.callers.add(caller)
 
     def settle(self, evidence: float) -> bool:
         """Whether to report now, given the evidence after the rows were counted."""

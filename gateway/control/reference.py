@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.drift.profile import Profile, ProfileError, bin_indices, columns_of, out_of_range
+from gateway.drift.profile import FeatureProfile, Profile, ProfileError, bin_indices, columns_of, out_of_range
 from gateway.events.records import PredictionRecord, TensorRecord
 
 __all__ = ("is_finite", "out_of_reference", "output_bins")
@@ -40,9 +40,9 @@ def out_of_reference(records: Sequence[PredictionRecord], profile: Profile, *, i
         if values is None:
             continue
         try:
-            columns = columns_of({name: values}, profile.columns)
-            for column in watched:
-                strange[owners[out_of_range(profile.features[column], columns[column])]] = True
+            for column, each in columns_of({name: values}, profile.columns).items():
+                if column in watched and not _within(profile.features[column], each):
+                    strange[owners[out_of_range(profile.features[column], each)]] = True
         except (ProfileError, KeyError):
             continue
     return [bool(each) for each in strange]
@@ -78,6 +78,14 @@ def output_bins(records: Sequence[PredictionRecord], profile: Profile) -> dict[s
 def is_finite(tensors: Iterable[TensorRecord]) -> bool:
     """Whether every value that was logged is a number; JSON writes NaN and infinities as null."""
     return all(tensor.data is None or None not in tensor.data for tensor in tensors)
+
+
+def _within(feature: FeatureProfile, values: Array) -> bool:
+    """Whether all values lie between the smallest and the largest of the reference: a short way to the usual answer."""
+    if feature.low is None or feature.high is None or not len(values):
+        return False
+    # NaN makes both comparisons false.
+    return bool(values.min() >= feature.low and values.max() <= feature.high)
 
 
 def _gather(tensors: Sequence[Sequence[TensorRecord]], name: str, *, rows_each: int) -> tuple[Array, Array | None]:

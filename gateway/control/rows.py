@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from gateway.drift.columns import MAX_COLUMNS
 from gateway.drift.profile import FeatureProfile, ProfileError, bin_counts, columns_of
 from gateway.events.records import TensorRecord
 
 __all__ = ("RowBuffer",)
 
-Counts = dict[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
 
 
 class RowBuffer:
@@ -29,6 +30,11 @@ class RowBuffer:
         The names of each tensor's scalar columns, as in the profile.
     ignore : iterable of str
         Tensors or columns that are no evidence.
+
+    Attributes
+    ----------
+    features : dict
+        Those that are counted, in the order of the counts.
     """
 
     def __init__(
@@ -36,73 +42,139 @@ class RowBuffer:
     ) -> None:
         ignored = set(ignore)
         self._columns = columns
-        self._chunks: dict[str, list[tuple[int, Sequence[Any], tuple[int, ...]]]] = {}
+        self._waiting: list[tuple[Sequence[TensorRecord], int]] = []
         self.features: dict[str, FeatureProfile] = {}
         self.skipped = 0
+        tensors: dict[str, list[str]] = {}
         for tensor, names in columns.items():
             watched = [name for name in names if name in features and not {name, tensor} & ignored]
             if watched:
-                self._chunks[tensor] = []
+                tensors[tensor] = watched
                 self.features |= {name: features[name] for name in watched}
+        self._index = {name: place for place, name in enumerate(self.features)}
+        self._bins = max((len(feature.counts) for feature in self.features.values()), default=0)
+        self._tensors = {
+            tensor: _Columns(columns[tensor], {name: features[name] for name in watched}, first=self._index[watched[0]])
+            for tensor, watched in tensors.items()
+        }
 
     def __repr__(self) -> str:
-        return f"<RowBuffer features={len(self.features)} skipped={self.skipped}>"
+        return f"<RowBuffer features={len(self.features)} waiting={len(self._waiting)} skipped={self.skipped}>"
 
-    def add(self, tensors: Iterable[TensorRecord], rows: int) -> None:
-        """Keep the first `rows` rows of each tensor until the next `take`."""
-        chunks = self._chunks
-        for tensor in tensors:
-            kept = chunks.get(tensor.name)
-            if kept is None:
-                continue
-            if tensor.data is None:
-                self.skipped += 1
-            else:
-                kept.append((rows, tensor.data, tensor.shape))
+    def add(self, tensors: Sequence[TensorRecord], rows: int) -> None:
+        """Keep the first `rows` rows of each tensor of a request until the next `take`."""
+        self._waiting.append((tensors, rows))
 
-    def take(self) -> Counts:
-        """Rows in each bin of each feature since the last call; features without rows are left out."""
-        counts: Counts = {}
-        for name, chunks in self._chunks.items():
-            if not chunks:
-                continue
-            self._chunks[name] = []
-            for tensor in self._joined(chunks):
-                self._count(name, tensor, counts)
+    def take(self) -> Array:
+        """Rows in each bin since the last call, int64, shape [features, bins of the widest]."""
+        waiting, self._waiting = self._waiting, []
+        counts = np.zeros((len(self.features), self._bins), dtype=np.int64)
+        for name, (parts, rows) in self._by_tensor(waiting).items():
+            columns = self._tensors[name]
+            for row_shape, values in self._whole(parts, rows).items():
+                if columns.takes(row_shape) and not isinstance(values[0], str):
+                    self._count(columns, values, counts)
+                else:
+                    self._count_other(name, row_shape, values, counts)
         return counts
 
-    def _count(self, name: str, tensor: np.ndarray[Any, Any], counts: Counts) -> None:
+    def _by_tensor(
+        self, waiting: list[tuple[Sequence[TensorRecord], int]]
+    ) -> dict[str, tuple[Sequence[TensorRecord], Sequence[int]]]:
+        """Each tensor over all requests, with the rows that count of each."""
+        rows = [each for _, each in waiting]
+        if len({len(tensors) for tensors, _ in waiting}) == 1:
+            found: dict[str, tuple[Sequence[TensorRecord], Sequence[int]]] = {}
+            for column in zip(*(tensors for tensors, _ in waiting), strict=True):
+                names = {tensor.name for tensor in column}
+                if len(names) > 1:
+                    break
+                if (name := names.pop()) in self._tensors:
+                    found[name] = (column, rows)
+            else:
+                return found
+        return self._by_name(waiting)
+
+    def _by_name(
+        self, waiting: list[tuple[Sequence[TensorRecord], int]]
+    ) -> dict[str, tuple[Sequence[TensorRecord], Sequence[int]]]:
+        """The same for requests that name their tensors in different orders."""
+        parts: dict[str, list[TensorRecord]] = {}
+        rows: dict[str, list[int]] = {}
+        for tensors, each in waiting:
+            for tensor in tensors:
+                if tensor.name in self._tensors:
+                    parts.setdefault(tensor.name, []).append(tensor)
+                    rows.setdefault(tensor.name, []).append(each)
+        return {name: (found, rows[name]) for name, found in parts.items()}
+
+    def _whole(self, parts: Sequence[TensorRecord], rows: Sequence[int]) -> dict[tuple[int, ...], list[Any]]:
+        """The values that are as many as their shape says, flat, by the shape of a row."""
+        shapes = {tensor.shape for tensor in parts}
+        if len(shapes) == 1:
+            shape = shapes.pop()
+            values = [tensor.data for tensor in parts]
+            if shape and shape[0] == 1 and None not in values and len({len(each or ()) for each in values}) == 1:
+                flat = list(chain.from_iterable(each for each in values if each is not None))
+                return {shape[1:]: flat} if flat else {}
+        by_shape: dict[tuple[int, ...], list[Any]] = {}
+        for tensor, counted in zip(parts, rows, strict=True):
+            total = tensor.shape[0] if tensor.shape else 1
+            if not tensor.data or total < 1 or len(tensor.data) % total:
+                self.skipped += 1
+                continue
+            kept = tensor.data[: min(counted, total) * (len(tensor.data) // total)]
+            by_shape.setdefault(tensor.shape[1:], []).extend(kept)
+        return by_shape
+
+    def _count(self, columns: _Columns, values: list[Any], counts: Array) -> None:
         try:
-            for column, values in columns_of({name: tensor}, self._columns).items():
-                feature = self.features.get(column)
-                if feature is not None:
-                    counted = bin_counts(feature, values)
-                    counts[column] = counts[column] + counted if column in counts else counted
-        except ProfileError:
+            table = np.array(values, dtype=np.float64).reshape(-1, columns.width)
+        except (ValueError, TypeError, OverflowError):
+            self.skipped += 1
+            return
+        columns.count(table, counts)
+
+    def _count_other(self, name: str, row_shape: tuple[int, ...], values: list[Any], counts: Array) -> None:
+        """Strings, and tensors too wide to be followed column by column."""
+        try:
+            tensor = np.array(values, dtype=object if isinstance(values[0], str) else np.float64)
+            for column, each in columns_of({name: tensor.reshape(-1, *row_shape)}, self._columns).items():
+                if column in self.features:
+                    binned = bin_counts(self.features[column], each)
+                    counts[self._index[column], : len(binned)] += binned
+        except (ValueError, TypeError, OverflowError, ProfileError):
             self.skipped += 1
 
-    def _joined(self, chunks: list[tuple[int, Sequence[Any], tuple[int, ...]]]) -> list[np.ndarray[Any, Any]]:
-        """The chunks as one array for each shape of a row."""
-        by_shape: dict[tuple[int, ...], list[Sequence[Any]]] = {}
-        for rows, values, shape in chunks:
-            total = shape[0] if shape else 1
-            row_shape = shape[1:]
-            size = len(values) // total if total else 0
-            if not size or size * total != len(values):
-                self.skipped += 1
-            else:
-                by_shape.setdefault(row_shape, []).append(values if rows >= total else values[: rows * size])
-        arrays = []
-        for row_shape, parts in by_shape.items():
-            try:
-                arrays.append(_array(list(chain.from_iterable(parts))).reshape(-1, *row_shape))
-            except (ValueError, TypeError, OverflowError):
-                self.skipped += len(parts)
-        return arrays
 
+class _Columns:
+    """The numeric columns of one tensor, binned all at once."""
 
-def _array(values: list[Any]) -> np.ndarray[Any, Any]:
-    """Numbers as float64, null as NaN; texts as objects."""
-    if any(isinstance(value, str) for value in values[:1]):
-        return np.array(values, dtype=object)
-    return np.array(values, dtype=np.float64)
+    def __init__(self, names: tuple[str, ...], watched: dict[str, FeatureProfile], *, first: int) -> None:
+        self.width = len(names)
+        self._numeric = all(feature.kind == "numeric" for feature in watched.values())
+        self._places = [names.index(name) for name in watched]
+        self._rows = slice(first, first + len(watched))
+        edges = [feature.edges for feature in watched.values()]
+        widest = max(len(each) for each in edges)
+        # NaN as an edge is never reached, so columns with fewer edges have no more bins than they should.
+        self._edges = np.array([(*each, *[np.nan] * (widest - len(each))) for each in edges]).reshape(
+            len(edges), widest
+        )
+        self._missing = np.array([len(each) + 1 for each in edges])
+
+    def takes(self, row_shape: tuple[int, ...]) -> bool:
+        """Whether rows of this shape are split into these columns as they are."""
+        width = row_shape[0] if len(row_shape) == 1 else 1
+        return self._numeric and len(row_shape) <= 1 and width == self.width <= MAX_COLUMNS
+
+    def count(self, table: Array, counts: Array) -> None:
+        """Add the bins of a table of shape [rows, width]; the same bins as `bin_indices` gives."""
+        values = table if len(self._places) == self.width else table[:, self._places]
+        indices = np.zeros(values.shape, dtype=np.intp)
+        for edge in self._edges.T:
+            indices += values >= edge
+        np.copyto(indices, self._missing, where=np.isnan(values))
+        bins = counts.shape[1]
+        indices += np.arange(values.shape[1]) * bins
+        counts[self._rows] += np.bincount(indices.ravel(), minlength=values.shape[1] * bins).reshape(-1, bins)

@@ -41,6 +41,9 @@ class CallerShare:
     def admit(self, caller: str | None, rows: int) -> int:
         """How many of `rows` rows count; `caller` None is a caller that is seen only once."""
         state = self.state
+        if caller is None and rows <= self._free and state.offered < self._window:
+            state.offered += rows
+            return rows
         offered, admitted = state.callers.get(caller, (0, 0)) if caller is not None else (0, 0)
         allowed = max(self._free, int(self._share * (state.offered - offered))) - admitted
         counted = max(0, min(rows, allowed))

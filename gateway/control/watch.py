@@ -79,6 +79,7 @@ class VersionWatch:
         self._label_moments = Moments()
         self._label_rows = self._label_misses = 0
         self._warnings: list[Alarm] = []
+        self._waiting: list[tuple[PredictionRecord, int]] = []
         self._until = self._label_until = ""
 
     def __repr__(self) -> str:
@@ -90,15 +91,8 @@ class VersionWatch:
         if record.status != 200 or record.arm not in ("stable", "canary"):
             return
         rows = self._shares["rows"].admit(record.key, record.rows)
-        if rows == 0:
-            return
-        time = event_time_of(record)
-        self._until = time
-        for name, tensors in (("inputs", record.inputs), ("outputs", record.outputs)):
-            bins = self._bins[name]
-            if bins.detector is not None:
-                bins.add(tensors, rows, time)
-                self._latches[name].count(record.key, rows)
+        if rows:
+            self._waiting.append((record, rows))
 
     def add_label(self, row: LabelledRow) -> tuple[float, bool] | None:
         """Take one labelled row; returns its loss and whether it is a miss, or None when it is no evidence."""
@@ -109,7 +103,7 @@ class VersionWatch:
         self._label_until = row.event_time
         self._label_moments.note(self.quality.rows + 1, row.event_time, self.quality.misses)
         self.quality.add(loss, missed)
-        self._latches["quality"].count(row.key or row.prediction_id, 1)
+        self._latches["quality"].count([(row.key or row.prediction_id, 1)])
         self._label_rows += 1
         self._label_misses += missed
         for detector, rule in self._streams:
@@ -122,9 +116,18 @@ class VersionWatch:
     def flush(self) -> list[Alarm]:
         """Count what came since the last flush; returns the alarms that it raises."""
         alarms, self._warnings = self._warnings, []
-        for name, bins in self._bins.items():
-            if bins.flush() and self._latches[name].settle(bins.evidence):
-                alarms.append(self._drift_alarm(name, bins))
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._until = event_time_of(waiting[-1][0])
+            began = event_time_of(waiting[0][0])
+            for record, rows in waiting:
+                self._bins["inputs"].rows.add(record.inputs, rows)
+                self._bins["outputs"].rows.add(record.outputs, rows)
+            sent = [(record.key, rows) for record, rows in waiting]
+            for name, bins in self._bins.items():
+                self._latches[name].count(sent)
+                if bins.flush(began) and self._latches[name].settle(bins.evidence):
+                    alarms.append(self._drift_alarm(name, bins))
         if self._risk is not None and self._label_rows:
             self._risk.update_batch(self._label_rows, self._label_misses)
             if self._latches["quality"].settle(self._risk.evidence):
@@ -293,25 +296,19 @@ class _Bins:
             BinnedECusum(self.rows.features, tolerance=policy.drift.tolerance) if self.rows.features else None
         )
         self.moments = Moments()
-        self._first = ""
 
     @property
     def evidence(self) -> float:
         return self.detector.evidence if self.detector is not None else 0.0
 
-    def add(self, tensors: Any, rows: int, time: str) -> None:
-        self.rows.add(tensors, rows)
-        self._first = self._first or time
-
-    def flush(self) -> bool:
-        """Whether anything was counted."""
-        if self.detector is None or not self._first:
+    def flush(self, began: str) -> bool:
+        """Count what came, of which the first speaks of the time `began`; whether there was anything."""
+        if self.detector is None:
             return False
         before = self.detector.batches
         self.detector.update(self.rows.take())
         if self.detector.batches > before:
-            self.moments.note(self.detector.batches, self._first)
-        self._first = ""
+            self.moments.note(self.detector.batches, began)
         return self.detector.batches > before
 
     def since(self, features: list[str]) -> str | None:
