@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -141,6 +142,8 @@ def add_version(
         raise RepositoryError(f"cannot write {name}/{version}: {error.strerror}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()  # a first version that was refused leaves no empty model behind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

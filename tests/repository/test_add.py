@@ -166,7 +166,7 @@ def test_a_model_that_does_not_run_is_refused_and_nothing_stays(
 
     with pytest.raises(ModelFileError, match=f"the model cannot be used: {error}"):
         add(tmp_path / "models", model_file, open_runner=broken)
-    assert os.listdir(tmp_path / "models" / "m") == []
+    assert os.listdir(tmp_path / "models") == []
 
 
 def test_a_row_on_which_the_model_fails_is_named(tmp_path: Path, model_file: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_row_on_which_the_model_fails_is_named(tmp_path: Path, model_file: Pat
     rows = "a,b\n" + "".join(f"{number},0\n" for number in range(300))
     with pytest.raises(ModelFileError, match="fails on reference rows 1 to 256: index out of range"):
         add(tmp_path / "models", model_file, open_runner=open_picky, reference=reference_file(tmp_path, rows))
-    assert os.listdir(tmp_path / "models" / "m") == []
+    assert os.listdir(tmp_path / "models") == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "a b", "x" * 65, "é"])
@@ -204,7 +204,7 @@ def test_a_missing_model_and_a_folder_are_refused(tmp_path: Path) -> None:
         add(tmp_path / "models", tmp_path / "nothing.onnx")
     with pytest.raises(IntegrityError, match="is not a regular file"):
         add(tmp_path / "models", tmp_path)
-    assert os.listdir(tmp_path / "models" / "m") == []
+    assert os.listdir(tmp_path / "models") == []
 
 
 def test_labels_for_an_output_without_numbers_are_refused(tmp_path: Path, model_file: Path) -> None:
@@ -281,7 +281,7 @@ def test_weights_that_are_not_plainly_there_are_refused(
     spoil(model_file.with_name("weights.bin"))
     with pytest.raises(RepositoryError, match=reason):
         add(tmp_path / "models", model_file)
-    assert os.listdir(tmp_path / "models" / "m") == []
+    assert os.listdir(tmp_path / "models") == []
 
 
 KILLED = """
