@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as PydanticSettingsError
 
 __all__ = (
     "AdminSettings",
@@ -147,7 +148,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (env_settings, init_settings)
+        # The environment is read once, by `load_settings`; a tree that was resolved is never changed again by it.
+        return (init_settings,)
 
     @property
     def run_dir(self) -> Path:
@@ -187,12 +189,12 @@ def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | Non
         if name.startswith("GATEWAY_") and name not in _NOT_SETTINGS and name.split("__")[0] not in known:
             raise SettingsError(f"environment variable {name} is no setting; sections are {', '.join(sorted(known))}")
     try:
-        settings = Settings(**tree)
-        if overrides:
-            settings = Settings.model_validate(_merge(settings.model_dump(), overrides))
+        tree = _merge(tree, EnvSettingsSource(Settings)())
+        return Settings(**_merge(tree, overrides or {}))
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
-    return settings
+    except PydanticSettingsError as error:
+        raise SettingsError(f"the environment cannot be read: {error}") from None
 
 
 def _read_toml(config: Path | None) -> dict[str, Any]:
