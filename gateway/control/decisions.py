@@ -97,7 +97,7 @@ def decide_alarm(alarm: Alarm, situation: Situation) -> list[Move]:
     of_stable = alarm.detector == "inputs" and alarm.version == situation.route.stable
     if of_stable or _both_arms(alarm, situation):
         return [_record("world_changed", alarm, _world_text(alarm, situation)), *_follow(alarm, situation)]
-    if alarm.action == "rollback" and alarm.version == situation.route.canary:
+    if alarm.detector == "outputs" and alarm.action == "rollback" and alarm.version == situation.route.canary:
         return [_take_back(alarm, situation, _drift_text(alarm) + "; the stable version's have not, so it goes back")]
     text = _drift_text(alarm)
     if alarm.detector == "outputs" and alarm.version in situation.drifted.get("inputs", frozenset()):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import msgspec
 
-from gateway.control.act import Actor, Acts
+from gateway.control.act import Actor
 from gateway.control.checkpoint import CheckpointFile, replace_file
 from gateway.control.compare import Rerun, compare
 from gateway.control.decisions import Comparison, Move
-from gateway.control.errors import StoreError
+from gateway.control.following import ControlStore, StoreView
 from gateway.control.gauges import Metrics, NoMetrics
 from gateway.control.history import Trials
 from gateway.control.join import JoinState, LabelJoin, LabelledRow
@@ -22,17 +24,15 @@ from gateway.control.lock import held_lock
 from gateway.control.model import Harm, ModelState, ModelWatch
 from gateway.control.outbox import Outbox
 from gateway.control.status import describe_model
-from gateway.control.store import Snapshot
 from gateway.control.versions import Versions
 from gateway.events.encoding import RecordError, decode, seconds_of
-from gateway.events.records import KIND_DECISION, SCHEMA, DecisionRecord, FeedbackRecord, PredictionRecord
-from gateway.predictions.segments import LogRecord
-from gateway.predictions.source import LogSource
-from gateway.rollout.machine import RolloutState
-from gateway.rollout.plan import Plan
+from gateway.events.records import KIND_DECISION, SCHEMA, FeedbackRecord, PredictionRecord
+from gateway.predictions.segments import HEADER_BYTES, LogRecord
+from gateway.predictions.source import LogSource, SpoolSource
+from gateway.predictions.spool import SpoolError
 from gateway.settings import MonitorSettings
 
-__all__ = ("Checkpoint", "ControlStore", "Monitor", "OpenSource")
+__all__ = ("Checkpoint", "Monitor", "OpenSource")
 
 OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Awaitable[LogSource]]
 """Opens the log at a position, or at one of its ends when there is none."""
@@ -40,21 +40,6 @@ OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Aw
 _READ_AT_ONCE = 4_096
 _STATUS_SECONDS = 1.0
 _COMPARE_SECONDS = 30.0
-_PAGE = 500
-
-
-class ControlStore(Acts, Protocol):
-    """What the monitor reads of the store and does to it; `gateway.control.store.Store` is one."""
-
-    def revision(self) -> int: ...
-
-    def snapshot(self) -> Snapshot: ...
-
-    def rollout(self, model: str) -> RolloutState | None: ...
-
-    def plan(self, rollout_id: str) -> Plan: ...
-
-    def decisions(self, *, after_seq: int = 0, model: str | None = None, limit: int = 100) -> list[DecisionRecord]: ...
 
 
 class Checkpoint(msgspec.Struct):
@@ -76,6 +61,7 @@ class Monitor:
     open_source : callable
         Opens the log where the checkpoint says.
     store : ControlStore
+        Routes, rollouts and decisions.
     versions : Versions
         Policies and reference profiles.
     state_dir : Path
@@ -125,18 +111,15 @@ class Monitor:
         self._checkpoints = CheckpointFile(self._folder / "checkpoint.msgpack", Checkpoint)
         self._actor = Actor(store, note=note)
         self._join = LabelJoin(self._quality_output, max_predictions=settings.join_predictions)
-        self._trials = Trials()
-        self._snapshot: Snapshot | None = None
-        self._rollouts: dict[str, RolloutState | None] = {}
-        self._plans: dict[str, Plan] = {}
+        self._following = StoreView(store, metrics=self._metrics, note=note)
         self._restored: dict[str, ModelState] = {}
         self._source: LogSource | None = None
         self._delays: dict[str, list[float]] = {}
         self._counted_feedback: dict[str, dict[str, int]] = {}
-        self._store_away = False
         self.models: dict[str, ModelWatch] = {}
         self.skipped: dict[str, int] = {}
         self.read = 0
+        self._read_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Monitor read={self.read} models={sorted(self.models)} skipped={self.skipped} {self._actor!r}>"
@@ -152,11 +135,12 @@ class Monitor:
         async with held_lock(self._folder / "lock", stop) as ours:
             if not ours:
                 return
-            await self.start(stop)
-            try:
-                await self._watch(stop)
-            finally:
-                await self.close()
+            with _rare_collections():
+                await self.start(stop)
+                try:
+                    await self._watch(stop)
+                finally:
+                    await self.close()
 
     async def start(self, stop: asyncio.Event) -> None:
         """Read the checkpoint, wait for the store, open the log."""
@@ -182,6 +166,7 @@ class Monitor:
         """Take records of the log; one that cannot be used is counted and passed over."""
         for record in records:
             self.read += 1
+            self._read_bytes += HEADER_BYTES + len(record.payload)
             try:
                 reason = self._take_one(record)
             except RecordError:
@@ -219,15 +204,9 @@ class Monitor:
 
     async def refresh(self) -> bool:
         """Follow the store; False while it is away and was never read."""
-        try:
-            await asyncio.to_thread(self._read_store)
-        except StoreError as error:
-            if not self._store_away:
-                self._note(f"the store does not answer, the last routes stay: {error}")
-            self._store_away = True
-        else:
-            self._store_away = False
-        return self._snapshot is not None
+        if await asyncio.to_thread(self._following.read):
+            self._follow_routes()
+        return self._following.snapshot is not None
 
     def checkpoint(self) -> None:
         """Write where we are; call it right after a flush, when no row is in between."""
@@ -235,7 +214,12 @@ class Monitor:
             return
         models = {name: model.state() for name, model in self.models.items()}
         state = Checkpoint(
-            self._source.position(), models, self._join.state(), self._trials, self._actor.pending, self.skipped
+            self._source.position(),
+            models,
+            self._join.state(),
+            self._following.trials,
+            self._actor.pending,
+            self.skipped,
         )
         try:
             self._checkpoints.write(state)
@@ -253,7 +237,7 @@ class Monitor:
             "feedback": self._join.counts,
             "waiting_labels": self._join.waiting,
             "pending_decisions": len(self._actor.pending),
-            "store_away": self._store_away,
+            "store_away": self._following.away,
             "models": {name: describe_model(model) for name, model in sorted(self.models.items())},
         }
         try:
@@ -277,7 +261,11 @@ class Monitor:
         now = self._monotonic()
         flush_at, checkpoint_at, status_at = now + settings.flush_seconds, now + settings.checkpoint_seconds, now
         while not stop.is_set():
-            await self.step(min(max(flush_at - self._monotonic(), 0.0), settings.flush_seconds))
+            try:
+                await self.step(min(max(flush_at - self._monotonic(), 0.0), settings.flush_seconds))
+            except (SpoolError, OSError) as error:
+                self._note(f"the log cannot be read, trying again: {error}")
+                await _wait(stop, _STATUS_SECONDS)
             now = self._monotonic()
             if now < flush_at:
                 continue
@@ -296,7 +284,7 @@ class Monitor:
         self._restored = checkpoint.models
         self._join.restore(checkpoint.join, self._monotonic())
         self._counted_feedback = {model: dict(counts) for model, counts in checkpoint.join.counts.items()}
-        self._trials = checkpoint.trials
+        self._following.trials = checkpoint.trials
         self._actor.add(checkpoint.pending)
         self.skipped = checkpoint.skipped
 
@@ -317,7 +305,7 @@ class Monitor:
         return ""
 
     def _take_prediction(self, model: ModelWatch, event: PredictionRecord, payload: bytes) -> str:
-        if self._snapshot is None or (event.model, event.version) not in self._snapshot.versions:
+        if not self._following.knows(event.model, event.version):
             return "unknown version"
         model.add_prediction(event)
         self._take_labels(self._join.add_prediction(event, payload))
@@ -344,34 +332,11 @@ class Monitor:
         except (ValueError, OSError):
             return None
 
-    def _read_store(self) -> None:
-        """Take over what has changed in the store since the last call."""
-        revision = self._store.revision()
-        self._read_decisions()
-        if self._snapshot is not None and self._snapshot.revision == revision:
-            return
-        snapshot = self._store.snapshot()
-        rollouts = {name: self._store.rollout(name) for name in snapshot.routes}
-        plans = {name: self._store.plan(rollout.id) for name, rollout in rollouts.items() if rollout is not None}
-        # Decisions of the routes just read may have come after those read first.
-        self._read_decisions()
-        self._snapshot = snapshot
-        self._rollouts, self._plans = rollouts, plans
-        self._follow_routes()
-
-    def _read_decisions(self) -> None:
-        while True:
-            page = self._store.decisions(after_seq=self._trials.seq, limit=_PAGE)
-            for decision in page:
-                self._trials.take(decision)
-                self._metrics.decision(decision)
-            if len(page) < _PAGE:
-                return
-
     def _follow_routes(self) -> None:
-        if self._snapshot is None:
+        following = self._following
+        if following.snapshot is None:
             return
-        for name, route in self._snapshot.routes.items():
+        for name, route in following.snapshot.routes.items():
             policy = self._versions.policy(name)
             model = self.models.get(name)
             if model is not None and model.policy != policy:
@@ -384,17 +349,19 @@ class Monitor:
                 for note in model.restore(self._restored.pop(name, ModelState())):
                     self._note(note)
             model.follow(
-                route, rollout=self._rollouts.get(name), start=self._trials.starts.get(name), plan=self._plans.get(name)
+                route,
+                rollout=following.rollouts.get(name),
+                start=following.trials.starts.get(name),
+                plan=following.plans.get(name),
             )
-        for name in self.models.keys() - self._snapshot.routes.keys():
+        for name in self.models.keys() - following.snapshot.routes.keys():
             del self.models[name]
 
     def _previous_of(self, model: ModelWatch) -> int | None:
         previous = model.route.previous
-        if previous is None or self._snapshot is None:
+        if previous is None or not self._following.approved(model.route.model, previous):
             return None
-        state = self._snapshot.versions.get((model.route.model, previous))
-        return previous if state is not None and state.status == "approved" else None
+        return previous
 
     async def _act(self) -> None:
         if not self._actor.pending:
@@ -454,12 +421,23 @@ class Monitor:
             self._metrics.delays(model, seconds)
 
     def _lag_events(self) -> float:
-        return self._source.events_behind() if isinstance(self._source, _KnowsItsLag) else 0.0
+        """Records still to be read, by their mean size so far; the spool knows its bytes only."""
+        if not isinstance(self._source, SpoolSource) or not self.read:
+            return 0.0
+        return self._source.reader.bytes_behind() / (self._read_bytes / self.read)
 
 
-@runtime_checkable
-class _KnowsItsLag(Protocol):
-    def events_behind(self) -> float: ...
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the collector of cycles run rarely: records make none, and looking for some costs as much as decoding."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

@@ -1,0 +1,259 @@
+"""The small parts of the monitor, each by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.control.act import Actor
+from gateway.control.alarm import Latch
+from gateway.control.checkpoint import CheckpointFile
+from gateway.control.compare import FixedRerun, compare
+from gateway.control.decisions import Move
+from gateway.control.errors import Refused, StoreAway
+from gateway.control.history import Trials
+from gateway.control.join import LabelledRow
+from gateway.control.share import CallerShare
+from gateway.control.versions import FolderVersions
+from gateway.events.records import DecisionRecord, PredictionRecord, TensorRecord, Timings
+from gateway.repository.policy import QualityPolicy
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["loud", None]), st.integers(1, 300)), min_size=1, max_size=200))
+def test_one_caller_never_has_more_than_its_share_of_what_others_sent(sent: list[Any]) -> None:
+    share = CallerShare(free=8, share=0.02)
+    loud = others = 0
+    for caller, rows in sent:
+        admitted = share.admit(caller, rows)
+        assert 0 <= admitted <= rows
+        if caller == "loud":
+            loud += admitted
+        else:
+            others += rows
+        assert loud <= max(8, 0.02 * others)
+
+
+def test_a_flood_leaves_the_share_of_the_others_as_it_is() -> None:
+    share = CallerShare()
+    for _ in range(100_000):
+        share.admit("loud", 1)
+    assert sum(share.admit(f"caller-{number}", 1) for number in range(100)) == 100
+    assert len(share.state.callers) <= 20_000
+
+
+def test_an_alarm_is_reported_once_and_again_after_the_evidence_was_gone() -> None:
+    latch = Latch(10.0, callers=3)
+    latch.count([(None, 1), (None, 1), ("a", 1)])
+    assert [latch.settle(evidence) for evidence in (9.9, 10.0, 12.0)] == [False, True, False]
+    assert not latch.settle(0.5)
+    latch.count([("a", 1), ("a", 5), ("b", 1)])
+    assert not latch.settle(50.0)
+    latch.count([("c", 1)])
+    assert latch.settle(50.0)
+
+
+class Whole(msgspec.Struct):
+    number: int
+
+
+def test_a_checkpoint_is_read_back_or_set_aside(tmp_path: Path) -> None:
+    file = CheckpointFile(tmp_path / "deep" / "checkpoint.msgpack", Whole)
+    assert file.read() == (None, "")
+    file.write(Whole(7))
+    file.write(Whole(8))
+    assert file.read() == (Whole(8), "")
+    good = (tmp_path / "deep" / "checkpoint.msgpack").read_bytes()
+    for bad in (b"", b"GWMON001", good[:-1], good[:-1] + b"x", b"GWMON999" + good[8:], b"x" * 100_000):
+        (tmp_path / "deep" / "checkpoint.msgpack").write_bytes(bad)
+        state, note = file.read()
+        assert state is None
+        assert "set aside" in note
+        assert (tmp_path / "deep" / "checkpoint.msgpack.bad").read_bytes() == bad
+        assert file.read() == (None, "")
+
+
+def test_profiles_are_those_the_manifest_hashed(tmp_path: Path) -> None:
+    for name in ("manifest.json", "model.onnx", "profile.json", "card.md"):
+        source = CHECKOUT / "models" / "bike-demand" / "1" / name
+        target = tmp_path / "bike-demand" / "1" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    (tmp_path / "bike-demand" / "model.toml").write_text('[quality]\noutput = "count"\n')
+    versions = FolderVersions(tmp_path)
+    profile = versions.profile("bike-demand", 1)
+    assert profile is not None and profile.loss is not None
+    assert versions.policy("bike-demand").quality.output == "count"
+    spoiled = (tmp_path / "bike-demand" / "1" / "profile.json").read_bytes().replace(b'"rows": 2', b'"rows": 3')
+    (tmp_path / "bike-demand" / "1" / "profile.json").write_bytes(spoiled)
+    assert FolderVersions(tmp_path).profile("bike-demand", 1) is None
+    (tmp_path / "bike-demand" / "model.toml").write_text("[qality]\n")
+    assert versions.policy("bike-demand").quality.output == "count"
+    assert "qality" in versions.notes["bike-demand"]
+    assert versions.profile("../bike-demand", 1) is None
+    assert versions.profile("nobody", 1) is None
+
+
+def decision(seq: int, kind: str, *, before: Any = None, after: Any = None, evidence: Any = None) -> DecisionRecord:
+    named = {"before": before or {}, "after": after or {}, "evidence": evidence or {}}
+    time = f"2026-01-01T00:00:{seq:02}.000Z"
+    return DecisionRecord(seq, str(seq), time, "m", kind, "a", "r", prev_hash="", hash="", **named)
+
+
+def test_a_trial_begins_with_its_canary_and_again_with_its_rollout() -> None:
+    trials = Trials()
+    trials.take(decision(1, "route_set", after={"trial": 1, "weight": 10.0}))
+    trials.take(decision(2, "route_set", before={"weight": 10.0}, after={"trial": 1, "weight": 20.0}))
+    assert trials.starts["m"].began == "2026-01-01T00:00:01.000Z"
+    trials.take(decision(3, "rollout_started", after={"trial": 1, "rollout": {"id": "r3"}}))
+    trials.take(decision(4, "rollout_paused", after={"trial": 1}, evidence={"metric": "outputs"}))
+    trials.take(decision(5, "rollout_resumed", after={"trial": 1}))
+    trials.take(decision(3, "rollout_started", after={"trial": 9, "rollout": {"id": "old"}}))
+    start = trials.starts["m"]
+    assert (start.trial, start.rollout, start.began) == (1, "r3", "2026-01-01T00:00:03.000Z")
+    assert (start.resumed, start.looked_at) == ("2026-01-01T00:00:05.000Z", ["outputs"])
+    trials.take(decision(6, "route_set", after={"trial": 2, "weight": 5.0}))
+    assert trials.starts["m"].began == "2026-01-01T00:00:06.000Z"
+
+
+class MoodyStore:
+    """Refuses, is away or records, as it is told."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.done: list[str] = []
+
+    def decide(self, model: str, *, kind: str, **_: Any) -> DecisionRecord:
+        return self._record(kind)
+
+    def move_rollout(self, rollout_id: str, event: Any, **_: Any) -> DecisionRecord:
+        return self._record(event)
+
+    def rollback(self, model: str, **_: Any) -> DecisionRecord:
+        return self._record("rollback")
+
+    def _record(self, kind: str) -> DecisionRecord:
+        if self.fault is not None:
+            raise self.fault
+        self.done.append(kind)
+        return decision(len(self.done), kind)
+
+
+def test_moves_are_kept_while_the_store_is_away_and_given_up_when_it_refuses() -> None:
+    store, notes = MoodyStore(), []
+    actor = Actor(store, note=notes.append)
+    back = Move("m", "take_back", "rollback", "r", {}, version=2)
+    store.fault = StoreAway("away")
+    actor.add([back, Move("m", "record", "harm", "r", {})])
+    actor.add([back])
+    assert actor.act() == [] and actor.act() == []
+    assert (len(actor.pending), len(notes)) == (2, 1)
+    store.fault = None
+    assert len(actor.act()) == 2
+    assert store.done == ["rollback", "harm"]
+    store.fault = Refused("somebody was faster")
+    actor.add([back])
+    assert actor.act() == [] and actor.pending == []
+    assert "was refused" in notes[-1]
+
+
+def test_while_the_store_stays_away_records_are_given_up_and_moves_of_traffic_never() -> None:
+    store, notes = MoodyStore(), []
+    store.fault = StoreAway("away")
+    actor = Actor(store, note=notes.append)
+    actor.add([Move("m", "take_back", "rollback", "r", {}, version=2)])
+    actor.add([Move("m", "record", f"kind-{number}", "r", {}) for number in range(1_500)])
+    assert (len(actor.pending), actor.lost) == (1_000, 501)
+    assert actor.pending[0].kind == "rollback"
+    assert len([note for note in notes if "given up" in note]) == 501
+
+
+def labelled(number: int, *, rows: int = 2, row: int = 1) -> LabelledRow:
+    values = [0.0] * (rows - 1) + [float(number)]
+    record = PredictionRecord(
+        id=str(number),
+        time="2026-01-01T00:00:00Z",
+        gateway="g",
+        seq=1,
+        model="m",
+        version=2,
+        digest="",
+        arm="stable",
+        weight=0.0,
+        reason="",
+        status=200,
+        rows=rows,
+        timings=Timings(),
+        inputs=[TensorRecord("x", "INT32", (rows, 1), [int(value) for value in values])],
+        outputs=[],
+        parameters={},
+    )
+    payload = msgspec.json.encode(record)
+    return LabelledRow("m", 2, "stable", 0.0, None, str(number), row, (0.0,), float(number), "", "", 0.0, payload)
+
+
+def run_compare(rerun: FixedRerun, rows: list[LabelledRow], **changes: Any) -> Any:
+    named: dict[str, Any] = {
+        "version": 1,
+        "policy": QualityPolicy(),
+        "miss_above": 0.5,
+        "false_rollback": 0.01,
+        "lookup": lambda prediction_id: None,
+        "in_time": lambda: True,
+    }
+    return compare(rows, rerun, **(named | changes))
+
+
+def test_each_row_runs_alone_with_its_own_type_and_shape() -> None:
+    seen = []
+
+    def version_1(inputs: Any) -> Any:
+        seen.append((inputs["x"].dtype, inputs["x"].shape))
+        return {"y": inputs["x"]}
+
+    comparison = run_compare(FixedRerun({("m", 1): version_1}), [labelled(number) for number in range(1, 41)])
+    assert (comparison.better, comparison.rows) == (True, 40)
+    assert set(seen) == {(np.dtype("i4"), (1, 1))}
+
+
+def test_a_comparison_goes_on_where_an_earlier_one_ended() -> None:
+    rerun = FixedRerun({("m", 1): lambda inputs: {"y": inputs["x"]}})
+    first = run_compare(rerun, [labelled(number) for number in range(1, 6)])
+    assert (first.better, first.rows) == (False, 5)
+    second = run_compare(rerun, [labelled(number) for number in range(6, 21)], earlier=first.pairs)
+    assert (second.better, second.rows) == (True, 20)
+
+
+@pytest.mark.parametrize(
+    ("version_1", "note"),
+    [
+        (lambda inputs: {}, "has no output"),
+        (lambda inputs: {"y": np.array([np.nan])}, "is not finite"),
+        (lambda inputs: {"y": np.array(["text"])}, "is not a number"),
+        (lambda inputs: {"y": np.array([])}, "is not finite"),
+    ],
+)
+def test_a_version_that_gives_no_number_is_not_compared(version_1: Any, note: str) -> None:
+    comparison = run_compare(FixedRerun({("m", 1): version_1}), [labelled(number) for number in range(10)])
+    assert comparison.better is None
+    assert note in comparison.note
+
+
+def test_rows_that_were_not_logged_whole_are_left_out() -> None:
+    gone = msgspec.structs.replace(labelled(1), payload=None)
+    comparison = run_compare(FixedRerun({("m", 1): lambda inputs: {"y": inputs["x"]}}), [gone])
+    assert comparison.better is None
+    assert "no longer in the log" in comparison.note
+
+
+def test_a_comparison_ends_in_time() -> None:
+    rerun = FixedRerun({("m", 1): lambda inputs: {"y": inputs["x"]}})
+    comparison = run_compare(rerun, [labelled(1)] * 100, in_time=iter([True] * 3 + [False]).__next__)
+    assert (comparison.rows, comparison.note) == (3, "the time for it was over")

@@ -1,0 +1,138 @@
+"""The monitor as a process runs it: on the clock, behind its lock, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+from gateway.control.lock import held_lock
+from gateway.control.outbox import DECISIONS_SLOT, DECISIONS_STREAM, Outbox, last_published
+from gateway.events.encoding import decode
+from gateway.events.records import KIND_DECISION, DecisionRecord
+from gateway.predictions.reader import SpoolReader
+from gateway.predictions.spool import SpoolFull, SpoolWriter
+from gateway.settings import SpoolSettings
+
+
+async def until(true: Any, *, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come about"
+        await asyncio.sleep(0.01)
+
+
+def test_a_run_reads_flushes_checkpoints_and_stops(make_world: Any, tmp_path: Path) -> None:
+    world = make_world(flush_seconds=0.02, checkpoint_seconds=0.05)
+    for _ in range(50):
+        world.label(world.predict(1), 0.0)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        monitor = world.monitor()
+        monitor._monotonic = time.monotonic
+        running = asyncio.create_task(monitor.run(stop))
+        await until(lambda: monitor.read == 100)
+        await until((tmp_path / "monitor" / "checkpoint.msgpack").exists)
+        await until((tmp_path / "monitor" / "status.json").exists)
+        stop.set()
+        await asyncio.wait_for(running, 20.0)
+        assert world.source.closed
+        assert world.source.committed == {"next": 100}
+
+    before = gc.get_threshold()
+    asyncio.run(run())
+    assert gc.get_threshold() == before
+
+
+def test_a_second_monitor_waits_until_the_first_is_gone(make_world: Any) -> None:
+    world = make_world(flush_seconds=0.02)
+    world.predict(1)
+
+    async def run() -> None:
+        stops, monitors = (asyncio.Event(), asyncio.Event()), (world.monitor(), world.monitor())
+        for monitor in monitors:
+            monitor._monotonic = time.monotonic
+        first = asyncio.create_task(monitors[0].run(stops[0]))
+        await until(lambda: monitors[0].read == 1)
+        second = asyncio.create_task(monitors[1].run(stops[1]))
+        await asyncio.sleep(0.1)
+        assert monitors[1]._source is None
+        stops[0].set()
+        await asyncio.wait_for(first, 20.0)
+        world.predict(1)
+        await until(lambda: monitors[1].read == 1)
+        stops[1].set()
+        await asyncio.wait_for(second, 20.0)
+
+    asyncio.run(run())
+
+
+def test_who_is_stopped_while_waiting_for_the_lock_never_acts(tmp_path: Path) -> None:
+    async def run() -> None:
+        stop = asyncio.Event()
+        async with held_lock(tmp_path / "lock", stop) as first:
+            assert first
+            stop.set()
+            async with held_lock(tmp_path / "lock", stop) as second:
+                assert not second
+
+    asyncio.run(run())
+
+
+def outbox(world: Any, tmp_path: Path) -> tuple[Outbox, SpoolWriter]:
+    writer = SpoolWriter(tmp_path / "spool" / DECISIONS_STREAM, slot=DECISIONS_SLOT, settings=SpoolSettings())
+    return Outbox(world.store, writer, note=world.notes.append), writer
+
+
+def published(tmp_path: Path) -> list[DecisionRecord]:
+    reader = SpoolReader(tmp_path / "spool")
+    found = []
+    for record in reader.read(10_000):
+        assert record.kind == KIND_DECISION
+        decision = decode(record.kind, record.payload)
+        assert isinstance(decision, DecisionRecord)
+        found.append(decision)
+    reader.close()
+    return found
+
+
+def test_every_decision_reaches_the_log_once_in_order_over_restarts(make_world: Any, tmp_path: Path) -> None:
+    world = make_world()
+    first, writer = outbox(world, tmp_path)
+    first.publish()
+    world.store.set_route("m", stable=2, actor="tester", reason="a change")
+    first.publish()
+    writer.close()
+    world.store.set_route("m", stable=3, actor="tester", reason="another change")
+    second, writer = outbox(world, tmp_path)
+    second.publish()
+    second.publish()
+    writer.close()
+    assert published(tmp_path) == world.store.decisions(limit=1_000)
+    assert last_published(tmp_path / "spool" / DECISIONS_STREAM) == world.store.decisions(limit=1_000)[-1].seq
+
+
+class FullWriter:
+    """A stream without space."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def append(self, records: Any) -> None:
+        raise SpoolFull("no space is left")
+
+
+def test_decisions_wait_while_the_log_cannot_be_written(make_world: Any, tmp_path: Path) -> None:
+    world = make_world()
+    full: Any = FullWriter(tmp_path / "spool" / DECISIONS_STREAM)
+    box = Outbox(world.store, full, note=world.notes.append)
+    assert box.publish() == []
+    assert box.publish() == []
+    assert len([note for note in world.notes if "wait to be logged" in note]) == 1
+    again, writer = outbox(world, tmp_path)
+    again.publish()
+    writer.close()
+    assert published(tmp_path) == world.store.decisions(limit=1_000)
