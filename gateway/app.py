@@ -29,7 +29,6 @@ __all__ = (
     "metrics_dir",
     "refusal",
     "run_admin",
-    "run_engine_of",
     "run_front",
     "run_monitor",
     "run_shipper",
@@ -205,42 +204,6 @@ async def _sweep(server: Any, front: Any) -> None:
         for connection in list(server.server_state.connections):
             connection.sweep(now)
         spool_bytes.set(await asyncio.to_thread(_spool_bytes, front.settings.spool_dir))
-
-
-def run_engine_of(settings: Settings, *, model: str, version: int, digest: str) -> None:
-    """Run the engine of one approved version: copy its files while hashing them, load, warm up, serve."""
-    from gateway.engine.errors import EngineError
-    from gateway.engine.process import run_engine
-    from gateway.engine.session import ModelSession
-    from gateway.engine.wire import Hello
-    from gateway.repository.errors import RepositoryError
-    from gateway.repository.manifest import load_version
-    from gateway.repository.policy import PolicyError, load_policy
-    from gateway.repository.staging import stage
-
-    _become(f"engine {model}/{version}")
-    paths = engine_paths(settings.run_dir, model, version)
-    try:
-        folder = load_version(settings.models / model / str(version))
-        policy = load_policy(settings.models / model)
-        target = settings.state_dir / "loaded" / f"{model}-{version}"
-        session = ModelSession(stage(folder, target, expected_digest=digest), threads=settings.engine.threads)
-        session.warm_up()
-    except (EngineError, RepositoryError, PolicyError) as error:
-        # The supervisor reads it here: another attempt would fail in the same way.
-        write_json(paths.state, {"state": "failed", "reason": str(error)})
-        raise
-    hello = Hello(
-        signature=session.signature,
-        pid=os.getpid(),
-        model=model,
-        version=version,
-        digest=digest,
-        batchable=folder.manifest.batching.allows(exact=policy.batching.exact),
-        max_rows=policy.batching.max_rows,
-        redact=policy.logging.redact,
-    )
-    run_engine(session, paths.socket, hello=hello, beat_path=paths.beat)
 
 
 def run_shipper(settings: Settings) -> None:

@@ -23,7 +23,8 @@ import setproctitle
 
 from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir, refusal, write_json
 from gateway.control.store import Refused, Snapshot, Store, StoreError
-from gateway.engine.process import BEAT
+from gateway.engine.order import EngineOrder
+from gateway.engine.wire import BEAT
 from gateway.predictions.checkpoint import read_checkpoint
 from gateway.predictions.retention import sweep
 from gateway.repository.errors import RepositoryError
@@ -117,7 +118,7 @@ class _Child:
         while not self.stopping:
             self.started = time.monotonic()
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
+                sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
             )
             status = await self.process.wait()
             self.process = None
@@ -252,7 +253,9 @@ class Supervisor:
         if self._settings.kafka.bootstrap_servers:
             names.append(("shipper", ["ship"]))
         for name, arguments in names:
-            child = _Child(name, [*arguments, "--resolved", str(self._settings_file)], ended=self._child_ended)
+            child = _Child(
+                name, ["gateway", *arguments, "--resolved", str(self._settings_file)], ended=self._child_ended
+            )
             self._children.append(child)
             child.start()
 
@@ -367,7 +370,17 @@ class Supervisor:
         model, version = key
         paths = engine_paths(self._settings.run_dir, model, version)
         paths.socket.unlink(missing_ok=True)
-        arguments = ["engine", model, str(version), "--digest", digest, "--resolved", str(self._settings_file)]
+        order = EngineOrder(
+            model=model,
+            version=version,
+            digest=digest,
+            folder=str(self._settings.models / model / str(version)),
+            staged=str(self._settings.state_dir / "loaded" / f"{model}-{version}"),
+            socket=str(paths.socket),
+            beat=str(paths.beat),
+            threads=self._settings.engine.threads,
+        )
+        arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
         child = _Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._engine_ended(key, status))
         engine = self._engines[key] = _Engine(child, paths, digest)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc(0)

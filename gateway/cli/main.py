@@ -40,7 +40,6 @@ COMMANDS: dict[str, CommandLine] = {
     "monitor": CommandLine("gateway.cli.serve:monitor", _PARTS, "Run the monitor."),
     "ship": CommandLine("gateway.cli.serve:ship", _PARTS, "Run the shipper, from the spool to Kafka."),
     "admin-process": CommandLine("gateway.cli.serve:admin_process", _PARTS, "Run the admin API.", hidden=True),
-    "engine": CommandLine("gateway.cli.serve:engine", _PARTS, "Run the engine of one version.", hidden=True),
 }
 
 _HELP = "gateway.help"

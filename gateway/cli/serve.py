@@ -11,7 +11,7 @@ import typer
 
 from gateway.settings import Settings, SettingsError, load_settings
 
-__all__ = ("admin_process", "check", "engine", "front", "monitor", "serve", "ship")
+__all__ = ("admin_process", "check", "front", "monitor", "serve", "ship")
 
 Config = Annotated[Path | None, typer.Option(help="Settings file; gateway.toml here is taken when there is one.")]
 Models = Annotated[Path | None, typer.Option(help="Folder of model folders.  [default: models]")]
@@ -130,28 +130,6 @@ def admin_process(
     from gateway.app import run_admin
 
     run_admin(_child_settings(resolved, config, models, state_dir))
-
-
-def engine(
-    model: str,
-    version: int,
-    digest: Annotated[str, typer.Option(help="Digest of the approved version.")],
-    resolved: Resolved = None,
-    config: Config = None,
-    models: Models = None,
-    state_dir: StateDir = None,
-) -> None:
-    """Run the engine of one version by itself."""
-    from gateway.app import run_engine_of
-    from gateway.engine.errors import EngineError
-    from gateway.repository.errors import RepositoryError
-    from gateway.repository.policy import PolicyError
-
-    settings = _child_settings(resolved, config, models, state_dir)
-    try:
-        run_engine_of(settings, model=model, version=version, digest=digest)
-    except (EngineError, RepositoryError, PolicyError) as error:
-        _fail(f"engine {model}/{version}: {error}")
 
 
 def _load(config: Path | None, *, models: Path | None, state_dir: Path | None, server: dict[str, Any]) -> Settings:

@@ -1,4 +1,8 @@
-"""`python -m gateway.engine MODEL.onnx SOCKET THREADS`: an engine for one model file, as long as its parent lives."""
+"""Runs an engine as long as its parent lives; light to import, since a crashed engine must be back soon.
+
+`python -m gateway.engine ORDER` takes an `EngineOrder` as JSON; `python -m gateway.engine MODEL.onnx SOCKET THREADS`
+serves a file as it is, for looking at it.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,38 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
+import setproctitle
+
+from gateway.engine.approved import run_approved
 from gateway.engine.errors import EngineStartFailed
+from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
 from gateway.parent import die_with_parent
+from gateway.repository.errors import RepositoryError
+from gateway.repository.policy import PolicyError
 
 
-def main() -> int:
-    if len(sys.argv) != 4:
-        print("usage: python -m gateway.engine MODEL.onnx SOCKET THREADS", file=sys.stderr)
-        return 2
+def main(arguments: list[str]) -> int:
     die_with_parent(os.getppid())
     try:
-        session = ModelSession(Path(sys.argv[1]), threads=int(sys.argv[3]))
-    except EngineStartFailed as error:
+        if len(arguments) == 1:
+            order = msgspec.json.decode(arguments[0], type=EngineOrder)
+            setproctitle.setproctitle(f"gateway: engine {order.model}/{order.version}")
+            run_approved(order)
+        elif len(arguments) == 3:
+            session = ModelSession(Path(arguments[0]), threads=int(arguments[2]))
+            run_engine(session, Path(arguments[1]), hello=Hello(signature=session.signature, pid=os.getpid()))
+        else:
+            print(__doc__, file=sys.stderr)
+            return 2
+    except (EngineStartFailed, RepositoryError, PolicyError) as error:
         print(error, file=sys.stderr)
         return 1
-    run_engine(session, Path(sys.argv[2]), hello=Hello(signature=session.signature, pid=os.getpid()))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -6,7 +6,6 @@ import asyncio
 import mmap
 import os
 import signal
-import struct
 import time
 from pathlib import Path
 from typing import cast
@@ -17,6 +16,7 @@ from gateway.engine.address import short_address
 from gateway.engine.errors import RunFailed, WireError
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import (
+    BEAT,
     RUN,
     FrameReader,
     Hello,
@@ -26,10 +26,7 @@ from gateway.engine.wire import (
     encode_result,
 )
 
-__all__ = ("BEAT", "run_engine")
-
-BEAT = struct.Struct("<d")
-"""A beat file holds the monotonic time, in seconds, at which the engine was last seen between two runs."""
+__all__ = ("run_engine",)
 
 BEAT_SECONDS = 0.2
 

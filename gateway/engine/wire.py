@@ -21,6 +21,7 @@ from gateway.engine.errors import WireError
 from gateway.protocol.datatypes import NUMPY_OF, Signature, datatype_of
 
 __all__ = (
+    "BEAT",
     "FAILURE",
     "HEADER",
     "HELLO",
@@ -38,6 +39,9 @@ __all__ = (
 )
 
 HEADER = struct.Struct("<IBxHQ")
+BEAT = struct.Struct("<d")
+"""A beat file holds the monotonic time, in seconds, at which the engine was last seen between two runs."""
+
 HELLO, RUN, RESULT, FAILURE = 1, 2, 3, 4
 MAX_FRAME_BYTES = 2**31
 

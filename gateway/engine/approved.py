@@ -1,0 +1,41 @@
+"""The engine of one approved version, as the supervisor starts it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gateway.engine.order import EngineOrder
+from gateway.engine.process import run_engine
+from gateway.engine.session import ModelSession
+from gateway.engine.wire import Hello
+from gateway.repository.manifest import load_version
+from gateway.repository.policy import load_policy
+from gateway.repository.staging import stage
+
+__all__ = ("run_approved",)
+
+
+def run_approved(order: EngineOrder) -> None:
+    """Copy the files while hashing them, load, warm up, and serve until SIGTERM.
+
+    Raises
+    ------
+    EngineStartFailed, RepositoryError, PolicyError
+        The version cannot be served; nothing was loaded that was not approved.
+    """
+    version = load_version(Path(order.folder))
+    policy = load_policy(version.folder.parent)
+    session = ModelSession(stage(version, Path(order.staged), expected_digest=order.digest), threads=order.threads)
+    session.warm_up()
+    hello = Hello(
+        signature=session.signature,
+        pid=os.getpid(),
+        model=order.model,
+        version=order.version,
+        digest=order.digest,
+        batchable=version.manifest.batching.allows(exact=policy.batching.exact),
+        max_rows=policy.batching.max_rows,
+        redact=policy.logging.redact,
+    )
+    run_engine(session, Path(order.socket), hello=hello, beat_path=Path(order.beat))

@@ -1,0 +1,24 @@
+"""What the supervisor asks of an engine."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ("EngineOrder",)
+
+
+class EngineOrder(msgspec.Struct, frozen=True):
+    """What to serve, and where.
+
+    `folder` is the version's folder, `staged` the private folder its files are copied to while they are hashed;
+    only the version with `digest` is loaded.
+    """
+
+    model: str
+    version: int
+    digest: str
+    folder: str
+    staged: str
+    socket: str
+    beat: str
+    threads: int
