@@ -5,6 +5,7 @@ Source: CloudEvents 1.0.2, and its Kafka Protocol Binding 1.0.2, section 3.2.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote
 
 from gateway.events.encoding import Envelope
@@ -20,6 +21,9 @@ _TYPES = {
     KIND_DECISION: "gateway.decision.v1",
 }
 _KINDS = {name: kind for kind, name in _TYPES.items()}
+_SPECVERSION = ("ce_specversion", b"1.0")
+_CONTENT_TYPE_HEADER = ("content-type", CONTENT_TYPE.encode())
+_TYPE_HEADERS = {kind: ("ce_type", name.encode()) for kind, name in _TYPES.items()}
 _TOPICS = {KIND_PREDICTION: "predictions", KIND_FEEDBACK: "feedback", KIND_DECISION: "decisions"}
 
 
@@ -54,13 +58,20 @@ def headers_of(kind: int, envelope: Envelope) -> list[tuple[str, bytes]]:
     >>> headers_of(2, Envelope(id="0196f0c5d2a100-0000000011", time="2012-03-01T00:00:00Z", model="bike-demand"))[4]
     ('ce_subject', b'bike-demand')
     """
-    subject = envelope.model if envelope.version is None else f"{envelope.model}/{envelope.version}"
+    source, subject = _names(envelope.gateway, envelope.model, envelope.version)
     return [
-        ("ce_specversion", b"1.0"),
+        _SPECVERSION,
         ("ce_id", envelope.id.encode()),
-        ("ce_source", f"/gateway/{quote(envelope.gateway or 'gateway', safe='')}".encode()),
-        ("ce_type", _TYPES[kind].encode()),
-        ("ce_subject", subject.encode()),
+        source,
+        _TYPE_HEADERS[kind],
+        subject,
         ("ce_time", envelope.time.encode()),
-        ("content-type", CONTENT_TYPE.encode()),
+        _CONTENT_TYPE_HEADER,
     ]
+
+
+@lru_cache(maxsize=1024)
+def _names(gateway: str, model: str, version: int | None) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+    source = f"/gateway/{quote(gateway or 'gateway', safe='')}"
+    subject = model if version is None else f"{model}/{version}"
+    return ("ce_source", source.encode()), ("ce_subject", subject.encode())

@@ -215,16 +215,17 @@ class Shipper:
         """Send records to their partitions, all partitions at once, and wait until every one is acknowledged."""
         self._in_flight = len(records)
         self._mean_bytes = HEADER_BYTES + sum(len(record.payload) for record in records) / len(records)
-        partitions: dict[str, int] = {}
+        places: dict[tuple[str, bytes], int] = {}
         lanes: defaultdict[tuple[str, int], list[_Message]] = defaultdict(list)
         for record in records:
             message = self._message_of(record)
             if message is None:
                 continue
-            if message.topic not in partitions:
-                known = await bounded(producer.partitions_for(message.topic), self._limit)
-                partitions[message.topic] = len(known)
-            lanes[message.topic, partition_of(message.key, partitions[message.topic])].append(message)
+            topic_and_key = (message.topic, message.key)
+            if topic_and_key not in places:
+                partitions = await bounded(producer.partitions_for(message.topic), self._limit)
+                places[topic_and_key] = partition_of(message.key, len(partitions))
+            lanes[message.topic, places[topic_and_key]].append(message)
         tasks = [
             asyncio.create_task(self._ship_lane(producer, topic, partition, messages))
             for (topic, partition), messages in lanes.items()

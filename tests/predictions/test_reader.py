@@ -223,3 +223,33 @@ def test_reading_while_two_writers_write_gives_every_record_once_and_in_order(tm
 def test_a_position_that_names_no_segment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'elsewhere' is no segment"):
         SpoolReader(tmp_path, position={"front-0": ("elsewhere", 0)})
+
+
+def test_a_record_that_comes_between_the_last_look_and_the_next_segment_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 3)
+    reader = SpoolReader(tmp_path)
+    assert sequences(reader) == [1, 2, 3]
+
+    def looks_late(folder: Path) -> list[str]:
+        if writer.next_sequence == 4:
+            append(writer, 300)
+        return list_segments(folder)
+
+    monkeypatch.setattr("gateway.predictions.reader.list_segments", looks_late)
+    assert sequences(reader) == list(range(4, 304))
+    assert (reader.torn, reader.missing) == (0, 0)
+
+
+def test_a_segment_that_is_gone_is_counted_once_however_long_one_waits(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 1)
+    position = SpoolReader(tmp_path, start="latest").position()
+    for path in segments_of(tmp_path):
+        path.unlink()
+    reader = SpoolReader(tmp_path, position=position)
+    for _ in range(3):
+        assert reader.read() == []
+    assert reader.removed == 1

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError, UnknownError
+
+from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gateway.predictions.connection import bounded, consumer_of, producer_of
+from gateway.predictions.segments import LogRecord
+from gateway.predictions.shipper import _UNKNOWN_TRIES, Shipper, _Message, _Refused
+from gateway.settings import KafkaSettings
+
+
+async def test_security_settings_reach_the_clients() -> None:
+    settings = KafkaSettings(
+        bootstrap_servers="one:9093, two:9093",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username="gateway",
+        sasl_password="secret",
+        request_timeout_ms=1234,
+    )
+    for client in (producer_of(settings), consumer_of(settings, "monitor")):
+        connection: Any = client.client if hasattr(client, "client") else client._client
+        assert connection._bootstrap_servers == ["one:9093", "two:9093"]
+        assert connection._security_protocol == "SASL_SSL"
+        assert connection._sasl_mechanism == "SCRAM-SHA-512"
+        assert (connection._sasl_plain_username, connection._sasl_plain_password) == ("gateway", "secret")
+        assert isinstance(connection._ssl_context, ssl.SSLContext)
+        assert connection._ssl_context.verify_mode is ssl.CERT_REQUIRED
+        assert connection._request_timeout_ms == 1234
+        await client.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "acks", "idempotent"),
+    [({}, -1, True), ({"idempotence": False}, -1, False), ({"acks": "1"}, 1, False)],
+)
+async def test_acks_and_idempotence_are_settings(changes: dict[str, Any], acks: int, idempotent: bool) -> None:
+    producer = producer_of(KafkaSettings(bootstrap_servers="localhost:1", **changes))
+    assert producer._sender._acks == acks
+    assert (producer._txn_manager is not None) is idempotent
+    await producer.stop()
+
+
+async def test_a_bounded_wait_ends() -> None:
+    with pytest.raises(TimeoutError):
+        await bounded(asyncio.Event().wait(), 0.01)
+
+
+def test_a_checkpoint_is_read_as_written_and_none_is_the_start(tmp_path: Path) -> None:
+    assert read_checkpoint(tmp_path) == {}
+    position = {"front-0": ("01a20738c4d000-0000000001.seg", 17), "decisions": ("01a20738c4d0ff-0000000001.seg", 0)}
+    write_checkpoint(tmp_path, position)
+    write_checkpoint(tmp_path, position)
+    assert read_checkpoint(tmp_path) == position
+    assert [path.name for path in tmp_path.iterdir()] == ["shipper.json"]
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b'{"streams":{"front-0":["../x",1]}}', b"\xff"])
+def test_a_damaged_checkpoint_is_an_error_of_its_own(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "shipper.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_checkpoint(tmp_path)
+
+
+def refused(*sequences: int, error: Any) -> _Refused:
+    return _Refused(
+        [_Message(LogRecord(1, "boot", number, b""), "topic", b"key", 0, []) for number in sequences], error
+    )
+
+
+def shipper_in(folder: Path) -> Shipper:
+    return Shipper(folder, KafkaSettings(bootstrap_servers="localhost:1"), note=lambda text: None)
+
+
+def test_a_refused_batch_is_sent_record_by_record_and_the_one_at_fault_is_given_up(tmp_path: Path) -> None:
+    shipper = shipper_in(tmp_path)
+    assert shipper._learn(refused(1, 2, 3, error=MessageSizeTooLargeError()))
+    assert (shipper._alone, shipper._refused) == ({("boot", 1), ("boot", 2), ("boot", 3)}, {})
+    assert shipper._learn(refused(2, error=MessageSizeTooLargeError()))
+    assert shipper._refused == {("boot", 2): "refused by Kafka: MessageSizeTooLargeError"}
+
+
+def test_an_answer_that_may_be_the_brokers_own_trouble_gives_no_record_up_at_once(tmp_path: Path) -> None:
+    shipper = shipper_in(tmp_path)
+    verdicts = [shipper._learn(refused(1, error=UnknownError())) for _ in range(_UNKNOWN_TRIES)]
+    assert verdicts == [False] * (_UNKNOWN_TRIES - 1) + [True]
+    assert list(shipper._refused) == [("boot", 1)]
