@@ -20,8 +20,9 @@ _HEAD = """# Command line
 Written by `docs/write_cli.py`; `gateway COMMAND --help` says the same.
 
 - Commands that steer or look speak to the admin API of a running gateway: the one at `GATEWAY_URL`, else the one that
-  runs on the state directory here (`GATEWAY_STATE_DIR`, `state_dir` in `gateway.toml`, or `.gateway`), else
-  `http://127.0.0.1:8003`. `GATEWAY_TOKEN` is sent as bearer token. The user's name goes along as the actor.
+  runs on the state directory here (`GATEWAY_STATE_DIR`, `state_dir` in `gateway.toml`, or `.gateway`). Where no state
+  directory is named and `.gateway` has none running, it is `http://127.0.0.1:8003`. `GATEWAY_TOKEN` is sent as bearer
+  token. The user's name goes along as the actor.
 - `serve`, `check`, `models add` and `models verify` work on files and need no gateway. `predictions tail` reads the
   log of the state directory when no gateway runs.
 - Reads take `--json`. Exit codes: 0 done, 1 refused or failed (one line on standard error says why), 2 bad usage.

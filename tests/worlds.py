@@ -99,7 +99,7 @@ class World:
 
 
 def prediction(event_id: str, sequence: int, model: str, time: str, digest: str) -> bytes:
-    return msgspec.json.encode(
+    record = msgspec.to_builtins(
         PredictionRecord(
             id=event_id,
             time=time,
@@ -119,3 +119,5 @@ def prediction(event_id: str, sequence: int, model: str, time: str, digest: str)
             parameters={},
         )
     )
+    # A front leaves out what is not there.
+    return msgspec.json.encode({name: value for name, value in record.items() if value is not None})

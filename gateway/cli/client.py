@@ -20,6 +20,7 @@ ANSWER_SECONDS = 15.0
 APPROVE_SECONDS = 150.0
 DEFAULT_ADMIN_URL = "http://127.0.0.1:8003"
 DEFAULT_INFERENCE_URL = "http://127.0.0.1:8000"
+DEFAULT_STATE_DIR = Path(".gateway")
 
 
 class CommandError(Exception):
@@ -136,30 +137,55 @@ class AdminClient:
         return NoGateway(f"no gateway answers at {self.url}; start one with `gateway serve`, or set GATEWAY_URL")
 
 
-def open_client(state_dir: Path | None = None) -> AdminClient:
-    """A client for the gateway that is meant: GATEWAY_URL, else the one that runs on the state directory here."""
-    url = os.environ.get("GATEWAY_URL") or _url_of(state_dir, host="admin_host", port="admin_port")
-    return AdminClient(url or DEFAULT_ADMIN_URL, token=os.environ.get("GATEWAY_TOKEN", ""))
+def open_client() -> AdminClient:
+    """A client for the gateway that is meant: GATEWAY_URL, else the one that runs on the state directory here.
+
+    Raises
+    ------
+    NoGateway
+        A state directory was named and no gateway runs on it. The default port is no answer then: another gateway
+        may listen there.
+    """
+    url = os.environ.get("GATEWAY_URL") or _url_here(host="admin_host", port="admin_port", default=DEFAULT_ADMIN_URL)
+    return AdminClient(url, token=os.environ.get("GATEWAY_TOKEN", ""))
 
 
-def inference_url(state_dir: Path | None = None) -> str:
-    """Where the gateway on the state directory here answers predictions."""
-    return _url_of(state_dir, host="host", port="http_port") or DEFAULT_INFERENCE_URL
+def inference_url() -> str:
+    """Where the gateway on the state directory here answers predictions.
+
+    Raises
+    ------
+    NoGateway
+        A state directory was named and no gateway runs on it.
+    """
+    return _url_here(host="host", port="http_port", default=DEFAULT_INFERENCE_URL)
 
 
 def state_dir_here() -> Path:
     """The state directory as the settings here have it."""
+    return _named_state_dir() or DEFAULT_STATE_DIR
+
+
+def _named_state_dir() -> Path | None:
     if found := os.environ.get("GATEWAY_STATE_DIR"):
         return Path(found)
     try:
         settings = tomllib.loads(Path("gateway.toml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        settings = {}
-    return Path(str(settings.get("state_dir", ".gateway")))
+        return None
+    return Path(str(settings["state_dir"])) if "state_dir" in settings else None
 
 
-def _url_of(state_dir: Path | None, *, host: str, port: str) -> str:
-    note = (state_dir or state_dir_here()) / "run" / "gateway.json"
+def _url_here(*, host: str, port: str, default: str) -> str:
+    named = _named_state_dir()
+    url = _url_of(named or DEFAULT_STATE_DIR, host=host, port=port)
+    if not url and named is not None:
+        raise NoGateway(f"no gateway runs on {named}; start one with `gateway serve`, or set GATEWAY_URL")
+    return url or default
+
+
+def _url_of(state_dir: Path, *, host: str, port: str) -> str:
+    note = state_dir / "run" / "gateway.json"
     try:
         running = json.loads(note.read_bytes())
         name, number = str(running[host]), int(running[port])

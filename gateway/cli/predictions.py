@@ -9,11 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from gateway.cli.client import CommandError, NoGateway, open_client, state_dir_here
 from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, print_facts, print_json
+from gateway.events.records import PredictionRecord, TensorRecord
 
 __all__ = ("app",)
 
@@ -45,7 +47,9 @@ def tail(
     start = start or ("now" if follow else "start")
     try:
         for line in _records(model, start, follow=follow, state_dir=state_dir):
-            typer.echo(line if as_json else _line(json.loads(line)))
+            typer.echo(line if as_json else _line(msgspec.json.decode(line, type=PredictionRecord)))
+    except msgspec.DecodeError as error:
+        raise CommandError(f"a record is of another form than this program reads; try --json ({error})") from None
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 
@@ -102,41 +106,40 @@ def _from_spool(state_dir: Path, model: str | None, start: str, *, follow: bool)
                 time.sleep(POLL_SECONDS)
 
 
-def _line(record: dict[str, Any]) -> str:
-    outcome = record["error"] or " ".join(_tensor(output) for output in record["outputs"])
+def _line(record: PredictionRecord) -> str:
+    outcome = record.error or " ".join(_tensor(output) for output in record.outputs)
     return (
-        f"{clean(record['time'])}  {clean(record['id'])}  {clean(record['model'])}/{record['version']} "
-        f"{clean(record['arm'])}  {record['status']}  {record['timings']['total_us'] / 1000:.2f} ms  {clean(outcome)}"
+        f"{clean(record.time)}  {clean(record.id)}  {clean(record.model)}/{record.version} "
+        f"{clean(record.arm)}  {record.status}  {record.timings.total_us / 1000:.2f} ms  {clean(outcome)}"
     )
 
 
-def _tensor(tensor: dict[str, Any]) -> str:
-    values = tensor.get("data")
-    if values is None:
-        return f"{clean(tensor['name'])}=<{'x'.join(map(str, tensor['shape']))}>"
-    shown = ", ".join(clean(value) for value in values[:SHOWN_VALUES])
-    return f"{clean(tensor['name'])}=[{shown}{', ...' if len(values) > SHOWN_VALUES else ''}]"
+def _tensor(tensor: TensorRecord) -> str:
+    if tensor.data is None:
+        return f"{clean(tensor.name)}=<{'x'.join(map(str, tensor.shape))}>"
+    shown = ", ".join(clean(value) for value in tensor.data[:SHOWN_VALUES])
+    return f"{clean(tensor.name)}=[{shown}{', ...' if len(tensor.data) > SHOWN_VALUES else ''}]"
 
 
 def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    record, version = body["prediction"], body["version"]
-    timings = record["timings"]
-    yield "prediction", record["id"]
-    yield "time", record["time"]
-    yield "model", f"{record['model']} version {record['version']} ({version['status']})"
-    yield "digest", record["digest"]
-    yield "arm", f"{record['arm']}, canary at {record['weight']:g} %, chosen by {record['reason']}"
-    yield "status", f"{record['status']}{' ' + str(record['error']) if record['error'] else ''}"
+    record, version = msgspec.convert(body["prediction"], PredictionRecord), body["version"]
+    timings = record.timings
+    yield "prediction", record.id
+    yield "time", record.time
+    yield "model", f"{record.model} version {record.version} ({version['status']})"
+    yield "digest", record.digest
+    yield "arm", f"{record.arm}, canary at {record.weight:g} %, chosen by {record.reason}"
+    yield "status", f"{record.status}{f' {record.error}' if record.error else ''}"
     yield (
         "timings",
-        f"{timings['total_us']} us: {timings['queue_us']} us queued, {timings['inference_us']} us in the model",
+        f"{timings.total_us} us: {timings.queue_us} us queued, {timings.inference_us} us in the model",
     )
-    yield "rows", record["rows"]
-    for side in ("inputs", "outputs"):
-        for tensor in record[side]:
-            yield side[:-1], f"{tensor['datatype']} {_tensor(tensor)}"
-    if record["parameters"]:
-        yield "parameters", json.dumps(record["parameters"], ensure_ascii=False)
+    yield "rows", record.rows
+    for side, tensors in (("input", record.inputs), ("output", record.outputs)):
+        for tensor in tensors:
+            yield side, f"{tensor.datatype} {_tensor(tensor)}"
+    if record.parameters:
+        yield "parameters", json.dumps(record.parameters, ensure_ascii=False)
     if body["approval"]:
         yield "approved", _because(body["approval"])
     if body["route"]:

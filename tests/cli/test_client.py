@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway.cli.client import AdminClient, CommandError, inference_url, open_client, state_dir_here
+from gateway.cli.client import AdminClient, CommandError, NoGateway, inference_url, open_client, state_dir_here
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,15 @@ def test_the_state_directory_of_the_settings_here_is_taken(tmp_path: Path, monke
     assert open_client().url == "http://127.0.0.1:1234"
     monkeypatch.setenv("GATEWAY_STATE_DIR", "third")
     assert state_dir_here() == Path("third")
+
+
+def test_a_state_directory_that_was_named_is_never_swapped_for_whoever_listens_on_the_default_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GATEWAY_STATE_DIR", "mine")
+    for find in (open_client, inference_url):
+        with pytest.raises(NoGateway, match="no gateway runs on mine"):
+            find()
 
 
 def test_an_address_beyond_reach_of_a_client_is_made_one_within(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             )
             return httpx2.Response(answer.status_code, content=answer.content, headers=answer.headers)
 
-        def opened(state_dir: Path | None = None) -> AdminClient:
+        def opened() -> AdminClient:
             return AdminClient(HERE, actor="ada", transport=httpx2.MockTransport(pass_on))
 
         for noun in ("audit", "drift", "models", "predictions", "rollback", "rollout", "route"):
