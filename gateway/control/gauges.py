@@ -10,6 +10,7 @@ from gateway.control.alarm import Alarm
 from gateway.control.model import ModelWatch
 from gateway.events.records import DecisionRecord
 from gateway.rollout.machine import Phase
+from gateway.telemetry.catalog import MetricError
 from gateway.telemetry.cells import CellFile
 
 __all__ = ("CellMetrics", "Metrics", "NoMetrics")
@@ -89,8 +90,8 @@ class CellMetrics:
         self._gauge("gateway_log_lag_events", lag_events, reader="monitor")
         for model in models:
             self._show_model(model)
-        for name, labels in before - self._shown:
-            self._cells.gauge(name, dict(labels)).set(math.nan)
+        for name, series in before - self._shown:
+            self._cells.gauge(name, dict(series)).set(math.nan)
 
     def _show_model(self, model: ModelWatch) -> None:
         route, name = model.route, model.route.model
@@ -119,5 +120,9 @@ class CellMetrics:
                     self._gauge("gateway_quality", known, model=name, version=str(version), metric=metric)
 
     def _gauge(self, name: str, value: float, **labels: str) -> None:
-        self._cells.gauge(name, labels).set(value)
+        try:
+            self._cells.gauge(name, labels).set(value)
+        except MetricError:
+            # A column's name in a profile need not be fit for a label; the status shows it all the same.
+            return
         self._shown.add((name, tuple(sorted(labels.items()))))

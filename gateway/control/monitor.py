@@ -30,6 +30,7 @@ from gateway.events.records import KIND_DECISION, SCHEMA, FeedbackRecord, Predic
 from gateway.predictions.segments import HEADER_BYTES, LogRecord
 from gateway.predictions.source import LogSource, SpoolSource
 from gateway.predictions.spool import SpoolError
+from gateway.repository.policy import ModelPolicy
 from gateway.settings import MonitorSettings
 
 __all__ = ("Checkpoint", "Monitor", "OpenSource")
@@ -384,21 +385,25 @@ class Monitor:
         if previous is None or harm.alarm.version != model.route.stable:
             self._actor.add(model.decide_compared(harm, Comparison(0, None, 0, "the route has changed"), previous=None))
             return
+        comparison = await asyncio.to_thread(self._run_previous, model.policy, harm, previous)
+        self._actor.add(model.decide_compared(harm, comparison, previous=previous))
+
+    def _run_previous(self, policy: ModelPolicy, harm: Harm, previous: int) -> Comparison:
         until = self._monotonic() + _COMPARE_SECONDS
-        comparison = await asyncio.to_thread(
-            lambda: compare(
+        try:
+            return compare(
                 harm.rows,
                 self._rerun,
                 version=previous,
                 earlier=harm.pairs,
-                policy=model.policy.quality,
+                policy=policy.quality,
                 miss_above=harm.miss_above,
-                false_rollback=model.policy.rollout.false_rollback,
+                false_rollback=policy.rollout.false_rollback,
                 lookup=self._look_up,
                 in_time=lambda: self._monotonic() < until,
             )
-        )
-        self._actor.add(model.decide_compared(harm, comparison, previous=previous))
+        except Exception as error:  # whatever a model answers must not end the monitor
+            return Comparison(previous, None, 0, f"it failed with {error!r}")
 
     def _quality_output(self, model: str) -> str:
         return self._versions.policy(model).quality.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -168,6 +169,24 @@ def test_a_rollout_without_labels_is_never_promoted_and_paused_when_its_time_is_
     assert world.kinds() == ["rollout_expired"]
     assert world.store.rollout("m").phase == "paused"
     assert "until a person decides" in world.decisions()[0].reason
+
+
+def test_a_previous_version_that_shows_itself_better_only_later_is_gone_back_to_then(make_world: Any) -> None:
+    world = make_world()
+    world.store.set_route("m", stable=2, actor="tester", reason="version 1 is the previous one")
+    asked = []
+
+    def version_1(inputs: Any) -> Any:
+        asked.append(inputs)
+        return {"y": inputs["x"] + inputs["temp"] + (3.0 if len(asked) > 200 else 0.0)}
+
+    world.rerun = type(world.rerun)({("m", 1): version_1})
+    for _ in range(1_000):
+        found = world.predict(2)
+        world.label(found, world.answer_of(found) + 3.0)
+    world.run()
+    assert [kind for kind in world.kinds() if kind != "warning"] == ["harm", "retrain_requested", "rollback"]
+    assert world.store.snapshot().routes["m"].stable == 1
 
 
 @pytest.mark.parametrize(("previous_error", "goes_back"), [(0.0, True), (3.0, False)])
@@ -375,6 +394,22 @@ def test_a_restart_from_a_checkpoint_equals_no_restart(make_world: Any, tmp_path
         model.trial.readings(),
         parted._join.counts,
     ) == expected
+
+
+def test_a_crash_right_after_a_decision_does_not_repeat_it(make_world: Any) -> None:
+    world = make_world()
+    send(world, 1_000, error=4.0)
+
+    async def crash() -> None:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        await world.feed(monitor)
+
+    asyncio.run(crash())
+    decided = world.kinds()
+    assert "harm" in decided
+    world.run()
+    assert world.kinds() == decided
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_reading_starts_at_the_latest(make_world: Any, tmp_path: Any) -> None:

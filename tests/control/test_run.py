@@ -13,6 +13,7 @@ from gateway.control.outbox import DECISIONS_SLOT, DECISIONS_STREAM, Outbox, las
 from gateway.events.encoding import decode
 from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.reader import SpoolReader
+from gateway.predictions.source import SpoolSource
 from gateway.predictions.spool import SpoolFull, SpoolWriter
 from gateway.settings import SpoolSettings
 
@@ -45,6 +46,33 @@ def test_a_run_reads_flushes_checkpoints_and_stops(make_world: Any, tmp_path: Pa
     before = gc.get_threshold()
     asyncio.run(run())
     assert gc.get_threshold() == before
+
+
+def test_over_restarts_on_a_real_spool_every_record_counts_once(make_world: Any, tmp_path: Path) -> None:
+    world = make_world(flush_seconds=0.02)
+    fronts = [SpoolWriter(tmp_path / "spool" / f"front-{slot}", slot=slot, settings=SpoolSettings()) for slot in (0, 1)]
+
+    async def open_source(position: Any, start: Any) -> SpoolSource:
+        places = {stream: (segment, offset) for stream, (segment, offset) in (position or {}).items()}
+        return SpoolSource(tmp_path / "spool", position=places or None, start=start)
+
+    async def run(expected: int) -> Any:
+        stop, monitor = asyncio.Event(), world.monitor()
+        monitor._monotonic, monitor._open_source = time.monotonic, open_source
+        running = asyncio.create_task(monitor.run(stop))
+        await until(lambda: monitor.read == expected)
+        stop.set()
+        await asyncio.wait_for(running, 20.0)
+        return monitor
+
+    for labelled in (40, 80, 120):
+        for number in range(40):
+            world.label(world.predict(1), 0.0)
+            fronts[number % 2].append([(record.kind, record.payload) for record in world.records[-2:]])
+        monitor = asyncio.run(run(80))
+        assert monitor.models["m"].watches[1].quality.rows == labelled
+    for front in fronts:
+        front.close()
 
 
 def test_a_second_monitor_waits_until_the_first_is_gone(make_world: Any) -> None:
