@@ -156,7 +156,7 @@ class SpoolWriter:
             done = os.write(self._file, frame)
             if done != size:
                 self._write_rest(frame, done)
-        except (OSError, SpoolFull) as error:
+        except (OSError, SpoolError) as error:
             self._refuse(error, records, sequence)
             return
         self.next_sequence = sequence
@@ -301,7 +301,7 @@ class SpoolWriter:
                 self._abandon_segment()
             raise
 
-    def _refuse(self, error: OSError | SpoolFull, records: Sequence[tuple[int, bytes]], end: int) -> None:
+    def _refuse(self, error: OSError | SpoolError, records: Sequence[tuple[int, bytes]], end: int) -> None:
         self.full = True
         refused = end - self.next_sequence
         if isinstance(error, OSError) and error.errno not in _NO_SPACE:

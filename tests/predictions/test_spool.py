@@ -469,3 +469,25 @@ def test_a_disk_without_space_does_what_was_chosen_and_recovers_without_a_restar
         assert dropped > 0
         assert reader.missing == dropped
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 10_000
+
+
+@pytest.mark.parametrize("policy", ["block", "drop"])
+def test_a_failed_fsync_of_a_closed_segment_refuses_the_batch_that_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    writer = writer_in(tmp_path, fsync="interval", full=policy)
+    writer.append([(1, b"x" * 3000)])
+
+    def fails(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdatasync", fails)
+        if policy == "block":
+            with pytest.raises(SpoolError, match="Input/output error"):
+                writer.append([(1, b"y" * 3000)])
+        else:
+            writer.append([(1, b"y" * 3000)])
+    assert writer.dropped == (policy == "drop")
+    writer.append([(1, b"after")])
+    assert [record.payload[:1] for record in read_everything(tmp_path)] == [b"x", b"a"]
