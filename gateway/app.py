@@ -38,6 +38,7 @@ __all__ = (
 TICK_SECONDS = 0.05
 SWEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 0.05
+REACH_SECONDS = 2.0
 ADMIN_CONNECTIONS = 256
 DECISIONS_SLOT = 255
 """Slot of the decisions' stream; fronts have 0 and up."""
@@ -147,6 +148,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         loop.create_task(_sweep(server, front)),
     ]
     stop = _stop_signal()
+    await _reach_engines(front, settings)
     serving = loop.create_task(server.serve(sockets=[listener]))
     try:
         await asyncio.wait([loop.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
@@ -163,6 +165,18 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
             served.lane.close()
         spool.close()
         log.note("drained")
+
+
+async def _reach_engines(front: Any, settings: Settings) -> None:
+    """Wait for the engines that run: a front that is started again shall not take requests it cannot serve yet."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + REACH_SECONDS
+    while loop.time() < deadline:
+        away = [served.lane for served in front.versions.values() if not served.lane.ready]
+        running = [lane for lane in away if engine_paths(settings.run_dir, lane.model, lane.version).socket.exists()]
+        if front.revision >= 0 and not running:
+            return
+        await asyncio.sleep(RECONNECT_SECONDS / 5)
 
 
 async def _tick_front(front: Any) -> None:
