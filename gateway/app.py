@@ -283,7 +283,9 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         return found if isinstance(found, PredictionRecord) else None
 
     store = Store(settings.store_url)
-    writer = SpoolWriter(settings.spool_dir / "decisions", slot=DECISIONS_SLOT, settings=settings.spool)
+    writer = SpoolWriter(
+        settings.spool_dir / "decisions", slot=DECISIONS_SLOT, settings=settings.spool, reserve_bytes=0
+    )
     monitor = Monitor(
         open_source,
         store,

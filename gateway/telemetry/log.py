@@ -13,6 +13,8 @@ from typing import Literal, TextIO
 __all__ = ("ProcessLog", "take_library_logs")
 
 MAX_VALUE_CHARACTERS = 4096
+TALKATIVE = frozenset({"aiokafka"})
+"""Libraries that repeat themselves while a peer is away, of which the shipper says one line by itself."""
 
 Level = Literal["note", "warn"]
 
@@ -76,12 +78,12 @@ class ProcessLog:
 
 
 def take_library_logs(log: ProcessLog, *, libraries: tuple[str, ...] = ("uvicorn", "aiokafka", "asyncio")) -> None:
-    """Send what `libraries` log at warning and above through `log`; nothing of them reaches stderr by another way."""
+    """Send what `libraries` log at warning and above (`TALKATIVE`: critical) through `log`, and nowhere else."""
     for library in libraries:
         logger = logging.getLogger(library)
         logger.handlers = [_ToProcessLog(log)]
         logger.propagate = False
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(logging.CRITICAL if library in TALKATIVE else logging.WARNING)
 
 
 class _ToProcessLog(logging.Handler):
