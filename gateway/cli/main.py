@@ -28,6 +28,7 @@ _RUN, _STEER, _LOOK, _PARTS = "Run", "Steer", "Look", "Parts of the gateway, one
 COMMANDS: dict[str, CommandLine] = {
     "serve": CommandLine("gateway.cli.serve:serve", _RUN, "Run the gateway."),
     "check": CommandLine("gateway.cli.serve:check", _RUN, "Check settings, policies and model folders."),
+    "demo": CommandLine("gateway.cli.demo:demo", _RUN, "Replay real hours through a gateway of its own."),
     "models": CommandLine("gateway.cli.models:app", _STEER, "Add, list, approve and verify model versions."),
     "route": CommandLine("gateway.cli.route:app", _STEER, "Show and set which versions get a model's traffic."),
     "rollout": CommandLine("gateway.cli.rollout:app", _STEER, "Start, watch and steer rollouts."),

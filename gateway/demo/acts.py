@@ -143,15 +143,14 @@ class Play:
         await self._start_rollout(2, reason="trained on 2012, after version 1 was reported")
         approving: asyncio.Task[None] | None = None
         for day in self._begin(second):
-            if approving is None and day[0].time.startswith(APPROVE_MONTH):
+            if approving is None and day[0].time.startswith(APPROVE_MONTH) and await self._is_over():
                 approving = asyncio.create_task(self._operator.approve(3, reason="its own metrics look good"))
             await self._send(day)
         await self._settle()
-        if approving is not None:
-            await approving
-        if not await self._is_over():
+        if approving is None:
             self._tell("version 2 is still on trial, so version 3 has to wait")
             return
+        await approving
 
         await self._start_rollout(3, reason="trained on the newest year")
         left = AFTERWARDS_DAYS

@@ -11,7 +11,7 @@ from gateway.demo.ledger import Proof
 from gateway.demo.scene import Scene
 from gateway.events.encoding import RecordError, seconds_of
 
-__all__ = ("Finding", "Report", "report_of")
+__all__ = ("Finding", "Report", "finding_of", "report_of")
 
 MONITOR = "gateway monitor"
 _DRIFT = ("world_changed", "drift_alarm")
@@ -87,7 +87,7 @@ class Report(msgspec.Struct, frozen=True):
 def report_of(scene: Scene, proof: Proof, *, audit_ok: bool, labels_sent: bool, seconds: float) -> Report:
     """Read the report off the decisions and the two books."""
     decisions = [each for each in scene.decisions if each["actor"] == MONITOR]
-    findings = [_finding(scene, each) for each in decisions]
+    findings = [finding_of(scene, each) for each in decisions]
     told = [each for each in findings if each is not None]
     return Report(
         decay=next((each for each in told if each.kind == "harm" and each.version == 1), None),
@@ -105,7 +105,10 @@ def report_of(scene: Scene, proof: Proof, *, audit_ok: bool, labels_sent: bool, 
     )
 
 
-def _finding(scene: Scene, decision: dict[str, Any]) -> Finding | None:
+def finding_of(scene: Scene, decision: dict[str, Any]) -> Finding | None:
+    """A decision of the monitor as a finding; None for one that is not a verdict, or is a person's."""
+    if decision["actor"] != MONITOR:
+        return None
     kind, evidence = decision["kind"], decision["evidence"]
     told = {
         "harm": _told_harm,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_right
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 
+from gateway.demo.hours import week_of_day
 from gateway.demo.ledger import Answers
 from gateway.events.encoding import RecordError, seconds_of
 
-__all__ = ("ACTS", "Act", "Scene")
+__all__ = ("ACTS", "MARKS", "Act", "Scene")
+
+
+MARKS = {"harm": "!", "rollout_started": "▷", "rollout_promoted": "▲", "rollback": "▼"}
+"""Letters under the chart."""
 
 
 class Act(NamedTuple):
@@ -81,6 +87,21 @@ class Scene:
         except RecordError:
             return ""
         return self._times[place - 1] if place else ""
+
+    @property
+    def weeks(self) -> list[str]:
+        """The Monday of every week of the story."""
+        first, last = date.fromisoformat(week_of_day(ACTS[0].first)), date.fromisoformat(ACTS[-1].last)
+        return [(first + timedelta(weeks=week)).isoformat() for week in range((last - first).days // 7 + 1)]
+
+    def marks(self) -> dict[str, str]:
+        """A letter for the weeks in which something was decided that moves traffic or asks for training."""
+        found = {}
+        for decision in self.decisions:
+            time = self.data_time(decision["time"])
+            if decision["kind"] in MARKS and time:
+                found[week_of_day(time[:10])] = MARKS[decision["kind"]]
+        return found
 
     def seconds_into(self, wall: str) -> float:
         """Seconds from the demo's beginning to a wall time in ISO 8601."""
