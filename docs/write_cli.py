@@ -54,13 +54,17 @@ def _section(name: str, command: Any) -> str:
     arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
     options = [parameter for parameter in shown if parameter.param_type_name == "option" and parameter.name != "help"]
     usage = " ".join([name, *(_argument(argument) for argument in arguments), *(["[OPTIONS]"] if options else [])])
-    lines = [f"## {name}", "", " ".join((command.help or "").split()), "", f"    {usage}", ""]
+    lines = [f"## {name}", "", _paragraphs(command.help or ""), "", f"    {usage}", ""]
     if shown:
         lines += ["| | |", "|---|---|"]
         lines += [f"| `{argument.name.upper()}` | {_cell(argument.help)} |" for argument in arguments]
         lines += [f"| `{_flags(option)}` | {_cell(option.help)}{_default(option)} |" for option in options]
         lines.append("")
     return "\n".join(lines)
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _argument(argument: Any) -> str:

@@ -28,7 +28,7 @@ def plan_from(policy: ModelPolicy, *, changes: dict[str, Any]) -> dict[str, Any]
         The changes do not give a plan that can be carried out.
 
     >>> plan_from(ModelPolicy(), changes={"steps": [5, 25]})["steps"]
-    [5.0, 25.0]
+    (5.0, 25.0)
     """
     rollout = policy.rollout
     plan = Plan(
@@ -55,4 +55,4 @@ def plan_from(policy: ModelPolicy, *, changes: dict[str, Any]) -> dict[str, Any]
         check_plan(whole)
     except (msgspec.ValidationError, PlanError) as error:
         raise BadRequest(f"plan: {error}") from None
-    return dict(msgspec.to_builtins(whole, builtin_types=()))
+    return dict(msgspec.to_builtins(whole))

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from gateway.control import schema
 from gateway.control.audit import canonical, seal
 from gateway.control.errors import NotKnown, Refused, StoreError
+from gateway.events.addresses import format_id
 from gateway.events.records import DecisionRecord
 from gateway.rollout.machine import RolloutState
 from gateway.rollout.plan import Plan
@@ -177,7 +178,7 @@ class Change:
         record = seal(
             DecisionRecord(
                 seq=self._seq,
-                id=f"{self._store}-{self._seq:010x}",
+                id=format_id(self._store, self._seq),
                 time=self._time,
                 model=model,
                 kind=kind,

@@ -106,7 +106,7 @@ def test_approval_registers_the_folder_and_returns_when_the_engine_is_ready(worl
 def test_approval_says_why_an_engine_failed(world: World) -> None:
     world.add_version(1)
     world.note(1, "failed", "of old")
-    with TestClient(world.app(approve_wait_seconds=20), base_url="http://127.0.0.1:8003") as client:
+    with TestClient(world.app(approve_wait_seconds=3600), base_url="http://127.0.0.1:8003") as client:
         timer = threading.Timer(0.3, world.note, args=(1, "failed", "no such operator"))
         timer.start()
         response = client.post(f"{API}/models/m/versions/1/approve", json={"reason": "x"})

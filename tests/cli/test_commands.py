@@ -130,10 +130,8 @@ def test_tables_show_what_json_shows(world: World) -> None:
 
 
 def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
-    world.add_version(1)
-    world.note(1, "failed", "no such operator")
-    assert "is not registered" not in failed("route", "set", "m", "--stable", 1)
-    assert "no operator" not in failed("models", "show", "other")
+    assert "there is no version 1 of model 'm'" in failed("route", "set", "m", "--stable", 1)
+    assert "there is no model 'other'" in failed("models", "show", "other")
     assert "there is no rollout of m" in failed("rollout", "pause", "m")
     assert "no route" in failed("rollback", "m")
     assert "has not written" in failed("drift", "status")
