@@ -64,14 +64,24 @@ class RunningGateway:
 
     def children(self, name: str) -> list[int]:
         """Process ids of this gateway's processes whose title begins so, such as `front` or `engine bike-demand/2`."""
-        found = []
+        return [pid for title, pid in self.titles().items() if title.startswith(name)]
+
+    def titles(self) -> dict[str, int]:
+        """What runs under the supervisor now, by its title without the `gateway: ` before it."""
+        found = {}
         listing = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         for child in listing.split():
             with contextlib.suppress(OSError):
                 title = Path(f"/proc/{child}/cmdline").read_bytes().rstrip(b"\0").decode("utf-8", "replace")
-                if title.startswith(f"gateway: {name}"):
-                    found.append(int(child))
+                if title.startswith("gateway: "):
+                    found[title.removeprefix("gateway: ")] = int(child)
         return found
+
+    def is_ready(self) -> bool:
+        """Whether some front says that it is ready."""
+        with contextlib.suppress(OSError):
+            return call(f"{self.http_url}/v2/health/ready")[0] == 200
+        return False
 
     def predictions(self) -> list[PredictionRecord]:
         """Every prediction record of the spool, in order within a front; fails when the spool is damaged."""

@@ -17,6 +17,7 @@ ROWS = [
     [12.0, 0.0, 9.0, 66.0, 80.0, 0.0],
 ]
 """Hour, weekday, month and a day's weather, as bike-demand takes them."""
+RECONNECT_SECONDS = 0.02
 
 
 class Answer(NamedTuple):
@@ -126,6 +127,7 @@ class Load:
                 if connection is not None:
                     connection.close()
                 connection = None
+                self._over.wait(RECONNECT_SECONDS)
                 continue
             self.answers.append(
                 Answer(
