@@ -19,8 +19,10 @@ from gateway.control.decisions import Move
 from gateway.control.errors import Refused, StoreAway
 from gateway.control.history import Trials
 from gateway.control.join import LabelledRow
+from gateway.control.reference import is_finite, out_of_reference, output_bins
 from gateway.control.share import CallerShare
 from gateway.control.versions import FolderVersions
+from gateway.drift.profile import bin_indices, build_profile
 from gateway.events.records import DecisionRecord, PredictionRecord, TensorRecord, Timings
 from gateway.repository.policy import QualityPolicy
 
@@ -257,3 +259,26 @@ def test_a_comparison_ends_in_time() -> None:
     rerun = FixedRerun({("m", 1): lambda inputs: {"y": inputs["x"]}})
     comparison = run_compare(rerun, [labelled(1)] * 100, in_time=iter([True] * 3 + [False]).__next__)
     assert (comparison.rows, comparison.note) == (3, "the time for it was over")
+
+
+@given(st.lists(st.lists(st.one_of(st.floats(-100, 100), st.none()), min_size=1, max_size=3), min_size=1, max_size=6))
+def test_a_request_is_out_of_its_reference_when_one_of_its_rows_is(sent: list[list[float | None]]) -> None:
+    values = np.linspace(-50.0, 50.0, 101)
+    profile = build_profile(inputs={"x": values}, outputs={"y": values}, columns={})
+    records = []
+    for rows in sent:
+        tensors = [TensorRecord("x", "FP64", (len(rows), 1), list(rows))]
+        outputs = [TensorRecord("y", "FP64", (len(rows), 1), list(rows))]
+        records.append(msgspec.structs.replace(blank(), rows=len(rows), inputs=tensors, outputs=outputs))
+    strange = out_of_reference(records, profile, ignore=())
+    assert strange == [any(value is None or not -55.0 <= value <= 55.0 for value in rows) for rows in sent]
+    assert out_of_reference(records, profile, ignore=("x",)) == [False] * len(sent)
+    firsts = np.array([np.nan if rows[0] is None else rows[0] for rows in sent])
+    assert output_bins(records, profile)["y"] == bin_indices(profile.outputs["y"], firsts).tolist()
+    assert [is_finite(record.outputs) for record in records] == [None not in rows for rows in sent]
+
+
+def blank() -> PredictionRecord:
+    payload = labelled(1).payload
+    assert payload is not None
+    return msgspec.json.decode(payload, type=PredictionRecord)
