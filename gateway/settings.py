@@ -165,7 +165,9 @@ class Settings(BaseSettings):
         return self.store.url or f"sqlite:///{self.state_dir / 'store.db'}"
 
 
-_NOT_SETTINGS = frozenset({"GATEWAY_URL", "GATEWAY_TOKEN", "GATEWAY_TEST_KAFKA"})
+_NOT_SETTINGS = frozenset(
+    {"GATEWAY_URL", "GATEWAY_TOKEN", "GATEWAY_TEST_KAFKA", "GATEWAY_TEST_POSTGRES", "GATEWAY_TEST_PROMETHEUS"}
+)
 
 
 def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | None = None) -> Settings:
