@@ -98,3 +98,10 @@ def save_divider(path: Path) -> Path:
     node = helper.make_node("Div", ["a", "b"], ["y"])
     shape = (TensorProto.INT64, ["n"])
     return save_model(path, [node], inputs={"a": shape, "b": shape}, outputs={"y": shape})
+
+
+def save_adder(path: Path) -> Path:
+    """y = a + b: the divider's signature, and never fails."""
+    node = helper.make_node("Add", ["a", "b"], ["y"])
+    shape = (TensorProto.INT64, ["n"])
+    return save_model(path, [node], inputs={"a": shape, "b": shape}, outputs={"y": shape})

@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from onnx import TensorProto, helper
 
 from gateway.events.encoding import seconds_of
-from tests.engines import save_divider, save_model
+from tests.engines import save_adder, save_divider
 from tests.gateways import RunningGateway, arrival, eventually, front_of
 from tests.load import Load, vector
-
-
-def save_adder(path: Path) -> Path:
-    """y = a + b: the divider's signature, and never fails."""
-    shape = (TensorProto.INT64, ["n"])
-    node = helper.make_node("Add", ["a", "b"], ["y"])
-    return save_model(path, [node], inputs={"a": shape, "b": shape}, outputs={"y": shape})
 
 
 @pytest.mark.promise("P11")
