@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -66,6 +67,8 @@ def demo(
         labels=not without_labels,
         speed=speed,
     )
+    # SIGTERM ends the demo as Ctrl-C does: the gateway is stopped and nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = _play(script, as_json=as_json)
     except DemoError as error:
