@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import setproctitle
 
@@ -22,6 +22,9 @@ from gateway.parent import die_with_parent
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.log import ProcessLog, take_library_logs
+
+if TYPE_CHECKING:
+    from gateway.predictions.spool import SpoolWriter
 
 __all__ = (
     "engine_paths",
@@ -282,10 +285,17 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         found = decode(record.kind, record.payload) if record is not None else None
         return found if isinstance(found, PredictionRecord) else None
 
-    store = Store(settings.store_url)
-    writer = SpoolWriter(
-        settings.spool_dir / "decisions", slot=DECISIONS_SLOT, settings=settings.spool, reserve_bytes=0
+    stop = _stop_signal()
+    writer = await _only_writer(
+        lambda: SpoolWriter(
+            settings.spool_dir / "decisions", slot=DECISIONS_SLOT, settings=settings.spool, reserve_bytes=0
+        ),
+        stop,
+        log=log,
     )
+    if writer is None:
+        return
+    store = Store(settings.store_url)
     monitor = Monitor(
         open_source,
         store,
@@ -299,10 +309,29 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         note=log.note,
     )
     try:
-        await monitor.run(_stop_signal())
+        await monitor.run(stop)
     finally:
         writer.close()
         store.close()
+
+
+async def _only_writer(
+    open_writer: Callable[[], SpoolWriter], stop: asyncio.Event, *, log: ProcessLog
+) -> SpoolWriter | None:
+    """Open the stream once no other process writes it; None when told to stop before that."""
+    from gateway.predictions.spool import SpoolError
+
+    noted = False
+    while not stop.is_set():
+        try:
+            return open_writer()
+        except SpoolError as error:
+            if not noted:
+                noted = True
+                log.note(f"waiting: {error}")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), SWEEP_SECONDS)
+    return None
 
 
 def run_admin(settings: Settings) -> None:

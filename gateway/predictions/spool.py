@@ -254,6 +254,8 @@ class SpoolWriter:
         self._room = min(self._max_bytes - used, disk.f_bavail * disk.f_frsize) - self._reserve
 
     def _begin_segment(self) -> None:
+        if self._lock == _NO_FILE:
+            raise SpoolError(f"the writer of {self.directory} is closed")
         self._end_segment()
         self._look_for_room()
         path = self.directory / segment_name(self.boot, self.next_sequence)

@@ -491,3 +491,11 @@ def test_a_failed_fsync_of_a_closed_segment_refuses_the_batch_that_came_with_it(
     assert writer.dropped == (policy == "drop")
     writer.append([(1, b"after")])
     assert [record.payload[:1] for record in read_everything(tmp_path)] == [b"x", b"a"]
+
+
+def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    writer.append([(1, b"{}")])
+    writer.close()
+    with pytest.raises(SpoolError, match="closed"):
+        writer.append([(1, b"{}")])
