@@ -48,6 +48,7 @@ def test_a_version_that_nobody_approved_is_not_served_and_says_so(gateway: Runni
     assert "approve" in refused
 
 
+@pytest.mark.promise("P8")
 @pytest.mark.promise("P15")
 def test_a_folder_half_copied_or_changed_by_a_byte_is_not_served_and_says_so(gateway: RunningGateway) -> None:
     model = gateway.models / "bike-demand"

@@ -43,7 +43,7 @@ def gateway(broker: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_a_broker_that_is_away_at_the_start_changes_nothing_and_gets_everything_later(
     gateway: RunningGateway, broker: KafkaBroker
 ) -> None:
-    with Load(gateway.http_port) as load:
+    with Load(gateway.http_port, pause_seconds=0.01) as load:
         load.wait(300)
         broker.start()
         load.wait(100)
@@ -56,7 +56,7 @@ def test_a_broker_that_is_away_at_the_start_changes_nothing_and_gets_everything_
 def test_a_broker_killed_under_load_loses_nothing_and_fails_nobody(
     gateway: RunningGateway, broker: KafkaBroker
 ) -> None:
-    with Load(gateway.http_port, connections=6) as load:
+    with Load(gateway.http_port, connections=6, pause_seconds=0.01) as load:
         load.wait(200)
         for _ in range(2):
             broker.kill()
