@@ -29,8 +29,8 @@ class Act(NamedTuple):
 
 ACTS = (
     Act(1, "version 1 serves alone", "2011-10-01", "2012-12-31"),
-    Act(2, "version 2 is on trial", "2013-01-01", "2013-06-30"),
-    Act(3, "version 3 is on trial", "2013-07-01", "2013-12-31"),
+    Act(2, "version 2, trained on 2012, is tried", "2013-01-01", "2013-06-30"),
+    Act(3, "version 3, trained on the newest year, is tried", "2013-07-01", "2013-12-31"),
 )
 """Act 1 begins in the last quarter of version 1's own year, so that one sees it well before one sees it decay."""
 

@@ -132,7 +132,9 @@ def _chart(scene: Scene, width: int) -> RenderableType:
         shown = "" if last is None else f"{last:5.0%}"
         colour = COLOURS[version]
         rows.append(Text.assemble(" " * label, (upper, colour)))
-        rows.append(Text.assemble((f"version {version}".ljust(label), colour), (lower, colour), " ", (shown, "bold")))
+        serves = version in (scene.route.get("stable"), scene.route.get("canary"))
+        known = (shown, "bold" if serves else "dim")
+        rows.append(Text.assemble((f"version {version}".ljust(label), colour), (lower, colour), " ", known))
     rows.append(Text(" " * label + mark_row(weeks, columns, scene.marks()), style="bold yellow"))
     rows.append(Text(" " * label + axis(weeks, columns), style="dim"))
     return Group(*rows)
@@ -146,25 +148,27 @@ def _evidence(scene: Scene) -> RenderableType:
     for arm in ("stable", "canary"):
         version = route.get(arm)
         watch: dict[str, Any] | None = versions.get(str(version))
-        cells: list[RenderableType] = [Text(f"{arm} {version}" if version is not None else arm, style="bold")]
+        cells: list[RenderableType] = [Text(f"{arm} {version or '–'}", style="bold" if version else "dim")]
         for detector in ("inputs", "outputs", "quality"):
-            known = watch["evidence"].get(detector, 0.0) / watch["line"] if watch else 0.0
+            known = watch["evidence"].get(detector, 0.0) / watch["line"] if watch else None
             cells.append(_bar(detector, known, bad=True))
         table.add_row(*cells)
     readings = (scene.seen.get("trial") or {}).get("readings", [])
     shares = {(each["metric"], each["direction"]): _share(each) for each in readings}
     table.add_row(
-        Text("trial", style="bold"),
-        _bar("harm", max((share for (_, way), share in shares.items() if way == "harm"), default=0.0), bad=True),
-        _bar("as good", shares.get(("quality", "good"), 0.0), bad=False),
+        Text("trial", style="bold" if readings else "dim"),
+        _bar("harm", max((share for (_, way), share in shares.items() if way == "harm"), default=None), bad=True),
+        _bar("as good", shares.get(("quality", "good")), bad=False),
         Text(_needs(scene)[:44], style="dim"),
     )
     return table
 
 
-def _bar(name: str, share: float, *, bad: bool) -> Text:
-    """Evidence as a share of the line at which it counts."""
+def _bar(name: str, share: float | None, *, bad: bool) -> Text:
+    """Evidence as a share of the line at which it counts; None where there is nothing to judge."""
     width = _BAR_WIDTH - 10
+    if share is None:
+        return Text(f"{name:<8}" + " " * (width + 5), style="bright_black")
     full = min(max(share, 0.0), 1.0)
     filled = round(full * width)
     colour = ("red" if bad else "green") if full >= 1.0 else "yellow" if full >= 0.5 else "white"
@@ -194,12 +198,18 @@ def _decisions(scene: Scene) -> RenderableType:
     for decision in shown:
         style, verb = _VERBS.get(decision["kind"], ("white", decision["kind"].replace("_", " ")))
         when = scene.data_time(decision["time"])[:10] or "start"
-        found = finding_of(scene, decision)
-        text = decision["reason"] if found is None else f"{found.what}: {found.evidence}"
-        table.add_row(when, Text(verb, style=style), Text(clean(text)))
+        table.add_row(when, Text(verb, style=style), Text(clean(_reason(scene, decision))))
     for _ in range(SHOWN_DECISIONS - len(shown)):
         table.add_row("", "", "")
     return table
+
+
+def _reason(scene: Scene, decision: dict[str, Any]) -> str:
+    found = finding_of(scene, decision)
+    if found is None:
+        return str(decision["reason"])
+    since = f" since the week of {found.since_week}" if found.since_week else ""
+    return f"version {found.version}{since}: {found.evidence}"
 
 
 def _foot(scene: Scene) -> RenderableType:

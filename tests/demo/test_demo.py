@@ -87,12 +87,12 @@ def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, by: signal
     with subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as demo:
         assert demo.stdout is not None
         first = next(line for line in demo.stdout if b"answered" in line)
-        [folder] = tmp_path.iterdir()
+        [folder] = tmp_path.glob("gateway-demo-*")
         gateway = json.loads((folder / "state" / "run" / "gateway.json").read_bytes())["pid"]
         demo.send_signal(by)
         assert demo.wait(SECONDS) == 130, first
         assert b"stopped" in demo.stderr.read() if demo.stderr is not None else False
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("gateway-demo-*")) == []
     with pytest.raises(ProcessLookupError):
         os.kill(gateway, 0)
 

@@ -67,7 +67,7 @@ def test_the_screen_fits_a_terminal(played: Scene, scene: Scene, width: int) -> 
 
 def test_the_screen_tells_route_act_and_counts(played: Scene) -> None:
     text = "\n".join(rendered(played, 120))
-    for shown in ("version 3 is on trial", "version 2 90 %", "version 3 10 %", "rollout paused", "rolled back"):
+    for shown in ("act 3 of 3: version 3", "version 2 90 %", "version 3 10 %", "rollout paused", "rolled back"):
         assert shown in text
     assert "answered 40" in text and "in the log 40" in text and "as good ━━━━━━━─────── " in text
 
