@@ -25,6 +25,7 @@ SHOWN_DECISIONS = 7
 HIGHEST_RATE = 0.8
 """Share of misses at which a bar of the chart is full."""
 _BAR_WIDTH = 24
+_NEEDS_WIDTH = 44
 _VERBS = {
     "harm": ("bold yellow", "decays"),
     "retrain_requested": ("yellow", "wants training"),
@@ -159,7 +160,7 @@ def _evidence(scene: Scene) -> RenderableType:
         Text("trial", style="bold" if readings else "dim"),
         _bar("harm", max((share for (_, way), share in shares.items() if way == "harm"), default=None), bad=True),
         _bar("as good", shares.get(("quality", "good")), bad=False),
-        Text(_needs(scene)[:44], style="dim"),
+        Text(_needs(scene), style="dim"),
     )
     return table
 
@@ -186,7 +187,10 @@ def _share(reading: dict[str, Any]) -> float:
 
 def _needs(scene: Scene) -> str:
     verdict = (scene.seen.get("trial") or {}).get("verdict") or {}
-    return clean(f"{verdict['kind']}: {verdict.get('needs') or verdict.get('reason')}") if verdict else "no trial"
+    if not verdict:
+        return "no trial"
+    text = clean(f"{verdict['kind']}: {verdict.get('needs') or verdict.get('reason')}")
+    return text if len(text) <= _NEEDS_WIDTH else text[: _NEEDS_WIDTH - 1] + "…"
 
 
 def _decisions(scene: Scene) -> RenderableType:
