@@ -378,6 +378,7 @@ class Supervisor:
             staged=str(self._settings.state_dir / "loaded" / f"{model}-{version}"),
             socket=str(paths.socket),
             beat=str(paths.beat),
+            state=str(paths.state),
             threads=self._settings.engine.threads,
         )
         arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
@@ -466,9 +467,14 @@ class Supervisor:
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _report_ready(self) -> None:
-        host, port = self._settings.server.host, self._settings.server.http_port
-        while not await asyncio.to_thread(_is_ready, host, port):  # noqa: ASYNC110
-            await asyncio.sleep(POLL_SECONDS)
+        server, admin = self._settings.server, self._settings.admin
+        for host, port, path in (
+            (server.host, server.http_port, "/v2/health/ready"),
+            (admin.host, server.admin_port, "/api/v1/health"),
+            (admin.host, server.metrics_port, "/metrics"),
+        ):
+            while not await asyncio.to_thread(_answers, host, port, path):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
         snapshot = await asyncio.to_thread(self._store.snapshot)
         for model, route in sorted(snapshot.routes.items()):
             canary = f", canary version {route.canary} at {route.weight:g} %" if route.canary else ""
@@ -523,12 +529,12 @@ def _family(host: str) -> int:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _is_ready(host: str, port: int) -> bool:
+def _answers(host: str, port: int, path: str) -> bool:
     import http.client
 
     connection = http.client.HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host, port, timeout=1)  # noqa: S104
     try:
-        connection.request("GET", "/v2/health/ready", headers={"connection": "close"})
+        connection.request("GET", path, headers={"connection": "close"})
         return connection.getresponse().status == 200
     except OSError:
         return False

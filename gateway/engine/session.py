@@ -40,6 +40,8 @@ class ModelSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # It would note a session id in the temporary folder; nothing of ours is to be reported anywhere.
+        ort.disable_telemetry_events()
         # The path must not change what is loaded: weights are looked for beside the file, in its private folder.
         try:
             self._session = ort.InferenceSession(
