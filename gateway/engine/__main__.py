@@ -26,6 +26,7 @@ from gateway.repository.policy import PolicyError
 
 def main(arguments: list[str]) -> int:
     die_with_parent(os.getppid())
+    order = None
     try:
         if len(arguments) == 1:
             order = msgspec.json.decode(arguments[0], type=EngineOrder)
@@ -39,8 +40,16 @@ def main(arguments: list[str]) -> int:
             return 2
     except (EngineStartFailed, RepositoryError, PolicyError) as error:
         print(error, file=sys.stderr)
+        if order is not None:
+            _note_failure(Path(order.state), str(error))
         return 1
     return 0
+
+
+def _note_failure(path: Path, reason: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(msgspec.json.encode({"state": "failed", "reason": reason}))
+    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ class EngineOrder(msgspec.Struct, frozen=True):
     """What to serve, and where.
 
     `folder` is the version's folder, `staged` the private folder its files are copied to while they are hashed;
-    only the version with `digest` is loaded.
+    only the version with `digest` is loaded. An engine that cannot serve the version leaves `{"state": "failed",
+    "reason"}` in the file `state`: another attempt would fail in the same way.
     """
 
     model: str
@@ -21,4 +22,5 @@ class EngineOrder(msgspec.Struct, frozen=True):
     staged: str
     socket: str
     beat: str
+    state: str
     threads: int
