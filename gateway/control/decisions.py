@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.control.alarm import Alarm
+from gateway.rollout.attribution import Attribution, Signs, attribute
 from gateway.rollout.judge import Reading, Verdict
 from gateway.rollout.machine import Event, RolloutState
 from gateway.routing.table import Route
@@ -55,13 +56,15 @@ class Situation(msgspec.Struct, frozen=True):
     """What a decision about one model depends on besides its evidence.
 
     `drifted` holds the versions whose inputs or outputs show at least half of the evidence that an alarm needs, by
-    detector; `previous` is the version before the stable one where it is approved.
+    detector; `differing` those detectors about which the judge of the trial has at least half the evidence that the
+    arms differ; `previous` is the version before the stable one where it is approved.
     """
 
     route: Route
     rollout: RolloutState | None = None
     drifted: dict[str, frozenset[int]] = {}
     previous: int | None = None
+    differing: frozenset[str] = frozenset()
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -95,13 +98,16 @@ def decide_alarm(alarm: Alarm, situation: Situation) -> list[Move]:
     if alarm.tier == "warn":
         return [_record("warning", alarm, _warning_text(alarm)), *_follow(alarm, situation)]
     of_stable = alarm.detector == "inputs" and alarm.version == situation.route.stable
-    if of_stable or _both_arms(alarm, situation):
+    attribution = _attribution(alarm, situation)
+    if of_stable or (_both_arms(alarm, situation) and attribution.verdict == "world_changed"):
         return [_record("world_changed", alarm, _world_text(alarm, situation)), *_follow(alarm, situation)]
     if alarm.detector == "outputs" and alarm.action == "rollback" and alarm.version == situation.route.canary:
         return [_take_back(alarm, situation, _drift_text(alarm) + "; the stable version's have not, so it goes back")]
     text = _drift_text(alarm)
     if alarm.detector == "outputs" and alarm.version in situation.drifted.get("inputs", frozenset()):
         text += "; so have its inputs"
+    if attribution.rollback_helps:
+        text += f"; {attribution.sentence}"
     return [_record("drift_alarm", alarm, text), *_follow(alarm, situation)]
 
 
@@ -200,6 +206,18 @@ def _event_of(verdict: Verdict) -> Event:
 def _both_arms(alarm: Alarm, situation: Situation) -> bool:
     drifted = situation.drifted.get(alarm.detector, frozenset()) | {alarm.version}
     return situation.route.canary is not None and {situation.route.stable, situation.route.canary} <= drifted
+
+
+def _attribution(alarm: Alarm, situation: Situation) -> Attribution:
+    route = situation.route
+    drifted = situation.drifted.get(alarm.detector, frozenset()) | {alarm.version}
+    return attribute(
+        Signs(
+            stable_drifts=route.stable in drifted,
+            canary_drifts=None if route.canary is None else route.canary in drifted,
+            arms_differ=alarm.version == route.canary and alarm.detector in situation.differing,
+        )
+    )
 
 
 def _follow(alarm: Alarm, situation: Situation, *, retrain: bool | None = None) -> list[Move]:

@@ -33,6 +33,9 @@ from gateway.routing.table import Route
 
 __all__ = ("Findings", "Harm", "ModelState", "ModelWatch")
 
+_DETECTOR_OF = {"inputs_out_of_range": "inputs", "outputs": "outputs"}
+"""The judge's metrics that compare the arms in what a detector watches in each of them."""
+
 _RECENT_ROWS = 2_000
 _RECENT_ALARMS = 20
 _COMPARE_EACH_ROWS = 50
@@ -284,7 +287,18 @@ class ModelWatch:
             )
             for detector in ("inputs", "outputs")
         }
-        return Situation(self.route, self.rollout, drifted, previous)
+        return Situation(self.route, self.rollout, drifted, previous, self._differing())
+
+    def _differing(self) -> frozenset[str]:
+        if self.trial is None:
+            return frozenset()
+        return frozenset(
+            _DETECTOR_OF[reading.metric]
+            for reading in self.trial.readings()
+            if reading.direction == "harm"
+            and reading.metric in _DETECTOR_OF
+            and reading.log_evidence >= reading.threshold / 2
+        )
 
     def _harm_of(self, alarm: Alarm) -> Harm:
         """The rows since the harm began: before, the version did well, and that is no longer the question."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.control.alarm import Alarm
@@ -165,3 +166,12 @@ def test_a_verdict_carries_its_certificate() -> None:
         "certificate": {"counts": 1},
     }
     assert moved.version == 2
+
+
+def test_both_arms_drifting_is_no_changed_world_when_the_judge_sees_them_differ() -> None:
+    both = Situation(ON_TRIAL, drifted={"inputs": frozenset({1, 2})})
+    differing = msgspec.structs.replace(both, differing=frozenset({"inputs"}))
+    assert done(decide_alarm(alarm("inputs", version=2), both)) == [("record", "world_changed")]
+    [moved] = decide_alarm(alarm("inputs", version=2), differing)
+    assert moved.kind == "drift_alarm" and "differs from stable on the same traffic" in moved.reason
+    assert done(decide_alarm(alarm("inputs", version=1), differing)) == [("record", "world_changed")]
