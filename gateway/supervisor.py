@@ -41,7 +41,7 @@ SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 10.0
 UNLOAD_SECONDS = 2.0
 STOP_SECONDS = 5.0
-BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0)
 STEADY_SECONDS = 30.0
 
 
@@ -94,6 +94,7 @@ class _Child:
         return f"<_Child {self.name} {state} ends {self.ends}>"
 
     def start(self) -> None:
+        self.stopping = False
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self, *, seconds: float, number: int = signal.SIGTERM) -> None:
@@ -139,6 +140,8 @@ class _Engine:
         self.digest = digest
         self.crashes: deque[float] = deque(maxlen=64)
         self.state = ""
+        self.reason = ""
+        self.given_up_at = 0.0
         self.unwanted_since: float | None = None
 
 
@@ -395,9 +398,7 @@ class Supervisor:
         engine.paths.socket.unlink(missing_ok=True)
         refused = refusal(engine.paths.state)
         if refused is not None:
-            engine.child.stopping = True
-            self._set_state(engine, "failed", refused)
-            self._log.warn(f"{key[0]} version {key[1]} cannot be loaded: {refused}")
+            self._give_up(engine, key, "failed", refused)
             return
         limits = self._settings.engine
         now = time.monotonic()
@@ -405,15 +406,28 @@ class Supervisor:
         recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
         if recent >= limits.crash_limit:
-            engine.child.stopping = True
             reason = (
                 f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"
             )
-            self._set_state(engine, "circuit_open", reason)
-            self._log.warn(f"{key[0]} version {key[1]} is taken out of service: {reason}")
+            self._give_up(engine, key, "circuit_open", reason)
         else:
             self._set_state(engine, "starting", f"its engine ended with status {status} and is being started again")
             self._log.warn(f"engine {key[0]}/{key[1]} ended, starting it again", {"status": status})
+
+    def _give_up(self, engine: _Engine, key: tuple[str, int], state: str, reason: str) -> None:
+        """Leave the version out of service, until the crashes are a window ago: what was amiss may have passed."""
+        engine.child.stopping = True
+        engine.given_up_at = time.monotonic()
+        if reason != engine.reason:
+            self._log.warn(f"{key[0]} version {key[1]} is out of service: {reason}")
+        engine.reason = reason
+        self._set_state(engine, state, reason)
+
+    def _try_again(self, engine: _Engine) -> None:
+        # The state file goes on saying why it is out of service, and callers are refused, until it is ready.
+        engine.state = "starting"
+        engine.crashes.clear()
+        engine.child.start()
 
     async def _stop_engine(self, engine: _Engine) -> None:
         await engine.child.stop(seconds=STOP_SECONDS)
@@ -430,10 +444,15 @@ class Supervisor:
             await asyncio.sleep(POLL_SECONDS)
             now = time.monotonic()
             for key, engine in self._engines.items():
+                if engine.state in ("failed", "circuit_open"):
+                    if now - engine.given_up_at > limits.crash_window_seconds:
+                        self._try_again(engine)
+                    continue
                 process = engine.child.process
                 if process is None:
                     continue
                 if engine.state == "starting" and engine.paths.socket.exists():
+                    engine.reason = ""
                     self._set_state(engine, "ready")
                     self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
                 elif engine.state == "starting" and now - engine.child.started > limits.start_timeout_seconds:

@@ -117,6 +117,7 @@ class Front:
         self.cells = cells
         self.draining = False
         self.revision = -1
+        self._was_ready = False
         self.routes: dict[str, Route] = {}
         self.versions: dict[tuple[str, int], ServedVersion] = {}
         self._sockets = sockets
@@ -139,11 +140,16 @@ class Front:
             return "the route table has not been read yet"
         if self.spool.full and self.settings.spool.full == "block":
             return "the prediction log is full"
-        for model, route in self.routes.items():
-            served = self.versions.get((model, route.stable))
-            if served is None or not served.lane.ready:
-                return f"model '{model}' version {route.stable} is not ready"
+        away = [(model, route.stable) for model, route in self.routes.items() if not self._is_up(model, route.stable)]
+        # At first every model must be there. Later one that fails must not take the others out of service with it:
+        # its own readiness says it.
+        if away and (not self._was_ready or len(away) == len(self.routes)):
+            return f"model '{away[0][0]}' version {away[0][1]} is not ready"
         return None
+
+    def _is_up(self, model: str, version: int) -> bool:
+        served = self.versions.get((model, version))
+        return served is not None and served.lane.ready
 
     def follow(self, revision: int, routes: dict[str, Route], approved: dict[tuple[str, int], str]) -> None:
         """Take over a route table.
@@ -233,6 +239,8 @@ class Front:
         """Expire what is late; call it several times a second with `time.perf_counter()`."""
         for served in list(self.versions.values()):
             served.lane.expire(now)
+        if not self._was_ready and self.revision >= 0:
+            self._was_ready = all(self._is_up(model, route.stable) for model, route in self.routes.items())
 
     def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
         served = ServedVersion(model, version, digest=digest, gateway=self.name, cells=self.cells)

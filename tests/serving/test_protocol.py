@@ -350,3 +350,22 @@ def test_feedback_is_logged_and_nonsense_is_refused(tmp_path: Path) -> None:
             assert [r["row"] for r in d.log() if "prediction_id" in r] == [0, 0, 3]
 
     run(test)
+
+
+def test_one_models_dead_engine_does_not_take_the_other_models_out_of_service(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            while d.front.not_ready is not None:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            both = {"m": Route("m", stable=1), "n": Route("n", stable=1)}
+            d.front.follow(2, both, {("m", 1): "sha256:01", ("n", 1): "sha256:02"})
+            assert d.front.not_ready is None
+            ready, other = await d.send(get("/v2/health/ready") + get("/v2/models/n/ready"), read=2)
+            assert (ready[0], other[0]) == (200, 503)
+            d.engine.die()
+            while d.front.versions["m", 1].lane.ready:
+                await asyncio.sleep(0.01)
+            assert (await d.send(get("/v2/health/ready"), read=1))[0][0] == 503
+
+    run(test)
