@@ -113,8 +113,11 @@ def gateway(place: Path, model: Path) -> Iterator[tuple[str, list[int]]]:
     try:
         note = state / "run" / "gateway.json"
         _await(note.exists)
-        port = json.loads(note.read_bytes())["http_port"]
+        ports = json.loads(note.read_bytes())
+        port = ports["http_port"]
         _await(lambda: _answers(f"http://127.0.0.1:{port}/v2/health/ready"))
+        _await(lambda: _answers(f"http://127.0.0.1:{ports['admin_port']}/api/v1/health"))
+        _await((state / "monitor" / "status.json").exists)
         served = _children(process.pid, "gateway: front") + _children(process.pid, "gateway: engine")
         others = [process.pid, *_children(process.pid, "gateway: monitor"), *_children(process.pid, "gateway: admin")]
         for pids, core in ((served, SERVER_CORE), (others, LOAD_CORE)):
