@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import setproctitle
 
+from gateway.lasting import lasting
 from gateway.parent import die_with_parent
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
@@ -82,7 +83,10 @@ def gateway_name(settings: Settings) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write a small note that others may read at any time: whole, or as it was."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content), encoding="utf-8")
+    partial.unlink(missing_ok=True)
+    # Settings hold secrets, so nobody else may read what is written here.
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(content, file)
     partial.replace(path)
 
 
@@ -146,9 +150,12 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     server = FrontServer(config)
     listener = _listen(settings.server.host, settings.server.http_port)
     tasks = [
-        loop.create_task(_tick_front(front)),
-        loop.create_task(_connect_lanes(front, settings)),
-        loop.create_task(_sweep(server, front)),
+        loop.create_task(lasting(name, work, note=log.warn))
+        for name, work in (
+            ("expiring what is late", lambda: _tick_front(front)),
+            ("reaching the engines", lambda: _connect_lanes(front, settings)),
+            ("closing slow connections", lambda: _sweep(server, front)),
+        )
     ]
     stop = _stop_signal()
     await _reach_engines(front, settings)

@@ -25,7 +25,9 @@ from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir, re
 from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.order import EngineOrder
 from gateway.engine.wire import BEAT
-from gateway.predictions.checkpoint import read_checkpoint
+from gateway.lasting import lasting
+from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
+from gateway.predictions.reader import Position
 from gateway.predictions.retention import sweep
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import ModelVersion, scan
@@ -38,7 +40,7 @@ __all__ = ("StartFailed", "Supervisor", "hold_state_dir")
 
 POLL_SECONDS = 0.2
 SCAN_SECONDS = 1.0
-SWEEP_SECONDS = 10.0
+SWEEP_SECONDS = 1.0
 UNLOAD_SECONDS = 2.0
 STOP_SECONDS = 5.0
 BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0)
@@ -118,9 +120,15 @@ class _Child:
         environment = os.environ | {"_GATEWAY_PARENT": str(os.getpid())}
         while not self.stopping:
             self.started = time.monotonic()
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
-            )
+            try:
+                self.process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
+                )
+            except OSError:
+                await asyncio.sleep(BACKOFF_SECONDS[-1])
+                continue
+            if self.stopping:  # told so while it was being started
+                self.signal(signal.SIGTERM)
             status = await self.process.wait()
             self.process = None
             if self.stopping:
@@ -187,10 +195,13 @@ class Supervisor:
             self._announce()
             self._start_children()
             watch = [
-                loop.create_task(self._watch_store()),
-                loop.create_task(self._watch_engines()),
-                loop.create_task(self._watch_spool()),
-                loop.create_task(self._report_ready()),
+                loop.create_task(lasting(name, work, note=self._log.warn))
+                for name, work in (
+                    ("following the store", self._watch_store),
+                    ("watching the engines", self._watch_engines),
+                    ("keeping the spool in bounds", self._watch_spool),
+                    ("waiting until ready", self._report_ready),
+                )
             ]
             await self._stop.wait()
             for task in watch:
@@ -217,7 +228,8 @@ class Supervisor:
         resolved["state_dir"] = str(settings.state_dir.absolute())
         run_dir = settings.run_dir
         shutil.rmtree(run_dir, ignore_errors=True)
-        metrics_dir(settings).mkdir(parents=True, exist_ok=True, mode=0o700)
+        run_dir.mkdir(mode=0o700)
+        metrics_dir(settings).mkdir(mode=0o700)
         settings.spool_dir.mkdir(exist_ok=True, mode=0o700)
         self._settings_file = (run_dir / "settings.json").absolute()
         write_json(self._settings_file, resolved)
@@ -290,6 +302,10 @@ class Supervisor:
         }
         for key, digest in wanted.items():
             engine = self._engines.get(key)
+            if engine is not None and engine.digest != digest:
+                del self._engines[key]
+                await self._stop_engine(engine)
+                engine = None
             if engine is None:
                 self._start_engine(key, digest)
             else:
@@ -436,7 +452,9 @@ class Supervisor:
 
     def _set_state(self, engine: _Engine, state: str, reason: str = "") -> None:
         engine.state = state
-        write_json(engine.paths.state, {"state": state, "reason": reason})
+        # Only a note for others: an engine is kept running on a full disk too.
+        with contextlib.suppress(OSError):
+            write_json(engine.paths.state, {"state": state, "reason": reason})
 
     async def _watch_engines(self) -> None:
         limits = self._settings.engine
@@ -472,9 +490,13 @@ class Supervisor:
     async def _watch_spool(self) -> None:
         settings = self._settings
         while True:
-            shipped = None
+            shipped: Position | None = None
             if settings.kafka.bootstrap_servers:
-                shipped = read_checkpoint(settings.spool_dir)
+                try:
+                    shipped = read_checkpoint(settings.spool_dir)
+                except CheckpointError as error:
+                    shipped = {}
+                    self._say_once(settings.spool_dir, f"nothing is removed from the spool: {error}")
             await asyncio.to_thread(
                 sweep,
                 settings.spool_dir,

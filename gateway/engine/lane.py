@@ -116,6 +116,7 @@ class Lane:
         self._in_flight: dict[int, list[Job]] = {}
         self._next_id = 0
         self._link: _Link | None = None
+        self._greeting = False
         self._flush_due = False
         self._free_axes = False
         self._loop = asyncio.get_running_loop()
@@ -158,13 +159,15 @@ class Lane:
             self._loop.call_soon(self._flush)
 
     async def connect(self) -> bool:
-        """Try once to reach the engine; True when connected."""
-        if self._link is not None:
-            return True
+        """Try once to reach the engine; True when it is connected, or connecting and about to greet."""
+        if self._link is not None or self._greeting:
+            return self._link is not None
+        self._greeting = True
         try:
             with short_address(self._socket_path) as address:
                 await self._loop.create_unix_connection(lambda: _Link(self), address)
         except OSError:
+            self._greeting = False
             return False
         return True
 
@@ -234,11 +237,18 @@ class Lane:
             rows += job.rows
         for job in jobs:
             job.batch_rows = rows
-        self._in_flight[self._next_id] = jobs
         parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
-        link.send(encode_run(self._next_id, parts))
+        try:
+            frame = b"".join(encode_run(self._next_id, parts))
+        except (ValueError, TypeError) as error:
+            # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
+            self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))
+            return
+        self._in_flight[self._next_id] = jobs
+        link.send(frame)
 
     def _connected(self, link: _Link, hello: Hello) -> None:
+        self._greeting = False
         self._link = link
         self.hello = hello
         self.refusing = None
@@ -284,6 +294,7 @@ class Lane:
 
     def _lost(self, link: _Link) -> None:
         if link is not self._link:
+            self._greeting = False
             return
         self._link = None
         lost = [job for jobs in self._in_flight.values() for job in jobs if job.failure is None]
@@ -321,8 +332,8 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lane._lost(self)  # noqa: SLF001
 
-    def send(self, pieces: list[bytes | memoryview]) -> None:
-        self._transport.write(b"".join(pieces))
+    def send(self, frame: bytes) -> None:
+        self._transport.write(frame)
 
     def close(self) -> None:
         self._transport.close()

@@ -13,6 +13,7 @@ from gateway.predictions.segments import LOCK_NAME, list_segments, list_streams,
 
 __all__ = ("sweep",)
 
+_DECISIONS = "decisions"
 # A living writer begins a new segment after an hour, so one that is older has been left behind.
 _LEFT_BEHIND_SECONDS = 2 * 3600.0
 
@@ -28,8 +29,9 @@ def sweep(
 ) -> list[Path]:
     """Remove closed segments that are too old, or the oldest while the spool is too large; return what was removed.
 
-    The spool is brought below `max_bytes` less twice the writers' reserve, so that they find room before they are
-    full.
+    The spool is brought below `max_bytes` by an eighth, or by twice the writers' reserve where that is more, so that
+    they find room until the next sweep however fast they write. The last segment of the decisions stays: what has
+    been published is read from it.
 
     Parameters
     ----------
@@ -42,7 +44,7 @@ def sweep(
     now : float
         Seconds since 1970.
     """
-    target = max_bytes - 2 * reserve_of(max_bytes)
+    target = max_bytes - max(2 * reserve_of(max_bytes), max_bytes // 8)
     size = spool_size(spool_dir)
     removed = []
     for segment in sorted(_removable(spool_dir, shipped, now)):
@@ -63,6 +65,8 @@ def _removable(spool_dir: Path, shipped: Position | None, now: float) -> Iterato
             try:
                 status = (folder / name).stat()
             except FileNotFoundError:
+                continue
+            if name == names[-1] and stream == _DECISIONS:
                 continue
             if name == names[-1] and (now - status.st_mtime < _LEFT_BEHIND_SECONDS or _has_writer(folder)):
                 continue

@@ -220,3 +220,32 @@ def test_an_open_circuit_refuses_what_waits_and_what_comes(tmp_path: Path) -> No
                 w.lane.submit(job(2))
 
     run(test)
+
+
+def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        connections = 0
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_unix_server(silent, path=str(tmp_path / "e.sock"))
+        lane = Lane(
+            "m",
+            1,
+            socket_path=tmp_path / "e.sock",
+            done=lambda jobs: None,
+            greeted=lambda hello: None,
+            max_queue=1,
+            frames_in_flight=2,
+        )
+        for _ in range(20):
+            await lane.connect()
+            await asyncio.sleep(0.005)
+        assert connections == 1 and not lane.ready
+        server.close()
+
+    run(test)
