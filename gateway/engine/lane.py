@@ -116,7 +116,7 @@ class Lane:
         self._in_flight: dict[int, list[Job]] = {}
         self._next_id = 0
         self._link: _Link | None = None
-        self._greeting = False
+        self._greeting: _Link | None = None
         self._flush_due = False
         self._free_axes = False
         self._loop = asyncio.get_running_loop()
@@ -162,12 +162,12 @@ class Lane:
         """Try once to reach the engine; True when it is connected, or connecting and about to greet."""
         if self._link is not None or self._greeting:
             return self._link is not None
-        self._greeting = True
+        link = self._greeting = _Link(self)
         try:
             with short_address(self._socket_path) as address:
-                await self._loop.create_unix_connection(lambda: _Link(self), address)
+                await self._loop.create_unix_connection(lambda: link, address)
         except OSError:
-            self._greeting = False
+            self._greeting = None
             return False
         return True
 
@@ -196,8 +196,9 @@ class Lane:
     def close(self) -> None:
         """Disconnect; jobs that are left fail."""
         self._closing = True
-        if self._link is not None:
-            self._link.close()
+        for link in (self._link, self._greeting):
+            if link is not None:
+                link.close()
         self.refuse_waiting("it is being unloaded")
 
     def _fail(self, jobs: list[Job], failure: GatewayError) -> None:
@@ -248,7 +249,7 @@ class Lane:
         link.send(frame)
 
     def _connected(self, link: _Link, hello: Hello) -> None:
-        self._greeting = False
+        self._greeting = None
         self._link = link
         self.hello = hello
         self.refusing = None
@@ -294,7 +295,7 @@ class Lane:
 
     def _lost(self, link: _Link) -> None:
         if link is not self._link:
-            self._greeting = False
+            self._greeting = None
             return
         self._link = None
         lost = [job for jobs in self._in_flight.values() for job in jobs if job.failure is None]

@@ -246,6 +246,9 @@ def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: P
             await lane.connect()
             await asyncio.sleep(0.005)
         assert connections == 1 and not lane.ready
+        lane.close()
+        await asyncio.sleep(0.05)
         server.close()
+        await server.wait_closed()
 
     run(test)
