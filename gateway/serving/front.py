@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from gateway.engine.lane import Job, Lane
 from gateway.events.records import KIND_PREDICTION
 from gateway.predictions.spool import SpoolError, SpoolWriter
+from gateway.protocol.decode import InferRequest, RequestDecoder
 from gateway.protocol.encode import encode_flat, encode_flat_with_tokens, encode_string
 from gateway.protocol.errors import (
     CallerError,
@@ -41,7 +42,11 @@ class Connection(Protocol):
 
 
 class Inference(Job):
-    """One inference request, from its head to its answer."""
+    """One inference request, from its head to its answer: in JSON, over HTTP.
+
+    Another protocol overrides what reads the request and what writes its answer: `read`, `body_of`, `release` and
+    `refuse`.
+    """
 
     __slots__ = (
         "answer",
@@ -84,6 +89,52 @@ class Inference(Job):
         self.served: ServedVersion
         self.route: Route
         self.choice: Choice
+
+    def read(self, decoder: RequestDecoder) -> InferRequest:
+        """The request, for the version it was routed to; asked for once.
+
+        Raises
+        ------
+        CallerError
+        """
+        body = self.body[0] if len(self.body) == 1 else b"".join(self.body)
+        self.body = []
+        return decoder.decode(body)
+
+    def body_of(self, event_id: bytes, flats: list[bytes]) -> bytes:
+        """The body of the answer to a finished inference; `flats` are its outputs as flat JSON arrays."""
+        served = self.served
+        tensors = []
+        for position in self.requested or range(len(flats)):
+            output = self.outputs[position]
+            flat = flats[position]
+            if b"null" in flat and output.dtype.kind == "f":
+                flat = encode_flat_with_tokens(output)
+            shape = b",".join([b"%d" % axis for axis in output.shape])
+            tensors.append(b'%b%b],"data":%b}' % (served.output_heads[position], shape, flat))
+        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
+            served.answer_head,
+            b"" if self.request_id is None else b'"id":%b,' % encode_string(self.request_id),
+            event_id,
+            b",".join(tensors),
+        )
+
+    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
+        """Answer with what the log holds now; `failure` tells why when `status` is no success."""
+        self.answer = infer_answer(
+            body,
+            prediction_id=event_id,
+            version=self.served.label,
+            arm=self.choice.arm.encode(),
+            keep_alive=self.keep_alive,
+            status=status,
+        )
+        self.connection.answered(self)
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error that stands in no record."""
+        self.answer = error_answer(status_of(error), str(error), keep_alive=self.keep_alive)
+        self.connection.answered(self)
 
 
 class Front:
@@ -187,8 +238,7 @@ class Front:
         try:
             self._route(inference)
         except GatewayError as error:
-            inference.answer = error_answer(status_of(error), str(error), keep_alive=inference.keep_alive)
-            inference.connection.answered(inference)
+            inference.refuse(error)
             return
         try:
             self._admit(inference)
@@ -287,9 +337,7 @@ class Front:
             )
         if self.spool.full and self.settings.spool.full == "block":
             raise LogUnavailable("the prediction log is full, so no prediction can be answered")
-        body = inference.body
-        request = served.decoder.decode(body[0] if len(body) == 1 else b"".join(body))
-        inference.body = []
+        request = inference.read(served.decoder)
         inference.inputs = request.inputs
         inference.rows = request.rows
         inference.request_id = request.id
@@ -312,7 +360,7 @@ class Front:
         if failure is None and signature is not None:
             status = 200
             flats = [encode_flat(output) for output in inference.outputs]
-            body = self._body(inference, event_id, flats)
+            body = inference.body_of(event_id, flats)
             outputs = tensor_records(signature.outputs, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
         else:
             error = str(failure)
@@ -348,24 +396,6 @@ class Front:
         )
         return record, body, status
 
-    def _body(self, inference: Inference, event_id: bytes, flats: list[bytes]) -> bytes:
-        served = inference.served
-        positions = inference.requested or range(len(flats))
-        tensors = []
-        for position in positions:
-            output = inference.outputs[position]
-            flat = flats[position]
-            if b"null" in flat and output.dtype.kind == "f":
-                flat = encode_flat_with_tokens(output)
-            shape = b",".join([b"%d" % axis for axis in output.shape])
-            tensors.append(b'%b%b],"data":%b}' % (served.output_heads[position], shape, flat))
-        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
-            served.answer_head,
-            b"" if inference.request_id is None else b'"id":%b,' % encode_string(inference.request_id),
-            event_id,
-            b",".join(tensors),
-        )
-
     def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
         last = None
         for inference, (_, _, status) in zip(inferences, answers, strict=True):
@@ -391,22 +421,11 @@ class Front:
         self._release(inferences[:written], answers[:written])
         for inference in inferences[written:]:
             inference.served.requests(inference.choice.arm, 503).inc()
-            inference.answer = error_answer(
-                503, "the prediction could not be logged, so it is not answered", keep_alive=inference.keep_alive
-            )
-            inference.connection.answered(inference)
+            inference.refuse(LogUnavailable("the prediction could not be logged, so it is not answered"))
 
     def _release(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]]) -> None:
         for inference, (event_id, body, status) in zip(inferences, answers, strict=True):
-            inference.answer = infer_answer(
-                body,
-                prediction_id=event_id,
-                version=inference.served.label,
-                arm=inference.choice.arm.encode(),
-                keep_alive=inference.keep_alive,
-                status=status,
-            )
-            inference.connection.answered(inference)
+            inference.release(body, event_id=event_id, status=status)
 
 
 def path_pin(model: str, value: bytes) -> int:
