@@ -29,7 +29,7 @@ from gateway.protocol.errors import BodyTooLarge, CallerError, EncodingNotSuppor
 from gateway.serving.answers import error_answer
 from gateway.serving.front import Front, Inference, parse_pin, path_pin
 
-__all__ = ("MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "MAX_PIPELINED", "GatewayProtocol")
+__all__ = ("MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "MAX_PIPELINED", "GatewayProtocol", "read_gateway_header")
 
 MAX_HEAD_BYTES = 16 * 1024  # h11 and node: 16 KiB
 MAX_HEAD_FIELDS = 100  # Apache: 100
@@ -296,7 +296,7 @@ class GatewayProtocol(HttpToolsProtocol):
             elif name == b"expect":
                 self.expect_100_continue = value.lower() == b"100-continue"
             elif name.startswith(b"gateway-") or name == b"inference-header-content-length":
-                _read_gateway_header(inference, name, value)
+                read_gateway_header(inference, name, value)
         if chunked and any(name == b"content-length" for name, _ in self.headers):
             inference.keep_alive = False
             raise CallerError("content-length and transfer-encoding exclude each other")
@@ -382,7 +382,13 @@ class GatewayProtocol(HttpToolsProtocol):
         return self._deaf
 
 
-def _read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
+def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
+    """Read one `Gateway-*` request header; `name` in lower case. gRPC reads its metadata with it.
+
+    Raises
+    ------
+    CallerError
+    """
     if name == b"gateway-routing-key":
         if len(value) > MAX_KEY_BYTES:
             raise CallerError(f"Gateway-Routing-Key is longer than {MAX_KEY_BYTES} bytes")
