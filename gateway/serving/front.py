@@ -409,6 +409,7 @@ class Front:
         if last is not None:
             last.served.inference_seconds.observe(last.inference_ns / 1e9)
             last.served.batch_rows.observe(last.batch_rows)
+            last.served.tally.add(inferences, now=now, time=time.time())
 
     def _refuse(
         self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], error: SpoolError

@@ -12,6 +12,7 @@ from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
 from gateway.serving.answers import outcome_of
 from gateway.serving.records import prediction_head
+from gateway.serving.tally import RunTally
 from gateway.telemetry.cells import CellFile, Counter, Histogram
 
 __all__ = ("ServedVersion",)
@@ -43,6 +44,7 @@ class ServedVersion:
         self.inference_seconds = cells.histogram("gateway_inference_duration_seconds", labels)
         self.queue_seconds = cells.histogram("gateway_queue_duration_seconds", labels)
         self.batch_rows = cells.histogram("gateway_batch_rows", labels)
+        self.tally = RunTally(labels, cells)
 
     def __repr__(self) -> str:
         return f"<ServedVersion {self.lane!r}>"
