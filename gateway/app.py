@@ -116,8 +116,9 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
             approved = {(model, version): digest for model, version, digest in table.approved}
             front.follow(table.revision, table.routes, approved)
 
+    store = Store(settings.store_url)
     follower = Follower(
-        _StoreRoutes(Store(settings.store_url)),
+        _StoreRoutes(store),
         apply=apply,
         poll_seconds=settings.store.poll_seconds,
         cache=settings.run_dir / f"routes-front-{slot}.json",
@@ -126,7 +127,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     follower.start(loop)
     protocol = functools.partial(GatewayProtocol, front=front, targets={})
     config = Config(
-        create_web(front, clock=time.time),
+        create_web(front, clock=time.time, store=store),
         http=protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="off",

@@ -13,6 +13,7 @@ from typing import Any
 
 from uvicorn import Config
 
+from gateway.control.store import Store
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.spool import SpoolWriter
 from gateway.routing.table import Route
@@ -125,7 +126,7 @@ async def door(tmp_path: Path, *, route: Route | None = None, **sections: dict[s
 async def _serve(front: Front, settings: Settings) -> tuple[FrontServer, int, list[Any]]:
     protocol = functools.partial(GatewayProtocol, front=front, targets={})
     config = Config(
-        create_web(front, clock=time.time),
+        create_web(front, clock=time.time, store=Store(settings.store_url)),
         http=protocol,  # type: ignore[arg-type]
         port=0,
         ws="none",
