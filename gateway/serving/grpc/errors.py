@@ -17,7 +17,7 @@ from gateway.protocol.errors import (
     UnknownModel,
 )
 
-__all__ = ("CODE_OF", "code_of", "details_of")
+__all__ = ("CODE_OF", "CODE_OF_STATUS", "code_of", "details_of")
 
 MAX_DETAILS = 1024
 """Characters of a status' text; it travels in a header, of which clients take 8 KiB."""
@@ -35,6 +35,17 @@ CODE_OF: dict[type[GatewayError], grpc.StatusCode] = {
 }
 """Error class to gRPC status, as `STATUS_OF` has it for HTTP: 503 is UNAVAILABLE, which clients may send again."""
 
+CODE_OF_STATUS: dict[int, grpc.StatusCode] = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    500: grpc.StatusCode.INTERNAL,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+"""HTTP status of a refused repository call to gRPC status."""
+
 
 def code_of(error: GatewayError) -> grpc.StatusCode:
     """The gRPC status of an error.
@@ -45,7 +56,7 @@ def code_of(error: GatewayError) -> grpc.StatusCode:
     return CODE_OF[type(error)]
 
 
-def details_of(error: GatewayError) -> str:
+def details_of(error: Exception) -> str:
     """The text of an error, as much of it as a status takes."""
     text = str(error)
     return text if len(text) <= MAX_DETAILS else text[: MAX_DETAILS - 3] + "..."

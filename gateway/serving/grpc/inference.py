@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from gateway.protocol.datatypes import Signature
-from gateway.protocol.decode import InferRequest, RequestDecoder
+from gateway.protocol.classification import classify
+from gateway.protocol.datatypes import Signature, TensorSpec
+from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import GatewayError
+from gateway.protocol.request import InferRequest
 from gateway.serving.front import Connection, Inference, path_pin
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.requests import read_request
 from gateway.serving.grpc.tensors import put_outputs
 from gateway.serving.protocol import read_gateway_header
 
-__all__ = ("GrpcInference",)
+__all__ = ("GrpcInference", "shown_name")
 
 MAX_NAME = 64
 
@@ -36,10 +38,9 @@ class GrpcInference(Inference):
     __slots__ = ("message", "raw", "refusal", "response", "trailers")
 
     def __init__(self, connection: Connection, message: messages.ModelInferRequest) -> None:
-        name = message.model_name
-        super().__init__(connection, name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}...", pinned=None)
+        super().__init__(connection, shown_name(message.model_name), pinned=None)
         self.message = message
-        self.raw = bool(message.raw_input_contents)
+        self.raw = False
         self.response: messages.ModelInferResponse | None = None
         self.refusal: GatewayError | None = None
         self.trailers: Metadata = ()
@@ -60,10 +61,15 @@ class GrpcInference(Inference):
 
     def read(self, decoder: RequestDecoder) -> InferRequest:
         message = self.message
-        del self.message  # its arrays are in the request now, and it may be large
-        return read_request(message, model=self.model, signature=self.served.signature or _EMPTY)
+        del self.message  # its tensors are in the request then, and it may be large
+        signature = self.served.signature or _EMPTY
+        request, self.raw = read_request(message, model=self.model, signature=signature, checks=decoder.checks)
+        return request
 
-    def body_of(self, event_id: bytes, flats: list[bytes]) -> bytes:
+    def said(self) -> Sequence[int]:
+        return ()
+
+    def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
         return b""
 
     def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
@@ -90,7 +96,21 @@ class GrpcInference(Inference):
         )
         response.parameters["prediction_id"].string_param = prediction_id
         response.parameters["arm"].string_param = arm
-        specs = (served.signature or _EMPTY).outputs
-        positions = self.requested or range(len(specs))
-        put_outputs(response, [(specs[at], self.outputs[at]) for at in positions], raw=self.raw)
+        tensors = []
+        for asked in self.requested or ():
+            spec, output = served.output_specs[asked.position], self.outputs[asked.position]
+            if asked.classes:
+                output = classify(output, asked.classes, spec=spec, labels=served.labels.get(spec.name, ()))
+                spec = TensorSpec(spec.name, "BYTES", spec.shape)
+            tensors.append((spec, output))
+        put_outputs(response, tensors, raw=self.raw)
         return response
+
+
+def shown_name(name: str) -> str:
+    """A model's name as it may stand in an error: one that is too long to be any is cut, and still none.
+
+    >>> len(shown_name("m" * 1000))
+    67
+    """
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}..."

@@ -1,31 +1,38 @@
-"""A `ModelInferRequest` as a validated request."""
+"""A `ModelInferRequest` as a validated request: the rules are those of JSON and binary."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from gateway.protocol.datatypes import FREE, Signature, TensorSpec
-from gateway.protocol.decode import InferRequest
+from gateway.protocol.binary import tensor_from_bytes
+from gateway.protocol.checks import SignatureChecks, checked_id
+from gateway.protocol.datatypes import Signature
 from gateway.protocol.errors import CallerError
+from gateway.protocol.parameters import checked_parameters, set_parameters
+from gateway.protocol.request import MAX_TENSORS, InferRequest
 from gateway.serving.grpc import inference_pb2 as messages
-from gateway.serving.grpc.tensors import raw_array, typed_array
+from gateway.serving.grpc.tensors import typed_tensor
 
 __all__ = ("read_request",)
 
-MAX_TENSORS = 64
-MAX_RANK = 8
-MAX_DIMENSION = 2**31 - 1
-MAX_ID_LENGTH = 128
-MAX_PARAMETERS = 64
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_SHARED_MEMORY = "shared_memory_region"
 
-def read_request(message: messages.ModelInferRequest, *, model: str, signature: Signature) -> InferRequest:
-    """Validate a request by the rules that hold for JSON.
+
+def read_request(
+    message: messages.ModelInferRequest, *, model: str, signature: Signature, checks: SignatureChecks
+) -> tuple[InferRequest, bool]:
+    """Validate a request.
+
+    Returns
+    -------
+    InferRequest
+    bool
+        Whether the answer's tensors are to be raw: as the request's were, or as `binary_data_output` says.
 
     Raises
     ------
@@ -34,110 +41,59 @@ def read_request(message: messages.ModelInferRequest, *, model: str, signature: 
     """
     request = InferRequest()
     if message.id:
-        request.id = _request_id(message.id)
-    request.parameters = _parameters(message.parameters)
-    request.inputs = _inputs(message, model, signature)
-    request.fragments = [None] * len(request.inputs)
-    first = request.inputs[0]
-    request.rows = first.shape[0] if first.ndim else 1
-    request.outputs = _requested(message, model, signature)
-    return request
+        request.id = checked_id(message.id)
+    raw = set_parameters(request, _values(message.parameters)) or bool(message.raw_input_contents)
+    arrays = _arrays(message, model, signature, checks)
+    request.inputs, request.rows = checks.complete(arrays)
+    request.fragments = [None] * len(arrays)
+    request.outputs = checks.outputs(_asked(message), rows=request.rows, binary=True)
+    return request, raw
 
 
-def _inputs(message: messages.ModelInferRequest, model: str, signature: Signature) -> list[Array]:
+def _arrays(
+    message: messages.ModelInferRequest, model: str, signature: Signature, checks: SignatureChecks
+) -> list[Array | None]:
     specs = signature.inputs
     count = len(message.inputs)
     if count > MAX_TENSORS:
         raise CallerError(f"the request has {count} inputs, more than {MAX_TENSORS}")
     raw = message.raw_input_contents
     if raw and len(raw) != count:
-        raise CallerError(f"raw_input_contents has {len(raw)} tensors for {count} inputs")
-    found: dict[str, Array] = {}
+        raise CallerError(f"raw_input_contents has {len(raw)} tensors, but the request has {count} inputs")
+    arrays: list[Array | None] = [None] * len(specs)
     for ordinal, tensor in enumerate(message.inputs):
-        spec = _spec_of(tensor.name, model, specs)
-        if spec.name in found:
+        position = checks.input_position(tensor.name)
+        spec = specs[position]
+        if arrays[position] is not None:
             raise CallerError(f"input '{spec.name}' is given twice")
-        if tensor.datatype != spec.datatype:
-            raise CallerError(
-                f"inference input '{spec.name}' data-type is '{tensor.datatype[:32]}', "
-                f"but model '{model}' expects '{spec.datatype}'"
-            )
-        shape = _shape(tensor, spec, model)
-        if "shared_memory_region" in tensor.parameters:
+        checks.datatype(spec, tensor.datatype)
+        shape = checks.shape(spec, list(tensor.shape))
+        if _SHARED_MEMORY in _values(tensor.parameters):
             raise CallerError(f"input '{spec.name}' asks for shared memory, which is not supported")
         if not raw:
-            found[spec.name] = typed_array(spec, tensor.contents, shape)
+            arrays[position] = typed_tensor(tensor.contents, spec, shape)
         elif tensor.HasField("contents"):
             raise CallerError(f"input '{spec.name}' must set only one of contents and raw_input_contents")
         else:
-            found[spec.name] = raw_array(spec, raw[ordinal], shape)
-    missing = [spec.name for spec in specs if spec.name not in found]
-    if missing:
-        raise CallerError(f"expected {len(specs)} inputs but got {count} inputs for model '{model}', missing {missing}")
-    return [found[spec.name] for spec in specs]
+            arrays[position] = tensor_from_bytes(memoryview(raw[ordinal]), spec, shape, model=model)
+    return arrays
 
 
-def _spec_of(name: str, model: str, specs: tuple[TensorSpec, ...]) -> TensorSpec:
-    for spec in specs:
-        if spec.name == name:
-            return spec
-    expected = ", ".join(f"'{spec.name}'" for spec in specs)
-    raise CallerError(f"unexpected inference input '{name[:64]}' for model '{model}', expected {expected}")
-
-
-def _shape(tensor: messages.ModelInferRequest.InferInputTensor, spec: TensorSpec, model: str) -> tuple[int, ...]:
-    shape = tuple(tensor.shape)
-    if len(shape) > MAX_RANK:
-        raise CallerError(f"'shape' of input '{spec.name}' must be an array of at most {MAX_RANK} integers")
-    for axis in shape:
-        if not 0 <= axis <= MAX_DIMENSION:
-            raise CallerError(
-                f"'shape' of input '{spec.name}' must hold integers from 0 to {MAX_DIMENSION}, got {axis}"
-            )
-    expected = spec.shape
-    if len(shape) != len(expected) or any(
-        axis != fixed and fixed != FREE for axis, fixed in zip(shape, expected, strict=True)
-    ):
-        raise CallerError(
-            f"unexpected shape for input '{spec.name}' for model '{model}'. "
-            f"Expected {list(expected)}, got {list(shape)}"
-        )
-    return shape
-
-
-def _requested(message: messages.ModelInferRequest, model: str, signature: Signature) -> tuple[int, ...] | None:
-    positions: list[int] = []
-    names = [spec.name for spec in signature.outputs]
+def _asked(message: messages.ModelInferRequest) -> Iterator[tuple[str, bool, int]]:
     for output in message.outputs:
-        if output.name not in names:
-            raise CallerError(
-                f"unexpected inference output '{output.name[:64]}' for model '{model}', "
-                f"expected {', '.join(repr(name) for name in names)}"
-            )
-        position = names.index(output.name)
-        if position in positions:
-            raise CallerError(f"output '{output.name}' is asked for twice")
-        for parameter in output.parameters:
-            if parameter in ("classification", "shared_memory_region"):
-                raise CallerError(f"output '{output.name}' asks for {parameter}, which is not supported over gRPC")
-        positions.append(position)
-    return tuple(positions) or None
+        parameters = _values(output.parameters)
+        if _SHARED_MEMORY in parameters:
+            raise CallerError(f"output '{output.name[:64]}' asks for shared memory, which is not supported")
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise CallerError("parameter 'classification' of an output must be a whole number of classes")
+        # Whether raw or typed, every datatype can be answered.
+        yield output.name, True, classes
 
 
-def _request_id(value: str) -> str:
-    if len(value) > MAX_ID_LENGTH or not (value.isascii() and value.isprintable()):
-        raise CallerError(f"'id' must be a string of at most {MAX_ID_LENGTH} printable ASCII characters")
-    return value
-
-
-def _parameters(parameters: Any) -> dict[str, Any]:
-    if len(parameters) > MAX_PARAMETERS:
-        raise CallerError(f"'parameters' must be an object of at most {MAX_PARAMETERS} members")
-    values: dict[str, Any] = {}
+def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
+    values = {}
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
-        value = getattr(parameter, choice) if choice else None
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            raise CallerError(f"parameter '{name[:64]}' must be a string, a number or a boolean")
-        values[name] = value
-    return values
+        values[name] = getattr(parameter, choice) if choice else None
+    return checked_parameters(values)

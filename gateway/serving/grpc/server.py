@@ -7,7 +7,10 @@ from typing import Any
 import grpc
 
 from gateway.serving.front import Front
-from gateway.serving.grpc.service import InferenceService
+from gateway.serving.grpc.calls import OtherCalls
+from gateway.serving.grpc.health import HealthService
+from gateway.serving.grpc.service import SERVICE, InferenceService
+from gateway.serving.repository_calls import RepositoryCalls, VersionStore
 from gateway.settings import LimitSettings
 
 __all__ = ("start_server",)
@@ -20,15 +23,27 @@ MIN_CLIENT_PING_SECONDS = 10.0
 MAX_STRIKES = 2
 
 
-async def start_server(front: Front, *, host: str, port: int) -> tuple[grpc.aio.Server, int]:
+async def start_server(
+    front: Front, store: VersionStore, *, extensions: tuple[str, ...], port: int
+) -> tuple[grpc.aio.Server, int]:
     """Serve gRPC for a front; other fronts may listen on the same port.
+
+    Parameters
+    ----------
+    front : Front
+    store : VersionStore
+        For the repository calls only; asked from a thread.
+    extensions : tuple of str
+        As `GET /v2` lists them.
+    port : int
+        0 picks a free one.
 
     Returns
     -------
     grpc.aio.Server
         Started; `await server.stop(seconds)` drains it.
     int
-        The port, for `port` 0.
+        The port.
 
     Raises
     ------
@@ -36,10 +51,13 @@ async def start_server(front: Front, *, host: str, port: int) -> tuple[grpc.aio.
         The port cannot be listened on.
     """
     limits = front.settings.limits
+    host = front.settings.server.host
+    calls = OtherCalls(front, RepositoryCalls(front, store), extensions=extensions)
     server = grpc.aio.server(
-        handlers=[InferenceService(front).handler()],
+        handlers=[InferenceService(front, calls).handler(), HealthService(front, (SERVICE,)).handler()],
         options=_options(limits),
-        maximum_concurrent_rpcs=limits.max_queue_requests,
+        # The queue of a version refuses by itself; what it takes must not keep out questions about health.
+        maximum_concurrent_rpcs=limits.max_queue_requests + MAX_STREAMS,
     )
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:

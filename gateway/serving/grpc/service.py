@@ -1,115 +1,104 @@
-"""The calls of `inference.GRPCInferenceService`."""
+"""`inference.GRPCInferenceService`: inference here, one call or a stream of them; the other calls from `calls`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from gateway import __version__
-from gateway.protocol.errors import CallerError, GatewayError
-from gateway.serving.front import Front, Inference, path_pin
+from gateway.serving.front import Front, Inference
 from gateway.serving.grpc import inference_pb2 as messages
-from gateway.serving.grpc.errors import code_of, details_of
-from gateway.serving.grpc.inference import MAX_NAME, GrpcInference
+from gateway.serving.grpc.calls import OtherCalls
+from gateway.serving.grpc.inference import GrpcInference
+from gateway.serving.grpc.methods import Context, serialize, unary
 
 __all__ = ("SERVICE", "InferenceService")
 
 SERVICE = "inference.GRPCInferenceService"
-
-Context = Any  # grpc.aio.ServicerContext
-Call = Callable[[Any, Context], Awaitable[Any]]
+MAX_AHEAD = 64
+"""Requests of one stream that may be under way; as many as HTTP pipelines."""
 
 
 class InferenceService:
-    """Answers calls from one front.
+    """Answers inference from one front.
 
     Parameters
     ----------
     front : Front
+    calls : OtherCalls
+        Everything that is no inference.
     """
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, calls: OtherCalls) -> None:
         self._front = front
-        self._message_seconds = front.settings.limits.body_timeout_seconds
+        self._calls = calls
+        self._limits = front.settings.limits
+
+    def __repr__(self) -> str:
+        return f"<InferenceService {self._front!r}>"
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a `grpc.aio` server takes."""
-        calls: dict[str, tuple[Any, Call]] = {
-            "ServerLive": (messages.ServerLiveRequest, self._server_live),
-            "ServerReady": (messages.ServerReadyRequest, self._server_ready),
-            "ModelReady": (messages.ModelReadyRequest, self._model_ready),
-            "ServerMetadata": (messages.ServerMetadataRequest, self._server_metadata),
-            "ModelMetadata": (messages.ModelMetadataRequest, self._model_metadata),
-            "ModelInfer": (messages.ModelInferRequest, self._infer),
+        seconds = self._limits.body_timeout_seconds
+        table: dict[str, grpc.RpcMethodHandler] = {
+            name: unary(request, call, seconds=seconds) for name, (request, call) in self._calls.table().items()
         }
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {name: self._unary(request, call) for name, (request, call) in calls.items()}
+        table["ModelInfer"] = unary(messages.ModelInferRequest, self._infer, seconds=seconds)
+        table["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._infer_stream,
+            request_deserializer=messages.ModelInferRequest.FromString,
+            response_serializer=serialize,
         )
+        return grpc.method_handlers_generic_handler(SERVICE, table)
 
-    def _unary(self, request: Any, call: Call) -> grpc.RpcMethodHandler:
-        # Taken as a stream of one message, which is the same on the wire: so the wait for it can be bounded.
-        async def handle(arriving: AsyncIterator[Any], context: Context) -> Any:
-            try:
-                async with asyncio.timeout(self._message_seconds):
-                    message = await anext(aiter(arriving))
-            except (TimeoutError, StopAsyncIteration):
-                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request's message did not arrive in time")
-            try:
-                return await call(message, context)
-            except GatewayError as error:
-                await context.abort(code_of(error), details_of(error))
-
-        return grpc.stream_unary_rpc_method_handler(
-            handle, request_deserializer=request.FromString, response_serializer=_serialize
-        )
-
-    async def _infer(self, message: messages.ModelInferRequest, context: Context) -> Any:
+    def _accept(self, message: messages.ModelInferRequest, context: Context) -> _Pending:
         waiter = _Waiter()
         inference = GrpcInference(waiter, message)
         inference.read_head(context.invocation_metadata() or (), context.time_remaining())
         self._front.accept(inference)
-        try:
-            await waiter.done
-        except asyncio.CancelledError:
-            inference.abandoned = True  # the client has gone, or its deadline is past
-            raise
+        return inference, waiter
+
+    async def _infer(self, message: messages.ModelInferRequest, context: Context) -> Any:
+        inference = await _answered(self._accept(message, context))
         if inference.trailers:
             context.set_trailing_metadata(inference.trailers)
         if inference.refusal is not None:
             raise inference.refusal
         return inference.response
 
-    async def _server_live(self, message: Any, context: Context) -> Any:
-        return messages.ServerLiveResponse(live=True)
-
-    async def _server_ready(self, message: Any, context: Context) -> Any:
-        return messages.ServerReadyResponse(ready=self._front.not_ready is None)
-
-    async def _model_ready(self, message: Any, context: Context) -> Any:
-        return messages.ModelReadyResponse(ready=self._version(message).lane.ready)
-
-    async def _server_metadata(self, message: Any, context: Context) -> Any:
-        return messages.ServerMetadataResponse(name=self._front.name, version=__version__)
-
-    async def _model_metadata(self, message: Any, context: Context) -> Any:
-        served = self._version(message)
-        versions = sorted(version for name, version in self._front.versions if name == served.model)
-        if served.signature is None:
-            raise CallerError(
-                f"Request for unknown model: '{served.model}' version {served.version} is not at ready state"
-            )
-        return messages.ModelMetadataResponse(**served.metadata([str(version) for version in versions]))
-
-    def _version(self, message: Any) -> Any:
-        name = message.name[: MAX_NAME + 1]
-        return self._front.version(name, path_pin(name, message.version.encode()) if message.version else None)
+    async def _infer_stream(self, arriving: AsyncIterator[messages.ModelInferRequest], context: Context) -> None:
+        """Answers leave in the order of the requests; an error ends its request, not the stream."""
+        under_way: asyncio.Queue[_Pending | None] = asyncio.Queue(MAX_AHEAD)
+        idle = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_write_stream(under_way, context))
+                while not idle:
+                    try:
+                        async with asyncio.timeout(self._limits.keep_alive_seconds):
+                            message = await anext(arriving, None)
+                    except TimeoutError:
+                        idle = True
+                    else:
+                        if message is None:
+                            break
+                        await under_way.put(self._accept(message, context))
+                await under_way.put(None)
+        finally:
+            while not under_way.empty():
+                pending = under_way.get_nowait()
+                if pending is not None:
+                    pending[0].abandoned = True
+        if idle:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no request came for too long")
 
 
 class _Waiter:
-    """`Connection` of one call."""
+    """`Connection` of one request: a future that its answer resolves."""
+
+    __slots__ = ("done",)
 
     def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -119,6 +108,26 @@ class _Waiter:
             self.done.set_result(None)
 
 
-def _serialize(message: Any) -> bytes:
-    content: bytes = message.SerializeToString()
-    return content
+_Pending = tuple[GrpcInference, _Waiter]
+
+
+async def _answered(pending: _Pending) -> GrpcInference:
+    inference, waiter = pending
+    try:
+        await waiter.done
+    except asyncio.CancelledError:
+        inference.abandoned = True  # the client has gone, or its deadline is past
+        raise
+    return inference
+
+
+async def _write_stream(under_way: asyncio.Queue[_Pending | None], context: Context) -> None:
+    while (pending := await under_way.get()) is not None:
+        inference = await _answered(pending)
+        if inference.response is not None:
+            answer = messages.ModelStreamInferResponse(infer_response=inference.response)
+        else:
+            answer = messages.ModelStreamInferResponse(error_message=str(inference.refusal))
+            # Clients tell by the id which of their requests failed.
+            answer.infer_response.id = inference.request_id or ""
+        await context.write(answer)

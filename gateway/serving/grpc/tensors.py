@@ -1,4 +1,4 @@
-"""Requests and answers of gRPC as arrays: the same rules as for JSON.
+"""Typed contents as arrays, and an answer's tensors, typed or raw.
 
 Source: Open Inference Protocol V2, "GRPC", `InferTensorContents` and "Raw Tensor Contents".
 """
@@ -6,15 +6,17 @@ Source: Open Inference Protocol V2, "GRPC", `InferTensorContents` and "Raw Tenso
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.serving.grpc import inference_pb2 as messages
 
-__all__ = ("FIELD_OF", "put_outputs", "raw_array", "typed_array")
+__all__ = ("FIELD_OF", "put_outputs", "typed_tensor")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,12 +37,19 @@ FIELD_OF = {
 """Datatype to the field of `InferTensorContents` that carries its elements; FP16 and BF16 have none."""
 
 
-def typed_array(spec: TensorSpec, contents: messages.InferTensorContents, shape: tuple[int, ...]) -> Array:
+def typed_tensor(contents: messages.InferTensorContents, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     """The tensor that typed contents are.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Checked against `spec`.
 
     Raises
     ------
     CallerError
+        They stand in another datatype's field, or are not as many as the shape says, or an element is none of the
+        datatype.
     """
     expected = FIELD_OF.get(spec.datatype)
     if expected is None:
@@ -54,7 +63,7 @@ def typed_array(spec: TensorSpec, contents: messages.InferTensorContents, shape:
             f"input '{spec.name}' has {len(elements)} elements, but its shape {list(shape)} has {math.prod(shape)}"
         )
     if spec.datatype == "BYTES":
-        return _texts(spec, elements).reshape(shape)
+        return _texts(elements, spec).reshape(shape)
     dtype = NUMPY_OF[spec.datatype]
     wide = np.dtype(f"<{dtype.kind}{max(4, dtype.itemsize)}") if dtype.kind in "iu" else dtype
     array: Array = np.fromiter(elements, wide, len(elements))
@@ -65,73 +74,32 @@ def typed_array(spec: TensorSpec, contents: messages.InferTensorContents, shape:
     return array.astype(dtype, copy=False).reshape(shape)
 
 
-def raw_array(spec: TensorSpec, content: bytes, shape: tuple[int, ...]) -> Array:
-    """The tensor that raw contents are, without a copy where the bytes allow.
+def put_outputs(
+    response: messages.ModelInferResponse, outputs: Iterable[tuple[TensorSpec, Array]], *, raw: bool
+) -> None:
+    """Put tensors into an answer.
 
-    Raises
-    ------
-    CallerError
+    Parameters
+    ----------
+    raw : bool
+        In `raw_output_contents`, all of them; so they also go where a datatype has no field of its own.
     """
-    count = math.prod(shape)
-    if spec.datatype == "BYTES":
-        return _texts(spec, _cut(spec, content, count)).reshape(shape)
-    dtype = NUMPY_OF[spec.datatype]
-    if len(content) != count * dtype.itemsize:
-        raise CallerError(
-            f"input '{spec.name}' has {len(content)} bytes, "
-            f"but {spec.datatype} of shape {list(shape)} has {count * dtype.itemsize}"
-        )
-    array: Array = np.frombuffer(content, dtype)
-    if dtype.kind == "b" and array.size and array.view("u1").max() > 1:
-        raise CallerError(f"input '{spec.name}' has a byte that is no {spec.datatype}")
-    return array.reshape(shape)
-
-
-def put_outputs(response: messages.ModelInferResponse, outputs: list[tuple[TensorSpec, Array]], *, raw: bool) -> None:
-    """Put tensors into an answer: raw where that was asked, or where a datatype has no field of its own."""
-    raw = raw or any(spec.datatype not in FIELD_OF for spec, _ in outputs)
-    for spec, array in outputs:
+    tensors = list(outputs)
+    raw = raw or any(spec.datatype not in FIELD_OF for spec, _ in tensors)
+    for spec, array in tensors:
         tensor = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         if raw:
-            response.raw_output_contents.append(_packed(array))
+            response.raw_output_contents.append(bytes(tensor_to_bytes(array)))
         elif spec.datatype == "BYTES":
             tensor.contents.bytes_contents.extend([text.encode() for text in array.ravel()])
         else:
             getattr(tensor.contents, FIELD_OF[spec.datatype]).extend(array.ravel().tolist())
 
 
-def _cut(spec: TensorSpec, content: bytes, count: int) -> list[bytes]:
-    elements: list[bytes] = []
-    offset = 0
-    while offset < len(content):
-        stop = offset + 4 + int.from_bytes(content[offset : offset + 4], "little")
-        if stop > len(content) or len(elements) == count:
-            break
-        elements.append(content[offset + 4 : stop])
-        offset = stop
-    if offset != len(content) or len(elements) != count:
-        raise CallerError(
-            f"input '{spec.name}' has {len(content)} bytes that are not {count} elements of BYTES, "
-            "each its length as uint32 and its content"
-        )
-    return elements
-
-
-def _texts(spec: TensorSpec, elements: Any) -> Array:
-    array = np.empty(len(elements), object)
+def _texts(elements: Iterable[bytes], spec: TensorSpec) -> Array:
     try:
-        for position, element in enumerate(elements):
-            array[position] = element.decode()
+        return np.array([element.decode() for element in elements], dtype=object)
     except UnicodeDecodeError:
-        raise CallerError(f"input '{spec.name}' has an element that is not UTF-8") from None
-    return array
-
-
-def _packed(array: Array) -> bytes:
-    if array.dtype.kind != "O":
-        return array.tobytes()
-    pieces: list[bytes] = []
-    for text in array.ravel():
-        encoded = text.encode()
-        pieces += (len(encoded).to_bytes(4, "little"), encoded)
-    return b"".join(pieces)
+        raise CallerError(
+            f"input '{spec.name}' has an element that is not UTF-8; strings of a model are text"
+        ) from None
