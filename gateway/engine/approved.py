@@ -37,5 +37,6 @@ def run_approved(order: EngineOrder) -> None:
         batchable=version.manifest.batching.allows(exact=policy.batching.exact),
         max_rows=policy.batching.max_rows,
         redact=policy.logging.redact,
+        omitted=session.omitted,
     )
     run_engine(session, Path(order.socket), hello=hello, beat_path=Path(order.beat))

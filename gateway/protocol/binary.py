@@ -49,12 +49,13 @@ class Tail:
         """
         if type(size) is not int or size < 0:
             raise CallerError(
-                f"parameter 'binary_data_size' of input '{name}' must be a whole number of bytes, got {str(size)[:32]!r}"
+                f"parameter 'binary_data_size' of input '{name}' must be a number of bytes, got {str(size)[:32]!r}"
             )
         left = len(self._body) - self._start
         if size > left:
             raise CallerError(
-                f"unexpected size for input '{name}', expecting {size - left} additional bytes for model '{self._model}'"
+                f"unexpected size for input '{name}', expecting {size - left} additional bytes "
+                f"for model '{self._model}'"
             )
         block = self._body[self._start : self._start + size]
         self._start += size
@@ -133,7 +134,8 @@ def raw_tensor(body: bytes | memoryview, spec: TensorSpec, *, model: str) -> Arr
         size = NUMPY_OF[spec.datatype].itemsize * math.prod(axis for axis in shape if axis != FREE)
         if not size or len(view) % size:
             raise CallerError(
-                f"The shape of the raw input '{spec.name}' can not be deduced: {len(view)} bytes are no multiple of {size}"
+                f"The shape of the raw input '{spec.name}' can not be deduced: "
+                f"{len(view)} bytes are no multiple of {size}"
             )
         shape[shape.index(FREE)] = len(view) // size
     return tensor_from_bytes(view, spec, tuple(shape), model=model)

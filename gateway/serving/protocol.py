@@ -25,6 +25,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway.protocol.compression import accepted_encoding, content_encoding
 from gateway.protocol.errors import BodyTooLarge, CallerError, EncodingNotSupported, GatewayError
 from gateway.serving.answers import error_answer
 from gateway.serving.front import Front, Inference, parse_pin, path_pin
@@ -39,6 +40,7 @@ MAX_TARGETS = 1024
 LINGER_SECONDS = 1.0
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:/versions/([^/?]{1,32}))?/infer(?:\?.*)?")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Behind = Inference | tuple[RequestResponseCycle, ASGI3Application]
@@ -291,8 +293,11 @@ class GatewayProtocol(HttpToolsProtocol):
             elif name == b"transfer-encoding":
                 chunked = True
             elif name == b"content-encoding":
-                if value.lower() != b"identity":
-                    raise EncodingNotSupported(f"content-encoding '{value[:32].decode('latin-1')}' is not supported")
+                if inference.encoding is not None:
+                    raise EncodingNotSupported("more than one content-encoding is not supported")
+                inference.encoding = content_encoding(value)
+            elif name == b"accept-encoding":
+                inference.accepts = accepted_encoding(value)
             elif name == b"expect":
                 self.expect_100_continue = value.lower() == b"100-continue"
             elif name.startswith(b"gateway-") or name == b"inference-header-content-length":
@@ -403,6 +408,7 @@ def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None
             raise CallerError("Gateway-Timeout-Ms must be a positive whole number of milliseconds")
         inference.timeout_ms = int(value)
     elif name == b"inference-header-content-length":
-        raise EncodingNotSupported(
-            "tensors in binary are not supported yet; send JSON (binary_data=False on every input and output)"
-        )
+        if _LENGTH.fullmatch(value) is None or inference.json_length is not None:
+            shown = value[:32].decode("latin-1")
+            raise CallerError(f"Unable to parse Inference-Header-Content-Length, got: {shown}")
+        inference.json_length = int(value)

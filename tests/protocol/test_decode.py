@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
+from gateway.protocol.request import RequestedOutput
 
 MODEL = Signature(
     (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)), TensorSpec("z", "INT64", (-1,)))
@@ -58,7 +59,7 @@ def test_id_parameters_and_outputs_are_read() -> None:
          "outputs": [{"name": "z"}, {"name": "y"}]}
     )  # fmt: skip
     request = RequestDecoder("m", MODEL).decode(raw)
-    assert (request.id, request.outputs) == ("a-1", (1, 0))
+    assert (request.id, request.outputs) == ("a-1", (RequestedOutput(1), RequestedOutput(0)))
     assert request.parameters == {"event_time": "2012-01-01T00:00:00Z", "n": 1, "b": True}
 
 
@@ -85,7 +86,7 @@ def test_unknown_keys_are_passed_over() -> None:
         (b'{"inputs":[],"inputs":[]}', "key twice"),
         (b"{}", "has no 'inputs'"),
         (b'{"inputs":{}}', "must be an array"),
-        (b'{"inputs":[]}', "missing \\['x'\\]"),
+        (b'{"inputs":[]}', "missing required input\\(s\\) \\['x'\\]"),
         (b'{"inputs":[1]}', "must be an object"),
     ],
     ids=lambda value: value[:24] if isinstance(value, bytes) else None,
