@@ -142,6 +142,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     )
     server = FrontServer(config)
     listener = _listen(settings.server.host, settings.server.http_port)
+    grpc = await _start_grpc(front, store, log)
     tasks = [
         loop.create_task(_tick_front(front)),
         loop.create_task(_connect_lanes(front, settings)),
@@ -155,7 +156,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         if settings.server.drain_delay_seconds and not serving.done():
             await asyncio.sleep(settings.server.drain_delay_seconds)
         server.should_exit = True
-        await serving
+        await asyncio.gather(serving, grpc.stop(settings.server.drain_timeout_seconds) if grpc else asyncio.sleep(0))
     finally:
         for task in tasks:
             task.cancel()
@@ -164,6 +165,21 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
             served.lane.close()
         spool.close()
         log.note("drained")
+
+
+async def _start_grpc(front: Any, store: Any, log: ProcessLog) -> Any:
+    from gateway.serving.grpc import HOW_TO_INSTALL, is_installed
+
+    server = front.settings.server
+    if not server.grpc:
+        return None
+    if not is_installed():
+        log.note(f"gRPC is off: the extra is not installed; {HOW_TO_INSTALL}")
+        return None
+    from gateway.serving.grpc.server import start_server
+
+    grpc, _ = await start_server(front, store, port=server.grpc_port)
+    return grpc
 
 
 async def _tick_front(front: Any) -> None:

@@ -30,10 +30,10 @@ from gateway.serving.statistics import read_statistics
 from gateway.serving.try_page import HEADERS, PAGE
 from gateway.serving.version import ServedVersion
 
-__all__ = ("create_web", "endpoints_of")
+__all__ = ("SERVER_EXTENSIONS", "create_web", "endpoints_of")
 
 MAX_NAME = 64
-_EXTENSIONS = (*EXTENSIONS, "logging", "model_configuration", "model_repository", "statistics")
+SERVER_EXTENSIONS = (*EXTENSIONS, "logging", "model_configuration", "model_repository", "statistics")
 _ABSENT = (
     ("/v2/trace/", "tracing is not offered"),
     ("/v2/systemsharedmemory", "shared memory is not offered: send tensors in the body of the request"),
@@ -174,7 +174,7 @@ class _Web:
 
     async def server(self, request: Request) -> Response:
         name = self._front.settings.server.name
-        return _json({"name": name, "version": __version__, "extensions": _EXTENSIONS})
+        return _json({"name": name, "version": __version__, "extensions": SERVER_EXTENSIONS})
 
     async def live(self, request: Request) -> Response:
         return _json({"live": True})

@@ -25,6 +25,7 @@ from gateway.serving.model_config import model_config
 from gateway.serving.repository_calls import RepositoryCalls, authorize
 from gateway.serving.statistics import read_statistics
 from gateway.serving.version import ServedVersion
+from gateway.serving.web import SERVER_EXTENSIONS
 
 __all__ = ("OtherCalls",)
 
@@ -36,14 +37,11 @@ class OtherCalls:
     ----------
     front : Front
     repository : RepositoryCalls
-    extensions : tuple of str
-        As `GET /v2` lists them.
     """
 
-    def __init__(self, front: Front, repository: RepositoryCalls, *, extensions: tuple[str, ...]) -> None:
+    def __init__(self, front: Front, repository: RepositoryCalls) -> None:
         self._front = front
         self._repository = repository
-        self._extensions = extensions
 
     def table(self) -> dict[str, tuple[Any, Call]]:
         """Name of each call to the message it takes and what answers it."""
@@ -76,7 +74,7 @@ class OtherCalls:
 
     async def _server_metadata(self, message: Any, context: Context) -> Any:
         return messages.ServerMetadataResponse(
-            name=self._front.settings.server.name, version=__version__, extensions=self._extensions
+            name=self._front.settings.server.name, version=__version__, extensions=SERVER_EXTENSIONS
         )
 
     async def _model_metadata(self, message: Any, context: Context) -> Any:

@@ -23,9 +23,7 @@ MIN_CLIENT_PING_SECONDS = 10.0
 MAX_STRIKES = 2
 
 
-async def start_server(
-    front: Front, store: VersionStore, *, extensions: tuple[str, ...], port: int
-) -> tuple[grpc.aio.Server, int]:
+async def start_server(front: Front, store: VersionStore, *, port: int) -> tuple[grpc.aio.Server, int]:
     """Serve gRPC for a front; other fronts may listen on the same port.
 
     Parameters
@@ -33,8 +31,6 @@ async def start_server(
     front : Front
     store : VersionStore
         For the repository calls only; asked from a thread.
-    extensions : tuple of str
-        As `GET /v2` lists them.
     port : int
         0 picks a free one.
 
@@ -52,7 +48,7 @@ async def start_server(
     """
     limits = front.settings.limits
     host = front.settings.server.host
-    calls = OtherCalls(front, RepositoryCalls(front, store), extensions=extensions)
+    calls = OtherCalls(front, RepositoryCalls(front, store))
     server = grpc.aio.server(
         handlers=[InferenceService(front, calls).handler(), HealthService(front, (SERVICE,)).handler()],
         options=_options(limits),
