@@ -10,7 +10,7 @@ from gateway import __version__
 from gateway.protocol.datatypes import Signature
 from gateway.serving.endpoints import Endpoint
 from gateway.serving.repository_calls import REPOSITORY
-from gateway.serving.schemas import SCHEMAS, infer_answer, infer_request, reference
+from gateway.serving.schemas import SCHEMAS, infer_answer, infer_example, infer_request, reference
 
 __all__ = ("describe", "describe_model")
 
@@ -49,7 +49,9 @@ def describe_model(
         rest = endpoint.path.removeprefix(prefix)
         if endpoint.path.startswith(prefix) and "{" not in rest:
             path = f"{prefix}{rest}".replace("{model}", model).replace("{version}", str(version))
-            paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, None)
+            operation = paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, None)
+            if endpoint.body == "InferRequest":
+                operation["requestBody"]["content"]["application/json"]["example"] = infer_example(signature)
     return _document(model if version is None else f"{model} version {version}", paths, SCHEMAS | own)
 
 

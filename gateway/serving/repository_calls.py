@@ -128,9 +128,11 @@ class RepositoryCalls:
         """
         _check_repository(repository)
         given = dict(_read(body, _ModelRequest).parameters)
-        given.pop("unload_dependents", None)  # no model here depends on another one
-        if given:
-            raise CallRefused(400, f"failed to unload '{model}', {_shown(given)}: there is no such parameter")
+        dependents = given.pop("unload_dependents", False)  # no model here depends on another one
+        if given or not isinstance(dependents, bool):
+            raise CallRefused(
+                400, f"failed to unload '{model}', parameters: expected unload_dependents, true or false, or nothing"
+            )
         snapshot = await self._snapshot()
         states = _versions_of(snapshot, model)
         if not states:
@@ -230,7 +232,7 @@ def _versions_of(snapshot: Snapshot, model: str) -> list[VersionState]:
 
 
 def _shown(parameters: dict[str, Any]) -> str:
-    return "parameter " + ", ".join(f"'{name[:64]}'" for name in sorted(parameters)[:4])
+    return "parameters " + ", ".join(f"'{name[:64]}'" for name in sorted(parameters)[:4])
 
 
 def _away(error: StoreError) -> CallRefused:

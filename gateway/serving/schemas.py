@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gateway.protocol.datatypes import FREE, NUMPY_OF, Signature, TensorSpec
 from gateway.serving.feedback import MAX_FEEDBACK
 from gateway.serving.logging_settings import LOGGING
 
-__all__ = ("SCHEMAS", "Schema", "infer_answer", "infer_request", "reference")
+__all__ = ("SCHEMAS", "Schema", "infer_answer", "infer_example", "infer_request", "reference")
 
 Schema = dict[str, Any]
 
@@ -75,6 +76,21 @@ def infer_answer(signature: Signature) -> Schema:
     return _infer_answer(_array({"oneOf": [_tensor(spec) for spec in signature.outputs]}))
 
 
+def infer_example(signature: Signature) -> dict[str, Any]:
+    """A request body that a model with this signature takes: one row of zeros.
+
+    >>> infer_example(Signature((TensorSpec("x", "FP32", (-1, 2)),), ()))
+    {'inputs': [{'name': 'x', 'shape': [1, 2], 'datatype': 'FP32', 'data': [0, 0]}]}
+    """
+    inputs = []
+    for spec in signature.inputs:
+        shape = [1 if axis == FREE else axis for axis in spec.shape]
+        value = {"BYTES": "", "BOOL": False}.get(spec.datatype, 0)
+        data = [value] * math.prod(shape)
+        inputs.append({"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": data})
+    return {"inputs": inputs}
+
+
 def _tensor(spec: TensorSpec) -> Schema:
     axes = [_DIMENSION if axis == FREE else {"const": axis} for axis in spec.shape]
     shape: Schema = {"type": "array", "minItems": len(axes), "maxItems": len(axes)}
@@ -122,7 +138,7 @@ _CONFIG_TENSOR = _object({"name": _TEXT, "data_type": _TEXT, "dims": _array({"ty
 _FEEDBACK = {
     **_object(
         {
-            "prediction_id": _TEXT,
+            "prediction_id": {"type": "string", "pattern": "^[0-9a-f]{14}-[0-9a-f]{10}$"},
             "label": {"type": ["number", "boolean"]},
             "row": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
         },
@@ -213,7 +229,17 @@ SCHEMAS: dict[str, Schema] = {
             }
         )
     ),
-    "RepositoryRequest": _object({"parameters": _PARAMETERS}, optional=("parameters",)),
+    "LoadRequest": _object({"parameters": {"type": "object", "maxProperties": 0}}, optional=("parameters",)),
+    "UnloadRequest": _object(
+        {
+            "parameters": {
+                "type": "object",
+                "properties": {"unload_dependents": _FLAG},
+                "additionalProperties": False,
+            }
+        },
+        optional=("parameters",),
+    ),
     "Loaded": _object({"name": _TEXT, "load": _FLAG}),
     "Unloaded": _object({"name": _TEXT, "unload": _FLAG}),
     "LogSettings": _object(_LOGGING),

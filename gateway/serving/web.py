@@ -138,14 +138,14 @@ def endpoints_of(front: Front, *, clock: Callable[[], float], store: VersionStor
                 f"{verb}{'_in_repository' * (prefix != calls[0])}",
                 summary,
                 run,
-                answer,
-                body="RepositoryRequest",
+                f"{verb.capitalize()}ed",
+                body=f"{verb.capitalize()}Request",
                 guarded=True,
             )
             for prefix in calls
-            for verb, summary, run, answer in (
-                ("load", "Wait until the approved versions of a model are up.", web.load, "Loaded"),
-                ("unload", "Take back the approvals of a model without traffic.", web.unload, "Unloaded"),
+            for verb, summary, run in (
+                ("load", "Wait until the approved versions of a model are up.", web.load),
+                ("unload", "Take back the approvals of a model without traffic.", web.unload),
             )
         ],
         Endpoint("GET", "/v2/logging", "logging", "Settings of the process log.", web.logging, "LogSettings"),
