@@ -112,4 +112,4 @@ def numbers_of(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtyp
     """
     if array.dtype.kind != "V":
         return array
-    return (np.ascontiguousarray(array).view("<u2").astype("<u4") << 16).view("<f4")
+    return (array.view("<u2").astype("<u4") << 16).view("<f4")

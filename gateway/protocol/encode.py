@@ -16,7 +16,6 @@ from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.datatypes import TensorSpec, numbers_of
 
 __all__ = (
-    "all_finite",
     "encode_flat",
     "encode_flat_with_tokens",
     "encode_string",
@@ -28,11 +27,6 @@ __all__ = (
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
-
-
-def all_finite(array: Array) -> bool:
-    """Whether a tensor holds neither NaN nor an infinity."""
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def encode_flat(array: Array) -> bytes:
