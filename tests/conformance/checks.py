@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = (
     "ok",
     "raw",
     "shape",
+    "singles",
     "status",
     "value",
 )
@@ -113,6 +115,18 @@ def data(name: str, wanted: list[Any]) -> Check:
         ok(answer)
         found = _flat(answer.output(name)["data"])
         assert found == wanted and [type(x) for x in found] == [type(x) for x in wanted], f"{found} is not {wanted}"
+
+    return check
+
+
+def singles(name: str, wanted: list[float]) -> Check:
+    """The elements of an FP32 output in JSON; digits that single precision cannot tell apart may differ."""
+
+    def check(answer: Answer) -> None:
+        ok(answer)
+        found = _flat(answer.output(name)["data"])
+        packed = [struct.pack(f"<{len(values)}f", *values) for values in (found, wanted)]
+        assert packed[0] == packed[1], f"{found} is not {wanted}"
 
     return check
 
