@@ -86,7 +86,9 @@ class RequestDecoder:
                 raise CallerError("the request body must be a JSON object")
             return (self._usual(document, text) if tail is None else None) or self._read(document, text, tail)
         except CallerError as error:
-            # The parser cannot be used again while anything of its document lives, and a traceback's frames would.
+            # The parser cannot be used again while anything of its document lives, and the frames would that the
+            # traceback of this error holds, or of the one that it came from.
+            error.__context__ = None
             raise error.with_traceback(None) from None
         finally:
             del document
@@ -103,7 +105,7 @@ class RequestDecoder:
             shape = tensor["shape"].as_list()
             array = numbers(tensor["data"], NUMPY_OF[spec.datatype], spec)
             fragment = fragment_of(body, array.size)
-            if fragment is None or b"[" in fragment[1:]:
+            if fragment is None or fragment.rfind(b"[") > 0:
                 return None
         except (KeyError, TypeError, ValueError, AttributeError):
             return None

@@ -54,8 +54,6 @@ class ServedVersion:
 
     def greeted(self, hello: Hello) -> None:
         """Learn from the engine's greeting."""
-        if hello.signature == self.signature:
-            return
         self.signature = hello.signature
         self.redact = hello.redact
         self.labels = hello.labels
