@@ -8,7 +8,7 @@ from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import GatewayError
-from gateway.protocol.request import InferRequest
+from gateway.protocol.request import MAX_ID_LENGTH, InferRequest
 from gateway.serving.front import Connection, Inference, path_pin
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.requests import read_request
@@ -29,17 +29,20 @@ class GrpcInference(Inference):
 
     Attributes
     ----------
+    given_id : str
+        The request's, unchecked: for its caller only.
     response : ModelInferResponse or None
     refusal : GatewayError or None
     trailers : tuple of (str, str)
         Prediction id, version and arm, once the request was routed and logged.
     """
 
-    __slots__ = ("message", "raw", "refusal", "response", "trailers")
+    __slots__ = ("given_id", "message", "raw", "refusal", "response", "trailers")
 
     def __init__(self, connection: Connection, message: messages.ModelInferRequest) -> None:
         super().__init__(connection, shown_name(message.model_name), pinned=None)
         self.message = message
+        self.given_id = message.id[:MAX_ID_LENGTH]
         self.raw = False
         self.response: messages.ModelInferResponse | None = None
         self.refusal: GatewayError | None = None
