@@ -25,16 +25,6 @@ _MAX_TEXT = 40
 """Bytes of JSON a logged number may take; spaces and idle digits could make it any length."""
 
 _BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
-_LIMITS: Mapping[np.dtype[Any], tuple[float, float]] = {
-    **{
-        dtype: (float(np.finfo(dtype).min), float(np.finfo(dtype).max))
-        for dtype in NUMPY_OF.values()
-        if dtype.kind == "f"
-    },
-    **{
-        dtype: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in NUMPY_OF.values() if dtype.kind in "iu"
-    },
-}
 _ALLOWED: Mapping[str, frozenset[type]] = {
     "f": frozenset({int, float}),
     "i": frozenset({int}),
@@ -43,6 +33,21 @@ _ALLOWED: Mapping[str, frozenset[type]] = {
     "O": frozenset({str}),
 }
 _INFINITIES = (math.inf, -math.inf)
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The smallest and the largest number in JSON that is one of `dtype`."""
+    if dtype.kind != "f":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    largest = np.finfo(dtype)
+    high = float(largest.max)
+    if dtype.itemsize < 8:
+        # The shortest decimal of the largest float lies above it: what still rounds to it is it.
+        high = math.nextafter(high + 2.0 ** (largest.maxexp - largest.nmant - 2), 0)
+    return -high, high
+
+
+_LIMITS = {dtype: _limits(dtype) for dtype in NUMPY_OF.values() if dtype.kind in "fiu"}
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 

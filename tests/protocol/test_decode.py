@@ -251,6 +251,14 @@ def test_every_datatype_takes_its_own_values_exactly_and_no_others(
         refused(raw, datatype, by=chosen)
 
 
+def test_the_largest_float_is_taken_as_it_is_written_and_the_next_one_is_not() -> None:
+    taken = RequestDecoder("m", MODEL).decode(body(data=[3.4028235e38, -3.4028235677973362e38])).inputs[0]
+    assert taken.tolist() == [[np.finfo("f4").max, np.finfo("f4").min]]
+    refused(body(data=[3.4028235677973366e38, 0]), "out of range for FP32")
+    with_token = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,3.4028235e38]}]}'
+    assert RequestDecoder("m", MODEL).decode(with_token).inputs[0][0, 1] == np.finfo("f4").max
+
+
 def test_integers_past_the_53_bits_of_a_double_are_exact() -> None:
     chosen = decoder(("x", "INT64", (-1,)))
     raw = json.dumps({"inputs": [tensor(datatype="INT64", shape=[1], data=[9007199254740993])]}).encode()
