@@ -142,7 +142,7 @@ def write_triton(folder: Path) -> None:
         model.save(folder / model.name / "1" / "model.onnx")
 
 
-def write_gateway(folder: Path) -> None:
+def write_gateway(folder: Path, models: Sequence[TinyModel] = MODELS) -> None:
     """Model folders as this project reads them, approved by digest in their `model.toml`."""
     from gateway.engine.oneshot import open_engine
     from gateway.repository.add import add_version
@@ -150,7 +150,7 @@ def write_gateway(folder: Path) -> None:
     from gateway.repository.policy import ModelPolicy
 
     folder.mkdir(parents=True, exist_ok=True)
-    for model in MODELS:
+    for model in models:
         file = model.save(folder / f"{model.name}.onnx")
         added = add_version(folder, model.name, file, open_runner=open_engine, policy=ModelPolicy(), lineage=Lineage())
         file.unlink()
