@@ -107,7 +107,7 @@ def gateway(place: Path, model: Path) -> Iterator[tuple[str, list[int]]]:
     subprocess.run([*program, *add], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     digest = json.loads((models / "tabular" / "1" / "manifest.json").read_bytes())["digest"]
     (models / "tabular" / "model.toml").write_text(f'[approvals]\n"1" = "{digest}"\n[route]\nstable = 1\n')
-    ports = ["--http-port", "0", "--metrics-port", "0", "--admin-port", "0"]
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--admin-port", "0"]
     command = [*program, "serve", "--models", str(models), "--state-dir", str(state), "--fronts", "1", *ports]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     try:

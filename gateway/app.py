@@ -124,8 +124,9 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
             approved = {(model, version): digest for model, version, digest in table.approved}
             front.follow(table.revision, table.routes, approved)
 
+    store = Store(settings.store_url)
     follower = Follower(
-        _StoreRoutes(Store(settings.store_url)),
+        _StoreRoutes(store),
         apply=apply,
         poll_seconds=settings.store.poll_seconds,
         cache=settings.run_dir / f"routes-front-{slot}.json",
@@ -134,7 +135,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     follower.start(loop)
     protocol = functools.partial(GatewayProtocol, front=front, targets={})
     config = Config(
-        create_web(front, clock=time.time),
+        create_web(front, clock=time.time, store=store),
         http=protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
@@ -149,6 +150,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     )
     server = FrontServer(config)
     listener = _listen(settings.server.host, settings.server.http_port)
+    grpc = await _start_grpc(front, store, log)
     tasks = [
         loop.create_task(lasting(name, work, note=log.warn))
         for name, work in (
@@ -166,7 +168,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         if settings.server.drain_delay_seconds and not serving.done():
             await asyncio.sleep(settings.server.drain_delay_seconds)
         server.should_exit = True
-        await serving
+        await asyncio.gather(serving, grpc.stop(settings.server.drain_timeout_seconds) if grpc else asyncio.sleep(0))
     finally:
         for task in tasks:
             task.cancel()
@@ -187,6 +189,21 @@ async def _reach_engines(front: Any, settings: Settings) -> None:
         if front.revision >= 0 and not running:
             return
         await asyncio.sleep(RECONNECT_SECONDS / 5)
+
+
+async def _start_grpc(front: Any, store: Any, log: ProcessLog) -> Any:
+    from gateway.serving.grpc import HOW_TO_INSTALL, is_installed
+
+    server = front.settings.server
+    if not server.grpc:
+        return None
+    if not is_installed():
+        log.note(f"gRPC is off: the extra is not installed; {HOW_TO_INSTALL}")
+        return None
+    from gateway.serving.grpc.server import start_server
+
+    grpc, _ = await start_server(front, store, port=server.grpc_port)
+    return grpc
 
 
 async def _tick_front(front: Any) -> None:

@@ -35,6 +35,7 @@ class RunningGateway:
         self.output = output
         ports = json.loads((state_dir / "run" / "gateway.json").read_bytes())
         self.http_port = ports["http_port"]
+        self.grpc_port = ports["grpc_port"]
         self.http_url = f"http://127.0.0.1:{ports['http_port']}"
         self.metrics_url = f"http://127.0.0.1:{ports['metrics_port']}/metrics"
         self.admin_url = f"http://127.0.0.1:{ports['admin_port']}"
@@ -219,7 +220,7 @@ def start_gateway(
         if not models.exists():
             shutil.copytree(ROOT / "models", models)
     output = tmp_path / "gateway.log"
-    ports = [flag for name in ("http", "metrics", "admin") for flag in (f"--{name}-port", "0")]
+    ports = [flag for name in ("http", "grpc", "metrics", "admin") for flag in (f"--{name}-port", "0")]
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models), "--state-dir", str(state_dir)]
     variables = {key: value for key, value in os.environ.items() if not key.startswith("GATEWAY_")}
     variables |= dict(environment or {})

@@ -25,7 +25,9 @@ def serve(
     state_dir: StateDir = None,
     host: Annotated[str | None, typer.Option(help="Address of the inference port.  [default: 127.0.0.1]")] = None,
     http_port: Annotated[int | None, typer.Option(help="Inference; 0 picks a free port.  [default: 8000]")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="Kept for inference over gRPC.  [default: 8001]")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Inference over gRPC; 0 picks a free port.  [default: 8001]")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics.  [default: 8002]")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Admin API.  [default: 8003]")] = None,
     fronts: Annotated[int | None, typer.Option(help="Front processes.  [default: 2]")] = None,

@@ -115,7 +115,9 @@ class GatewayProcess:
     def _launch(self) -> None:
         command = [sys.executable, "-m", "gateway", "serve"]
         command += ["--config", str(self._folder / "gateway.toml"), "--models", str(self._folder / "models")]
-        command += ["--state-dir", str(self.state_dir), "--http-port", "0", "--metrics-port", "0", "--admin-port", "0"]
+        command += ["--state-dir", str(self.state_dir)]
+        for name in ("http", "grpc", "metrics", "admin"):
+            command += [f"--{name}-port", "0"]
         # Settings of the caller's own gateway are not meant for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
         with self.output.open("wb") as output:

@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
             run_approved(order)
         elif len(arguments) == 3:
             session = ModelSession(Path(arguments[0]), threads=int(arguments[2]))
-            run_engine(session, Path(arguments[1]), hello=Hello(signature=session.signature, pid=os.getpid()))
+            hello = Hello(signature=session.signature, pid=os.getpid(), omitted=session.omitted)
+            run_engine(session, Path(arguments[1]), hello=hello)
         else:
             print(__doc__, file=sys.stderr)
             return 2

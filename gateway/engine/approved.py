@@ -9,6 +9,7 @@ from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
+from gateway.repository.labels import read_labels
 from gateway.repository.manifest import load_version
 from gateway.repository.policy import load_policy
 from gateway.repository.staging import stage
@@ -37,5 +38,7 @@ def run_approved(order: EngineOrder) -> None:
         batchable=version.manifest.batching.allows(exact=policy.batching.exact),
         max_rows=policy.batching.max_rows,
         redact=policy.logging.redact,
+        labels=read_labels(version.folder.parent, policy.labels),
+        omitted=session.omitted,
     )
     run_engine(session, Path(order.socket), hello=hello, beat_path=Path(order.beat))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from gateway.engine.errors import EngineStartFailed, RunFailed
 from gateway.protocol.datatypes import FREE, NUMPY_OF, ONNX_OF, Signature, TensorSpec
 
 __all__ = ("ModelSession",)
+
+_ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,7 +59,9 @@ class ModelSession:
         )
         if not self.signature.outputs:
             raise EngineStartFailed(f"{model_file.name} has no output that is a tensor")
+        self.omitted = {node.name: node.type for node in self._session.get_outputs() if node.type not in ONNX_OF}
         self._output_names = [spec.name for spec in self.signature.outputs]
+        self._bfloat16 = any(spec.datatype == "BF16" for spec in (*self.signature.inputs, *self.signature.outputs))
 
     def __repr__(self) -> str:
         return f"<ModelSession {len(self.signature.inputs)} inputs, outputs {', '.join(self._output_names)}>"
@@ -79,10 +85,17 @@ class ModelSession:
             With onnxruntime's text, which names nodes and source files: for the log, not for callers.
         """
         try:
+            if self._bfloat16:
+                return self._run_values(inputs)
             outputs: list[Array] = self._session.run(self._output_names, dict(inputs))
         except Exception as error:
             raise RunFailed(str(error)) from None
         return outputs
+
+    def _run_values(self, inputs: Mapping[str, Array]) -> list[Array]:
+        # onnxruntime hands out no numpy array of bfloat16 and takes none, but its values can be made of the bits.
+        values = {name: _value(array) for name, array in inputs.items()}
+        return [_array(value) for value in self._session.run_with_ort_values(self._output_names, values)]
 
     def warm_up(self) -> None:
         """Run once on zeros, free axes taken as one; a model that refuses zeros is left to its callers."""
@@ -96,6 +109,22 @@ class ModelSession:
             self.run(zeros)
         except RunFailed:
             return
+
+
+def _value(array: Array) -> Any:
+    if array.dtype.kind != "V":
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    bits = np.require(array.view("<u2"), requirements=["C", "A"])
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+
+
+def _array(value: Any) -> Array:
+    if value.data_type() != "tensor(bfloat16)":
+        numbers: Array = value.numpy()
+        return numbers
+    shape = value.shape()
+    bits = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
+    return np.frombuffer(bits, NUMPY_OF["BF16"]).reshape(shape)
 
 
 def _spec(node: Any) -> TensorSpec:

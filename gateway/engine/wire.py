@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from gateway.engine.errors import WireError
+from gateway.protocol.binary import pack_strings, tensor_to_bytes
 from gateway.protocol.datatypes import NUMPY_OF, Signature, datatype_of
 
 __all__ = (
@@ -62,7 +63,8 @@ class Hello(msgspec.Struct, frozen=True):
     """An engine's greeting: what it serves and how.
 
     `batchable`: rows of several requests may share a run of up to `max_rows` (a larger request goes alone).
-    `redact`: names of inputs whose content must not be logged.
+    `redact`: names of inputs whose content must not be logged. `labels`: for an output, the names of its classes.
+    `omitted`: outputs that are no tensors and so not answered, with onnxruntime's name of their type.
     """
 
     signature: Signature
@@ -73,6 +75,8 @@ class Hello(msgspec.Struct, frozen=True):
     batchable: bool = False
     max_rows: int = 1
     redact: tuple[str, ...] = ()
+    labels: dict[str, tuple[str, ...]] = {}
+    omitted: dict[str, str] = {}
 
 
 def encode_hello(hello: Hello) -> bytes:
@@ -208,26 +212,16 @@ def _put_tensor(pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence
     strings = 0
     if code == _BYTES:
         strings = math.prod(shape)
-        blocks = [_pack_strings(array) for array in arrays]
+        blocks = [pack_strings(array) for array in arrays]
         nbytes = sum(map(len, blocks))
     else:
-        contiguous = [array if array.flags.c_contiguous else np.ascontiguousarray(array) for array in arrays]
-        blocks = [array.data.cast("B") if array.size else b"" for array in contiguous]
-        nbytes = sum(array.nbytes for array in contiguous)
+        blocks = [tensor_to_bytes(array) for array in arrays]
+        nbytes = sum(map(len, blocks))
     pieces.append(_TENSOR.pack(code, rank, ordinal, strings) + _DIMENSIONS[rank].pack(*shape) + _U64.pack(nbytes))
     pieces.extend(blocks)
     if nbytes % 8:
         pieces.append(_PADDING[nbytes % 8])
     return 16 + 8 * rank + nbytes + (-nbytes % 8)
-
-
-def _pack_strings(array: Array) -> bytes:
-    pieces = []
-    for text in array.ravel():
-        encoded = text.encode()
-        pieces.append(_U32.pack(len(encoded)))
-        pieces.append(encoded)
-    return b"".join(pieces)
 
 
 def _strings(block: memoryview, count: int) -> Array:

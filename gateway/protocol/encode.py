@@ -1,4 +1,4 @@
-"""Answers and logged tensors as JSON.
+"""Answers and logged tensors as JSON, and the outputs of an answer in binary.
 
 NaN and infinities are written as the bare tokens that clients of Triton read; the log writes null for them, since a
 record must be JSON for everybody.
@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.protocol.datatypes import TensorSpec
+from gateway.protocol.binary import tensor_to_bytes
+from gateway.protocol.datatypes import TensorSpec, numbers_of
 
-__all__ = ("all_finite", "encode_flat", "encode_flat_with_tokens", "encode_string", "tensor_head")
+__all__ = (
+    "encode_flat",
+    "encode_flat_with_tokens",
+    "encode_string",
+    "encode_tensor",
+    "encode_tensor_in_binary",
+    "tensor_head",
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
-
-
-def all_finite(array: Array) -> bool:
-    """Whether a tensor holds neither NaN nor an infinity."""
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def encode_flat(array: Array) -> bytes:
@@ -32,7 +35,7 @@ def encode_flat(array: Array) -> bytes:
     >>> encode_flat(np.array([[0.1, 2.0]], "f4"))
     b'[0.1,2.0]'
     """
-    flat = array.ravel()
+    flat = numbers_of(array).ravel()
     if flat.dtype.kind in "OUT" or flat.dtype.itemsize == 2 and flat.dtype.kind == "f":
         return orjson.dumps(flat.tolist())
     return orjson.dumps(flat, option=_OPTIONS)
@@ -48,6 +51,30 @@ def encode_flat_with_tokens(array: Array) -> bytes:
         # The shortest decimal of the single, not the long one of the double it widens to.
         return json.dumps([float(str(element)) for element in array.ravel()]).encode()
     return json.dumps(array.ravel().tolist()).encode()
+
+
+def encode_tensor(head: bytes, array: Array, flat: bytes | None = None) -> bytes:
+    """An output in JSON, NaN and infinities as tokens.
+
+    Parameters
+    ----------
+    head : bytes
+        From `tensor_head`.
+    flat : bytes, optional
+        Its elements from `encode_flat`, where they are known.
+    """
+    if flat is None:
+        flat = encode_flat(array)
+    if b"null" in flat and array.dtype.kind == "f":
+        flat = encode_flat_with_tokens(array)
+    return b'%b%b],"data":%b}' % (head, b",".join([b"%d" % axis for axis in array.shape]), flat)
+
+
+def encode_tensor_in_binary(head: bytes, array: Array) -> tuple[bytes, bytes | memoryview]:
+    """An output in binary: its JSON, and its bytes, which go behind the JSON of the whole answer."""
+    block = tensor_to_bytes(array)
+    shape = b",".join([b"%d" % axis for axis in array.shape])
+    return b'%b%b],"parameters":{"binary_data_size":%d}}' % (head, shape, len(block)), block
 
 
 def encode_string(text: str) -> bytes:

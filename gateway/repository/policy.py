@@ -113,7 +113,10 @@ class LoggingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `model.toml`; every table may be left out."""
+    """The whole of `model.toml`; every table may be left out.
+
+    `labels`: for an output, the file beside `model.toml` with the names of its classes, one a line.
+    """
 
     description: str = ""
     approvals: dict[str, str] = {}
@@ -124,6 +127,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     detectors: tuple[DetectorPolicy, ...] = (DetectorPolicy("ADWIN"),)
     rollout: RolloutPolicy = RolloutPolicy()
     logging: LoggingPolicy = LoggingPolicy()
+    labels: dict[str, str] = {}
 
 
 def load_policy(folder: Path) -> ModelPolicy:

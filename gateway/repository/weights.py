@@ -30,7 +30,7 @@ def external_weights(model_file: Path) -> dict[str, int]:
         The file is not ONNX, or what it says of its weights cannot be followed.
     """
     import onnx  # slow to import, and needed only here
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         size = os.stat(model_file).st_size

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http
+from collections.abc import Sequence
 
 import orjson
 
+from gateway.protocol.compression import ENCODINGS, compress
 from gateway.protocol.errors import (
     BodyTooLarge,
     CallerError,
@@ -41,8 +43,9 @@ _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
 _JSON = b"content-type: application/json\r\n"
+_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 _CLOSE = b"connection: close\r\n"
-_RETRY = b"retry-after: 1\r\n"
+_HINTS = {503: b"retry-after: 1\r\n", 415: b"accept-encoding: %b\r\n" % ", ".join(ENCODINGS).encode()}
 
 
 def status_of(error: GatewayError) -> int:
@@ -60,18 +63,41 @@ def outcome_of(status: int) -> str:
 
 
 def infer_answer(
-    body: bytes, *, prediction_id: bytes, version: bytes, arm: bytes, keep_alive: bool, status: int = 200
+    body: bytes,
+    *,
+    prediction_id: bytes,
+    version: bytes,
+    arm: bytes,
+    keep_alive: bool,
+    status: int = 200,
+    blocks: Sequence[bytes | memoryview] = (),
+    encoding: str | None = None,
 ) -> bytes:
-    """An answer with the headers that every answer of a routed request carries."""
+    """An answer with the headers that every answer of a routed request carries.
+
+    Parameters
+    ----------
+    body : bytes
+        JSON.
+    blocks : sequence of buffers
+        Outputs in binary, which follow the JSON.
+    encoding : str, optional
+        What the caller accepts; only a success is compressed, since clients read errors as they are.
+    """
+    pieces: Sequence[bytes | memoryview] = (body, *blocks) if blocks else (body,)
+    kind = _BINARY % len(body) if blocks else _JSON
+    if encoding is not None and status == 200:
+        pieces = (compress(pieces, encoding),)
+        kind += b"content-encoding: %b\r\nvary: accept-encoding\r\n" % encoding.encode()
     return b"".join(
         (
             _STATUS_LINES[status],
-            _JSON,
+            kind,
             b"gateway-prediction-id: %b\r\ngateway-model-version: %b\r\ngateway-arm: %b\r\ncontent-length: %d\r\n"
-            % (prediction_id, version, arm, len(body)),
-            _RETRY if status == 503 else b"",
+            % (prediction_id, version, arm, sum(map(len, pieces))),
+            _HINTS.get(status, b""),
             b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
-            body,
+            *pieces,
         )
     )
 
@@ -84,7 +110,7 @@ def error_answer(status: int, text: str, *, keep_alive: bool) -> bytes:
             _STATUS_LINES[status],
             _JSON,
             b"content-length: %d\r\n" % len(body),
-            _RETRY if status == 503 else b"",
+            _HINTS.get(status, b""),
             b"" if keep_alive else _CLOSE,
             b"\r\n",
             body,

@@ -15,7 +15,11 @@ from typing import Any, Protocol
 from gateway.engine.lane import Job, Lane
 from gateway.events.records import KIND_PREDICTION
 from gateway.predictions.spool import SpoolError, SpoolWriter
-from gateway.protocol.encode import encode_flat, encode_flat_with_tokens, encode_string
+from gateway.protocol.classification import classify
+from gateway.protocol.compression import inflate
+from gateway.protocol.datatypes import TensorSpec
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.encode import encode_flat, encode_string, encode_tensor, encode_tensor_in_binary, tensor_head
 from gateway.protocol.errors import (
     CallerError,
     EngineUnavailable,
@@ -23,6 +27,7 @@ from gateway.protocol.errors import (
     LogUnavailable,
     UnknownModel,
 )
+from gateway.protocol.request import InferRequest, RequestedOutput
 from gateway.routing.table import Choice, Route, choose, hash_key, point_of
 from gateway.serving.answers import error_answer, infer_answer, status_of
 from gateway.serving.records import prediction_record, record_time, tensor_records
@@ -41,16 +46,24 @@ class Connection(Protocol):
 
 
 class Inference(Job):
-    """One inference request, from its head to its answer."""
+    """One inference request, from its head to its answer: in JSON and binary, over HTTP.
+
+    Another protocol overrides what reads the request and what writes its answer: `read`, `body_of`, `release` and
+    `refuse`.
+    """
 
     __slots__ = (
+        "accepts",
         "answer",
         "arrived",
+        "blocks",
         "body",
         "choice",
         "connection",
+        "encoding",
         "expected_bytes",
         "fragments",
+        "json_length",
         "keep_alive",
         "key",
         "model",
@@ -74,16 +87,89 @@ class Inference(Job):
         self.keep_alive = True
         self.body: list[bytes] = []
         self.expected_bytes = 0
+        self.json_length: int | None = None
+        self.encoding: str | None = None
+        self.accepts: str | None = None
+        self.blocks: Sequence[bytes | memoryview] = ()
         self.refused: GatewayError | None = None
         self.answer = b""
         self.arrived = 0.0
         self.request_id: str | None = None
         self.parameters: dict[str, Any] = {}
-        self.requested: tuple[int, ...] | None = None
+        self.requested: tuple[RequestedOutput, ...] | None = None
         self.fragments: list[bytes | None] = []
         self.served: ServedVersion
         self.route: Route
         self.choice: Choice
+
+    def read(self, decoder: RequestDecoder) -> InferRequest:
+        """The request, for the version it was routed to; asked for once.
+
+        Raises
+        ------
+        CallerError
+        """
+        pieces, self.body = self.body, []
+        return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces), self.json_length)
+
+    def said(self) -> Sequence[int]:
+        """Positions of the outputs that `body_of` wants as flat JSON arrays."""
+        if self.requested is None:
+            return range(len(self.outputs))
+        return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
+
+    def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
+        """The body of the answer to a finished inference; `flats` are its outputs as flat JSON arrays, where said."""
+        served = self.served
+        if self.requested is None:
+            tensors = [
+                encode_tensor(head, output, flat)
+                for head, output, flat in zip(served.output_heads, self.outputs, flats, strict=True)
+            ]
+        else:
+            tensors, self.blocks = self._requested(flats)
+        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
+            served.answer_head,
+            b"" if self.request_id is None else b'"id":%b,' % encode_string(self.request_id),
+            event_id,
+            b",".join(tensors),
+        )
+
+    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
+        """Answer with what the log holds now; `failure` tells why when `status` is no success."""
+        self.answer = infer_answer(
+            body,
+            prediction_id=event_id,
+            version=self.served.label,
+            arm=self.choice.arm.encode(),
+            keep_alive=self.keep_alive,
+            status=status,
+            blocks=self.blocks,
+            encoding=self.accepts,
+        )
+        self.connection.answered(self)
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error that stands in no record."""
+        self.answer = error_answer(status_of(error), str(error), keep_alive=self.keep_alive)
+        self.connection.answered(self)
+
+    def _requested(self, flats: Sequence[bytes | None]) -> tuple[list[bytes], list[bytes | memoryview]]:
+        served, tensors, blocks = self.served, [], []
+        for asked in self.requested or ():
+            position = asked.position
+            head, output, flat = served.output_heads[position], self.outputs[position], flats[position]
+            if asked.classes:
+                spec = served.output_specs[position]
+                head, flat = tensor_head(TensorSpec(spec.name, "BYTES", spec.shape)), None
+                output = classify(output, asked.classes, spec=spec, labels=served.labels.get(spec.name, ()))
+            if asked.binary:
+                tensor, block = encode_tensor_in_binary(head, output)
+                blocks.append(block)
+            else:
+                tensor = encode_tensor(head, output, flat)
+            tensors.append(tensor)
+        return tensors, blocks
 
 
 class Front:
@@ -124,6 +210,7 @@ class Front:
         self._draw = draw
         self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
         self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
+        self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
         self._timeout_seconds = settings.limits.request_timeout_ms / 1000
 
@@ -193,8 +280,7 @@ class Front:
         try:
             self._route(inference)
         except GatewayError as error:
-            inference.answer = error_answer(status_of(error), str(error), keep_alive=inference.keep_alive)
-            inference.connection.answered(inference)
+            inference.refuse(error)
             return
         try:
             self._admit(inference)
@@ -295,9 +381,9 @@ class Front:
             )
         if self.spool.full and self.settings.spool.full == "block":
             raise LogUnavailable("the prediction log is full, so no prediction can be answered")
-        body = inference.body
-        request = served.decoder.decode(body[0] if len(body) == 1 else b"".join(body))
-        inference.body = []
+        if inference.encoding is not None:
+            inference.body = [inflate(inference.body, inference.encoding, max_bytes=self._max_body_bytes)]
+        request = inference.read(served.decoder)
         inference.inputs = request.inputs
         inference.rows = request.rows
         inference.request_id = request.id
@@ -307,6 +393,8 @@ class Front:
         seconds = self._timeout_seconds
         if inference.timeout_ms:
             seconds = min(seconds, inference.timeout_ms / 1000)
+        if request.timeout_us:
+            seconds = min(seconds, request.timeout_us / 1e6)
         inference.deadline = inference.arrived + seconds
 
     def _finish(
@@ -319,8 +407,10 @@ class Front:
         signature = served.signature
         if failure is None and signature is not None:
             status = 200
-            flats = [encode_flat(output) for output in inference.outputs]
-            body = self._body(inference, event_id, flats)
+            flats: list[bytes | None] = [None] * len(inference.outputs)
+            for position in inference.said():
+                flats[position] = encode_flat(inference.outputs[position])
+            body = inference.body_of(event_id, flats)
             outputs = tensor_records(signature.outputs, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
         else:
             error = str(failure)
@@ -356,24 +446,6 @@ class Front:
         )
         return record, body, status
 
-    def _body(self, inference: Inference, event_id: bytes, flats: list[bytes]) -> bytes:
-        served = inference.served
-        positions = inference.requested or range(len(flats))
-        tensors = []
-        for position in positions:
-            output = inference.outputs[position]
-            flat = flats[position]
-            if b"null" in flat and output.dtype.kind == "f":
-                flat = encode_flat_with_tokens(output)
-            shape = b",".join([b"%d" % axis for axis in output.shape])
-            tensors.append(b'%b%b],"data":%b}' % (served.output_heads[position], shape, flat))
-        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
-            served.answer_head,
-            b"" if inference.request_id is None else b'"id":%b,' % encode_string(inference.request_id),
-            event_id,
-            b",".join(tensors),
-        )
-
     def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
         last = None
         for inference, (_, _, status) in zip(inferences, answers, strict=True):
@@ -387,6 +459,7 @@ class Front:
         if last is not None:
             last.served.inference_seconds.observe(last.inference_ns / 1e9)
             last.served.batch_rows.observe(last.batch_rows)
+            last.served.tally.add(inferences, now=now, time=time.time())
 
     def _refuse(
         self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], error: SpoolError
@@ -399,22 +472,11 @@ class Front:
         self._release(inferences[:written], answers[:written])
         for inference in inferences[written:]:
             inference.served.requests(inference.choice.arm, 503).inc()
-            inference.answer = error_answer(
-                503, "the prediction could not be logged, so it is not answered", keep_alive=inference.keep_alive
-            )
-            inference.connection.answered(inference)
+            inference.refuse(LogUnavailable("the prediction could not be logged, so it is not answered"))
 
     def _release(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]]) -> None:
         for inference, (event_id, body, status) in zip(inferences, answers, strict=True):
-            inference.answer = infer_answer(
-                body,
-                prediction_id=event_id,
-                version=inference.served.label,
-                arm=inference.choice.arm.encode(),
-                keep_alive=inference.keep_alive,
-                status=status,
-            )
-            inference.connection.answered(inference)
+            inference.release(body, event_id=event_id, status=status)
 
 
 def path_pin(model: str, value: bytes) -> int:

@@ -25,11 +25,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway.protocol.compression import accepted_encoding, content_encoding
 from gateway.protocol.errors import BodyTooLarge, CallerError, EncodingNotSupported, GatewayError
 from gateway.serving.answers import error_answer
 from gateway.serving.front import Front, Inference, parse_pin, path_pin
 
-__all__ = ("MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "MAX_PIPELINED", "GatewayProtocol")
+__all__ = ("MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "MAX_PIPELINED", "GatewayProtocol", "read_gateway_header")
 
 MAX_HEAD_BYTES = 16 * 1024  # h11 and node: 16 KiB
 MAX_HEAD_FIELDS = 100  # Apache: 100
@@ -39,6 +40,7 @@ MAX_TARGETS = 1024
 LINGER_SECONDS = 1.0
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:/versions/([^/?]{1,32}))?/infer(?:\?.*)?")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Behind = Inference | tuple[RequestResponseCycle, ASGI3Application]
@@ -291,12 +293,15 @@ class GatewayProtocol(HttpToolsProtocol):
             elif name == b"transfer-encoding":
                 chunked = True
             elif name == b"content-encoding":
-                if value.lower() != b"identity":
-                    raise EncodingNotSupported(f"content-encoding '{value[:32].decode('latin-1')}' is not supported")
+                if inference.encoding is not None:
+                    raise EncodingNotSupported("more than one content-encoding is not supported")
+                inference.encoding = content_encoding(value)
+            elif name == b"accept-encoding":
+                inference.accepts = accepted_encoding(value)
             elif name == b"expect":
                 self.expect_100_continue = value.lower() == b"100-continue"
             elif name.startswith(b"gateway-") or name == b"inference-header-content-length":
-                _read_gateway_header(inference, name, value)
+                read_gateway_header(inference, name, value)
         if chunked and any(name == b"content-length" for name, _ in self.headers):
             inference.keep_alive = False
             raise CallerError("content-length and transfer-encoding exclude each other")
@@ -382,7 +387,13 @@ class GatewayProtocol(HttpToolsProtocol):
         return self._deaf
 
 
-def _read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
+def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
+    """Read one `Gateway-*` request header; `name` in lower case. gRPC reads its metadata with it.
+
+    Raises
+    ------
+    CallerError
+    """
     if name == b"gateway-routing-key":
         if len(value) > MAX_KEY_BYTES:
             raise CallerError(f"Gateway-Routing-Key is longer than {MAX_KEY_BYTES} bytes")
@@ -397,6 +408,7 @@ def _read_gateway_header(inference: Inference, name: bytes, value: bytes) -> Non
             raise CallerError("Gateway-Timeout-Ms must be a positive whole number of milliseconds")
         inference.timeout_ms = int(value)
     elif name == b"inference-header-content-length":
-        raise EncodingNotSupported(
-            "tensors in binary are not supported yet; send JSON (binary_data=False on every input and output)"
-        )
+        if _LENGTH.fullmatch(value) is None or inference.json_length is not None:
+            shown = value[:32].decode("latin-1")
+            raise CallerError(f"Unable to parse Inference-Header-Content-Length, got: {shown}")
+        inference.json_length = int(value)

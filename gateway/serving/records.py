@@ -14,7 +14,8 @@ import numpy as np
 import orjson
 
 from gateway.events.records import SCHEMA, Arm
-from gateway.protocol.datatypes import TensorSpec
+from gateway.protocol.binary import pack_strings, tensor_to_bytes
+from gateway.protocol.datatypes import TensorSpec, numbers_of
 from gateway.protocol.encode import encode_flat, tensor_head
 
 __all__ = ("feedback_record", "prediction_head", "prediction_record", "record_time", "tensor_records")
@@ -108,7 +109,7 @@ def tensor_records(
     flats : sequence of bytes or None
         The elements as a JSON array where that text is known already.
     max_bytes : int
-        A tensor with more bytes is logged as digest and summary.
+        A tensor with more bytes, as counted in binary, is logged as digest and summary.
     redact : tuple of str
         Names of tensors whose content must not be logged.
     """
@@ -117,7 +118,7 @@ def tensor_records(
         shape = b",".join([b"%d" % axis for axis in array.shape])
         if spec.name in redact:
             content = b'],"redacted":true}'
-        elif array.nbytes > max_bytes:
+        elif (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
             content = b"]," + orjson.dumps(_summary(array))[1:]
         else:
             content = b'],"data":%b}' % (encode_flat(array) if flat is None else flat)
@@ -145,14 +146,12 @@ def feedback_record(
 
 
 def _summary(array: Array) -> dict[str, Any]:
-    if array.dtype.kind == "O":
-        texts = "\0".join(array.ravel().tolist()).encode()
-        return {"sha256": hashlib.sha256(texts).hexdigest(), "summary": {"count": array.size}}
-    content = np.ascontiguousarray(array)
+    digest = hashlib.sha256(tensor_to_bytes(array)).hexdigest()
     summary: dict[str, float] = {"count": array.size}
-    if array.size and array.dtype.kind in "fiu":
-        finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+    numbers = numbers_of(array)
+    if array.size and numbers.dtype.kind in "fiu":
+        finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
         if finite.size:
             summary |= {"min": float(finite.min()), "max": float(finite.max()), "mean": float(finite.mean(dtype="f8"))}
-        summary["not_finite"] = int(array.size - finite.size)
-    return {"sha256": hashlib.sha256(content.data).hexdigest(), "summary": summary}
+        summary["not_finite"] = int(numbers.size - finite.size)
+    return {"sha256": digest, "summary": summary}

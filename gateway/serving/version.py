@@ -7,11 +7,12 @@ from typing import Any
 from gateway.engine.lane import Lane
 from gateway.engine.wire import Hello
 from gateway.events.records import Arm
-from gateway.protocol.datatypes import Signature
+from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
 from gateway.serving.answers import outcome_of
 from gateway.serving.records import prediction_head
+from gateway.serving.tally import RunTally
 from gateway.telemetry.cells import CellFile, Counter, Histogram
 
 __all__ = ("ServedVersion",)
@@ -34,6 +35,9 @@ class ServedVersion:
         self.redact: tuple[str, ...] = ()
         self.answer_head = b""
         self.output_heads: tuple[bytes, ...] = ()
+        self.output_specs: tuple[TensorSpec, ...] = ()
+        self.labels: dict[str, tuple[str, ...]] = {}
+        self.omitted: dict[str, str] = {}
         self._gateway = gateway
         self._cells = cells
         self._record_heads: dict[tuple[Arm, float, str], bytes] = {}
@@ -43,17 +47,19 @@ class ServedVersion:
         self.inference_seconds = cells.histogram("gateway_inference_duration_seconds", labels)
         self.queue_seconds = cells.histogram("gateway_queue_duration_seconds", labels)
         self.batch_rows = cells.histogram("gateway_batch_rows", labels)
+        self.tally = RunTally(labels, cells)
 
     def __repr__(self) -> str:
         return f"<ServedVersion {self.lane!r}>"
 
     def greeted(self, hello: Hello) -> None:
         """Learn from the engine's greeting."""
-        if hello.signature == self.signature:
-            return
         self.signature = hello.signature
         self.redact = hello.redact
-        self.decoder = RequestDecoder(self.model, hello.signature)
+        self.labels = hello.labels
+        self.omitted = hello.omitted
+        self.decoder = RequestDecoder(self.model, hello.signature, batchable=hello.batchable)
+        self.output_specs = hello.signature.outputs
         self.answer_head = b'{"model_name":%b,"model_version":"%b",' % (encode_string(self.model), self.label)
         self.output_heads = tuple(tensor_head(spec) for spec in hello.signature.outputs)
 
@@ -97,10 +103,13 @@ class ServedVersion:
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """The V2 model metadata."""
         signature = self.signature or Signature((), ())
-        return {
+        metadata: dict[str, Any] = {
             "name": self.model,
             "versions": versions,
             "platform": "onnxruntime_onnx",
             "inputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.inputs],
             "outputs": [{"name": s.name, "datatype": s.datatype, "shape": s.shape} for s in signature.outputs],
         }
+        if self.omitted:
+            metadata["omitted_outputs"] = [{"name": name, "type": kind} for name, kind in self.omitted.items()]
+        return metadata

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ("CATALOG", "Metric", "MetricError", "metric_named", "series_labels")
+__all__ = ("BATCH_ROWS", "CATALOG", "STAGES", "Metric", "MetricError", "metric_named", "series_labels")
 
 Kind = Literal["counter", "gauge", "histogram"]
 Merge = Literal["sum", "max", "last"]
@@ -78,6 +78,10 @@ _DECISIONS = (
     "world_changed",
     "retrain_requested",
 )
+STAGES = ("input", "queue", "inference", "output")
+"""Where the time of an answered request goes, in order."""
+BATCH_ROWS = (*(str(rows) for rows in range(1, 33)), *(str(2**power) for power in range(6, 17)))
+"""Sizes of runs that are told apart: each up to 32, then by doubling, so that no caller mints series."""
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _DELAY_SECONDS = (1.0, 10.0, 60.0, 600.0, 3600.0, 14400.0, 86400.0, 259200.0, 604800.0, 2592000.0)
@@ -125,6 +129,41 @@ CATALOG: Mapping[str, Metric] = _table(
             "Rows in one batch.",
             ("model", "version"),
             buckets=_ROWS,
+        ),
+        Metric(
+            "gateway_rows_total",
+            "counter",
+            "Rows of the requests that a model answered.",
+            ("model", "version"),
+        ),
+        Metric(
+            "gateway_stage_seconds_total",
+            "counter",
+            "Seconds that answered requests spent being read (input), waiting, in the model, on the way back (output).",
+            ("model", "version", "stage"),
+            {"stage": STAGES},
+            filled={"stage": STAGES},
+        ),
+        Metric(
+            "gateway_batches_total",
+            "counter",
+            "Runs of a model that gave an answer, by their rows: exact up to 32, then up to the next power of two.",
+            ("model", "version", "rows"),
+            {"rows": BATCH_ROWS},
+        ),
+        Metric(
+            "gateway_batch_seconds_total",
+            "counter",
+            "Seconds those runs took.",
+            ("model", "version", "rows"),
+            {"rows": BATCH_ROWS},
+        ),
+        Metric(
+            "gateway_last_inference_timestamp_seconds",
+            "gauge",
+            "When a model answered last, in seconds since 1970.",
+            ("model", "version"),
+            merge="max",
         ),
         Metric(
             "gateway_route_weight",

@@ -6,38 +6,27 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from gateway.engine.errors import WireError
 from gateway.engine.wire import HEADER, RUN, FrameReader, decode_result, decode_tensors, encode_result, encode_run
 from gateway.protocol.datatypes import NUMPY_OF
+from tests.tensors import same, tensors
 
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
-NUMBERS = st.sampled_from([dtype for dtype in NUMPY_OF.values() if dtype.kind != "O"]).flatmap(
-    lambda dtype: hnp.arrays(dtype, SHAPES)
-)
-STRINGS = hnp.arrays(object, SHAPES, elements=st.text(st.characters(exclude_categories=("Cs",)), max_size=8))
-TENSORS = st.lists(st.one_of(NUMBERS, STRINGS), min_size=1, max_size=4)
-
-
-def same(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    if one.dtype.kind == "O":
-        return one.shape == other.shape and one.tolist() == other.tolist()
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+TENSORS = st.lists(st.sampled_from(list(NUMPY_OF)).flatmap(tensors), min_size=1, max_size=4)
 
 
 @given(TENSORS, st.integers(0, 2**64 - 1))
-def test_tensors_come_back_bit_for_bit(tensors: list[np.ndarray[Any, Any]], nanoseconds: int) -> None:
-    frame = b"".join(encode_result(7, nanoseconds, tensors))
+def test_tensors_come_back_bit_for_bit(sent: list[np.ndarray[Any, Any]], nanoseconds: int) -> None:
+    frame = b"".join(encode_result(7, nanoseconds, sent))
     [(_, count, frame_id, payload)] = FrameReader().feed(frame)
     told, decoded = decode_result(payload, count)
     assert (told, frame_id) == (nanoseconds, 7)
-    assert all(same(sent, got) for sent, got in zip(tensors, decoded, strict=True))
+    assert all(same(before, after) for before, after in zip(sent, decoded, strict=True))
 
 
 @given(TENSORS, st.lists(st.integers(1, 40), min_size=1))
-def test_frames_come_whole_however_the_stream_is_cut(tensors: list[np.ndarray[Any, Any]], cuts: list[int]) -> None:
-    frame = b"".join(encode_run(3, [[tensor] for tensor in tensors]))
+def test_frames_come_whole_however_the_stream_is_cut(sent: list[np.ndarray[Any, Any]], cuts: list[int]) -> None:
+    frame = b"".join(encode_run(3, [[tensor] for tensor in sent]))
     stream, reader, found = frame * 3, FrameReader(), []
     start = step = 0
     while start < len(stream):

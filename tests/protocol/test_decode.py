@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
+from gateway.protocol.request import InferRequest, RequestedOutput
 
 MODEL = Signature(
     (TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)), TensorSpec("z", "INT64", (-1,)))
@@ -33,11 +34,12 @@ def body(**changes: Any) -> bytes:
 
 def refused(raw: bytes, match: str, *, by: RequestDecoder | None = None) -> None:
     chosen = by or RequestDecoder("m", MODEL)
-    with pytest.raises(CallerError, match=match):
+    with pytest.raises(CallerError, match=match) as caught:
         chosen.decode(raw)
-    # A refusal leaves the decoder as it was.
+    # A refusal leaves the decoder as it was, even while the error is kept to be answered.
     if by is None:
         assert chosen.decode(body()).inputs[0].tolist() == [[1.5, 2.0]]
+    del caught
 
 
 def test_a_request_becomes_arrays_of_the_signatures_dtype() -> None:
@@ -58,8 +60,64 @@ def test_id_parameters_and_outputs_are_read() -> None:
          "outputs": [{"name": "z"}, {"name": "y"}]}
     )  # fmt: skip
     request = RequestDecoder("m", MODEL).decode(raw)
-    assert (request.id, request.outputs) == ("a-1", (1, 0))
+    assert (request.id, request.outputs) == ("a-1", (RequestedOutput(1), RequestedOutput(0)))
     assert request.parameters == {"event_time": "2012-01-01T00:00:00Z", "n": 1, "b": True}
+
+
+def parameters(**given: Any) -> InferRequest:
+    return RequestDecoder("m", MODEL).decode(orjson.dumps({"inputs": [tensor()], "parameters": given}))
+
+
+def test_parameters_are_kept_but_for_what_says_nothing_about_the_prediction() -> None:
+    request = parameters(priority=1, timeout=2_500_000, headers="h", mine=-1.5, binary_data_output=False, sequence_id=0)
+    assert request.parameters == {"priority": 1, "timeout": 2_500_000, "headers": "h", "mine": -1.5, "sequence_id": 0}
+    assert request.timeout_us == 2_500_000 and request.outputs is None
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"triton_enable_empty_final_response": True}, "reserved for Triton usage"),
+        ({"sequence_id": 7}, "no model here keeps state"),
+        ({"sequence_id": "a"}, "no model here keeps state"),
+        ({"sequence_start": True}, "'sequence_start' is not supported"),
+        ({"timeout": -1}, "'timeout' must be a whole number"),
+        ({"timeout": "abc"}, "got 'abc'"),
+        ({"timeout": 1.5}, "whole number"),
+        ({"timeout": True}, "whole number"),
+        ({"priority": -1}, "'priority' must be a whole number"),
+        ({"binary_data_output": 1}, "must be a boolean"),
+        ({"a": None}, "a string, a number or a boolean"),
+        ({"a": {}}, "a string, a number or a boolean"),
+        ({str(key): 0 for key in range(65)}, "at most 64"),
+        ({"a": "x" * 16_384}, "more than 16384"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_parameter_that_is_reserved_or_impossible_is_refused(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(CallerError, match=match):
+        parameters(**given)
+
+
+def test_a_model_without_inputs_takes_a_request_without_inputs() -> None:
+    request = RequestDecoder("m", Signature((), MODEL.outputs)).decode(b'{"inputs":[]}')
+    assert (request.inputs, request.rows) == ([], 1)
+
+
+def test_nesting_of_a_hundred_is_taken_where_nobody_reads_it() -> None:
+    deep = b'{"x":%b,"inputs":[%b]}' % (b"[" * 99 + b'"[{"' + b"]" * 99, orjson.dumps(tensor()))
+    assert RequestDecoder("m", MODEL).decode(deep).rows == 1
+
+
+def test_text_that_is_not_unicode_is_refused_beside_a_token_too() -> None:
+    chosen = decoder(("x", "BYTES", (-1,)), ("y", "FP32", (-1,)))
+    inputs = b'{"name":"x","shape":[1],"datatype":"BYTES","data":["\\ud800"]}'
+    refused(b'{"inputs":[%b,{"name":"y","shape":[1],"datatype":"FP32","data":[NaN]}]}' % inputs, "Unicode", by=chosen)
+
+
+def test_idle_spaces_and_digits_do_not_reach_the_log() -> None:
+    raw = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.5,%b2.0]}]}' % (b" " * 200)
+    assert RequestDecoder("m", MODEL).decode(raw).fragments == [None]
 
 
 def test_unknown_keys_are_passed_over() -> None:
@@ -85,8 +143,21 @@ def test_unknown_keys_are_passed_over() -> None:
         (b'{"inputs":[],"inputs":[]}', "key twice"),
         (b"{}", "has no 'inputs'"),
         (b'{"inputs":{}}', "must be an array"),
-        (b'{"inputs":[]}', "missing \\['x'\\]"),
+        (b'{"inputs":[]}', "missing required input\\(s\\) \\['x'\\]"),
         (b'{"inputs":[1]}', "must be an object"),
+        (b'\xef\xbb\xbf{"inputs":[]}', "byte order mark"),
+        ('{"inputs":[]}'.encode("utf-16"), "not valid JSON"),
+        (b'{"inputs":[],"x":' + b"[" * 100 + b"]" * 100 + b"}", "nests too deeply, more than 100"),
+        (b'{"inputs":[NaN],"x":' + b"[" * 100 + b"]" * 100 + b"}", "nests too deeply, more than 100"),
+        (b'{"inputs":[NaN],"x":"\xff"}', "not valid JSON"),
+        (b'{"inputs":[NaN,1e400]}', "no datatype holds"),
+        (b'{"inputs":[NaN],"inputs":[]}', "not valid JSON"),
+        (orjson.dumps({str(key): 0 for key in range(100_000)}), "100000 keys, more than 1000"),
+        (b'{"inputs":[],"parameters":{"a":NaN}}', "string, a number or a boolean"),
+        (b'{"inputs":[NaN],"parameters":{"a":' + b"9" * 30 + b"}}", "integer beyond 64 bits"),
+        (b'{"inputs":[NaN],"parameters":{"a":"\\ud800"}}', "not Unicode"),
+        (b'{"inputs":[],"parameters":{"a":1,"a":2}}', "key twice"),
+        (b'{"inputs":[],"parameters":[]}', "must be an object"),
     ],
     ids=lambda value: value[:24] if isinstance(value, bytes) else None,
 )
@@ -120,6 +191,8 @@ def test_a_body_that_is_no_request_is_refused(raw: bytes, match: str) -> None:
         ({"data": [1e39, 1]}, "out of range for FP32"),
         ({"data": {}}, "must be an array"),
         ({"parameters": {"binary_data_size": 8}}, "only one of"),
+        ({"shape": [2_000_001, 2]}, "more than 4000000 elements in JSON"),
+        ({"shape": [2**25 + 1, 2]}, "too many elements"),
         ({"parameters": {"a": [1]}}, "a string, a number or a boolean"),
     ],
     ids=str,
@@ -176,6 +249,14 @@ def test_every_datatype_takes_its_own_values_exactly_and_no_others(
     for value in bad:
         raw = json.dumps({"inputs": [tensor(datatype=datatype, shape=[1], data=[value])]}).encode()
         refused(raw, datatype, by=chosen)
+
+
+def test_the_largest_float_is_taken_as_it_is_written_and_the_next_one_is_not() -> None:
+    taken = RequestDecoder("m", MODEL).decode(body(data=[3.4028235e38, -3.4028235677973362e38])).inputs[0]
+    assert taken.tolist() == [[np.finfo("f4").max, np.finfo("f4").min]]
+    refused(body(data=[3.4028235677973366e38, 0]), "out of range for FP32")
+    with_token = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,3.4028235e38]}]}'
+    assert RequestDecoder("m", MODEL).decode(with_token).inputs[0][0, 1] == np.finfo("f4").max
 
 
 def test_integers_past_the_53_bits_of_a_double_are_exact() -> None:

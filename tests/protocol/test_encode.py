@@ -5,22 +5,22 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.protocol.datatypes import NUMPY_OF
-from gateway.protocol.encode import all_finite, encode_flat, encode_flat_with_tokens
+from gateway.protocol.datatypes import NUMPY_OF, numbers_of
+from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
+from tests.tensors import tensors
 
-ARRAYS = st.sampled_from([dtype for dtype in NUMPY_OF.values() if dtype.kind != "O"]).flatmap(
-    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4))
-)
+ARRAYS = st.sampled_from([name for name in NUMPY_OF if name not in ("BYTES", "BF16")]).flatmap(tensors)
 
 
 @given(ARRAYS)
 def test_finite_tensors_come_back_bit_for_bit(array: np.ndarray[Any, Any]) -> None:
     decoded = orjson.loads(encode_flat(array))
-    if all_finite(array):
+    if array.dtype.kind != "f" or np.isfinite(array).all():
         assert np.array(decoded, array.dtype).tobytes() == array.tobytes()
     else:
         assert decoded.count(None) == int((~np.isfinite(array)).sum())
@@ -34,3 +34,16 @@ def test_tokens_keep_what_is_not_finite_and_the_shortest_decimals_keep_the_rest(
 
 def test_strings_are_json_strings() -> None:
     assert orjson.loads(encode_flat(np.array([["a", 'q"\u0000']], object))) == ["a", 'q"\u0000']
+
+
+@given(tensors("BF16"))
+def test_bfloat16_is_read_as_the_float32_that_begins_with_its_bits(array: np.ndarray[Any, Any]) -> None:
+    widened = numbers_of(array)
+    assert widened.shape == array.shape and widened.dtype == np.float32
+    assert (widened.view("<u4") >> 16).astype("<u2").tobytes() == array.tobytes()
+
+
+def test_bfloat16_agrees_with_the_package_clients_use() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.array([1.5, -2.25, 3e38, np.inf], ml_dtypes.bfloat16)
+    assert numbers_of(values.view("V2")).tolist() == values.astype("f4").tolist()

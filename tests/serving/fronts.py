@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from uvicorn import Config
 
+from gateway.control.store import Store
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.spool import SpoolWriter
 from gateway.routing.table import Route
@@ -30,7 +32,7 @@ ROW = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1.0, 2.0, 3.0]
 class Door:
     """The front, its engine, and raw connections to it."""
 
-    def __init__(self, front: Front, engine: FakeEngine, server: FrontServer, port: int, spool_dir: Path) -> None:
+    def __init__(self, front: Front, engine: Any, server: FrontServer, port: int, spool_dir: Path) -> None:
         self.front, self.engine, self.server, self.port = front, engine, server, port
         self._spool_dir = spool_dir
 
@@ -92,11 +94,39 @@ def get(path: str, *, headers: str = "") -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def door(tmp_path: Path, *, route: Route | None = None, **sections: dict[str, Any]) -> AsyncIterator[Door]:
+async def real_engine(path: Path, model_file: Path) -> AsyncIterator[None]:
+    """onnxruntime in a process of its own."""
+    command = [sys.executable, "-m", "gateway.engine", str(model_file), str(path), "1"]
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        async with asyncio.timeout(20):
+            while not path.exists():
+                assert process.returncode is None, "the engine ended"
+                await asyncio.sleep(0.01)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def door(
+    tmp_path: Path,
+    *,
+    route: Route | None = None,
+    model_file: Path | None = None,
+    engine_options: dict[str, Any] | None = None,
+    **sections: dict[str, Any],
+) -> AsyncIterator[Door]:
+    """A front before a fake engine, or before a real one of `model_file`."""
     settings = load_settings(overrides={"state_dir": tmp_path, **sections})
     spool = SpoolWriter(settings.spool_dir / "front-0", slot=0, settings=settings.spool)
     cells = CellFile(tmp_path / "front.cells")
-    async with fake_engine(tmp_path / "m-1.sock") as engine:
+    path = tmp_path / "m-1.sock"
+    async with (
+        fake_engine(path, **(engine_options or {})) if model_file is None else real_engine(path, model_file)
+    ) as engine:
         front = Front(
             settings,
             name="g",
@@ -114,7 +144,8 @@ async def door(tmp_path: Path, *, route: Route | None = None, **sections: dict[s
             yield Door(front, engine, server, port, settings.spool_dir)
         finally:
             server.should_exit = True
-            engine.hold.set()
+            if isinstance(engine, FakeEngine):
+                engine.hold.set()
             for served in front.versions.values():
                 served.lane.close()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -125,7 +156,7 @@ async def door(tmp_path: Path, *, route: Route | None = None, **sections: dict[s
 async def _serve(front: Front, settings: Settings) -> tuple[FrontServer, int, list[Any]]:
     protocol = functools.partial(GatewayProtocol, front=front, targets={})
     config = Config(
-        create_web(front, clock=time.time),
+        create_web(front, clock=time.time, store=Store(settings.store_url)),
         http=protocol,  # type: ignore[arg-type]
         port=0,
         ws="none",

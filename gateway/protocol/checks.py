@@ -1,0 +1,184 @@
+"""What every request must keep to, whether it came as JSON, in binary or over gRPC."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gateway.protocol.datatypes import FREE, NOT_IN_JSON, Signature, TensorSpec
+from gateway.protocol.errors import CallerError
+from gateway.protocol.request import (
+    MAX_CLASSES,
+    MAX_DIMENSION,
+    MAX_ELEMENTS,
+    MAX_ID_LENGTH,
+    MAX_RANK,
+    MAX_TENSORS,
+    RequestedOutput,
+)
+
+__all__ = ("SignatureChecks", "checked_id")
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class SignatureChecks:
+    """Holds requests against the signature of one model. Every method raises `CallerError`.
+
+    Parameters
+    ----------
+    model : str
+        For error texts.
+    signature : Signature
+    batchable : bool
+        Requests may share a run, so the inputs of one must have equally many rows.
+    """
+
+    def __init__(self, model: str, signature: Signature, *, batchable: bool = False) -> None:
+        self._model = model
+        self._signature = signature
+        self._batchable = batchable
+        self._inputs = {spec.name: position for position, spec in enumerate(signature.inputs)}
+        self._outputs = {spec.name: position for position, spec in enumerate(signature.outputs)}
+        self._unsayable = next((spec for spec in signature.outputs if spec.datatype in NOT_IN_JSON), None)
+
+    def input_position(self, name: object) -> int:
+        """Where the input stands in the signature."""
+        if not isinstance(name, str):
+            raise CallerError("every input needs a 'name'")
+        position = self._inputs.get(name)
+        if position is None:
+            expected = ", ".join(f"'{spec.name}'" for spec in self._signature.inputs)
+            raise CallerError(
+                f"unexpected inference input '{name[:64]}' for model '{self._model}', expected {expected}"
+            )
+        return position
+
+    def datatype(self, spec: TensorSpec, datatype: object) -> None:
+        """The datatype must be the signature's."""
+        if datatype != spec.datatype:
+            raise CallerError(
+                f"inference input '{spec.name}' data-type is '{str(datatype)[:32]}', "
+                f"but model '{self._model}' expects '{spec.datatype}'"
+            )
+
+    def shape(self, spec: TensorSpec, shape: object) -> tuple[int, ...]:
+        """The shape must be one the signature allows, and of a size that can be held."""
+        if not isinstance(shape, list) or len(shape) > MAX_RANK:
+            raise CallerError(f"'shape' of input '{spec.name}' must be an array of at most {MAX_RANK} integers")
+        for axis in shape:
+            if type(axis) is not int or not 0 <= axis <= MAX_DIMENSION:
+                raise CallerError(
+                    f"'shape' of input '{spec.name}' must hold integers from 0 to {MAX_DIMENSION}, got {str(axis)[:32]}"
+                )
+        expected = spec.shape
+        if len(shape) != len(expected) or any(
+            axis != fixed and fixed != FREE for axis, fixed in zip(shape, expected, strict=True)
+        ):
+            raise CallerError(
+                f"unexpected shape for input '{spec.name}' for model '{self._model}'. "
+                f"Expected {list(expected)}, got {shape}"
+            )
+        # An empty tensor must not claim two thousand million rows either: outputs may be as long.
+        if math.prod(axis or 1 for axis in shape) > MAX_ELEMENTS:
+            raise CallerError(f"shape {shape} of input '{spec.name}' has too many elements, more than {MAX_ELEMENTS}")
+        return tuple(shape)
+
+    def complete(self, arrays: Sequence[Array | None]) -> tuple[list[Array], int]:
+        """The arrays, none missing, and their rows."""
+        specs = self._signature.inputs
+        inputs = [array for array in arrays if array is not None]
+        if len(inputs) != len(specs):
+            names = [spec.name for spec, array in zip(specs, arrays, strict=True) if array is not None]
+            missing = [spec.name for spec, array in zip(specs, arrays, strict=True) if array is None]
+            raise CallerError(
+                f"expected {len(specs)} inputs but got {len(inputs)} inputs for model '{self._model}'. Got input(s) "
+                f"{names}, but missing required input(s) {missing}. Please provide all required input(s)."
+            )
+        rows = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+        if self._batchable:
+            for spec, array in zip(specs, inputs, strict=True):
+                if array.shape[0] != rows:
+                    raise CallerError(
+                        f"input '{spec.name}' batch size does not match other inputs for '{self._model}': "
+                        f"expected {rows}, got {array.shape[0]}"
+                    )
+        return inputs, rows
+
+    def outputs(
+        self, asked: Iterable[tuple[object, bool, int]], *, rows: int, binary: bool
+    ) -> tuple[RequestedOutput, ...] | None:
+        """What to answer with.
+
+        Parameters
+        ----------
+        asked : iterable of (name, binary, classes)
+            Nothing asks for every output.
+        rows : int
+            Of the request.
+        binary : bool
+            How outputs that are not asked for by name are answered.
+
+        Returns
+        -------
+        tuple of RequestedOutput or None
+            None: all outputs in JSON.
+        """
+        chosen: dict[int, RequestedOutput] = {}
+        for name, as_bytes, classes in asked:
+            position = self._output_position(name)
+            if position in chosen:
+                raise CallerError(f"output '{name}' is asked for twice")
+            if len(chosen) >= MAX_TENSORS:
+                raise CallerError(f"more than {MAX_TENSORS} outputs are asked for")
+            self._check_output(self._signature.outputs[position], as_bytes, classes, rows)
+            chosen[position] = RequestedOutput(position, as_bytes, classes)
+        if chosen:
+            return tuple(chosen.values())
+        if binary:
+            return tuple(RequestedOutput(position, True) for position in range(len(self._signature.outputs)))
+        if self._unsayable is not None:
+            self._check_output(self._unsayable, False, 0, rows)
+        return None
+
+    @property
+    def sayable(self) -> bool:
+        """Whether every output can be answered in JSON."""
+        return self._unsayable is None
+
+    def _output_position(self, name: object) -> int:
+        if not isinstance(name, str):
+            raise CallerError("every element of 'outputs' must be an object with a 'name'")
+        position = self._outputs.get(name)
+        if position is None:
+            raise CallerError(
+                f"unexpected inference output '{name[:64]}' for model '{self._model}', "
+                f"expected {', '.join(repr(spec.name) for spec in self._signature.outputs)}"
+            )
+        return position
+
+    def _check_output(self, spec: TensorSpec, binary: bool, classes: int, rows: int) -> None:
+        if classes:
+            if spec.datatype in ("BYTES", "BOOL"):
+                raise CallerError(
+                    f"class result not available for output '{spec.name}' due to unsupported type '{spec.datatype}'"
+                )
+            if classes * max(rows, 1) > MAX_CLASSES:
+                raise CallerError(
+                    f"{classes} classes of {rows} rows are asked of output '{spec.name}', more than {MAX_CLASSES}"
+                )
+        elif not binary and spec.datatype in NOT_IN_JSON:
+            raise CallerError(
+                f"sending {spec.datatype} data via JSON is not supported. "
+                f"Please use the binary data format for output '{spec.name}'"
+            )
+
+
+def checked_id(value: object) -> str:
+    """A request id that breaks no log line."""
+    if not isinstance(value, str) or len(value) > MAX_ID_LENGTH or not (value.isascii() and value.isprintable()):
+        raise CallerError(f"'id' must be a string of at most {MAX_ID_LENGTH} printable ASCII characters")
+    return value

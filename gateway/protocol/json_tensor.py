@@ -1,0 +1,173 @@
+"""The `data` of one tensor in JSON, checked for type and range before it becomes an array.
+
+`null`, `true`, `"1"` and 1e39 are no FP32. Values come as simdjson's proxies, or as plain lists where the body had
+the tokens NaN, Infinity or -Infinity.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
+from gateway.protocol.errors import CallerError
+
+__all__ = ("fragment_of", "is_array", "is_object", "nesting_of", "numbers", "tensor_of")
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_MAX_TEXT = 40
+"""Bytes of JSON a logged number may take; spaces and idle digits could make it any length."""
+
+_BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
+_ALLOWED: Mapping[str, frozenset[type]] = {
+    "f": frozenset({int, float}),
+    "i": frozenset({int}),
+    "u": frozenset({int}),
+    "b": frozenset({bool}),
+    "O": frozenset({str}),
+}
+_INFINITIES = (math.inf, -math.inf)
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """The smallest and the largest number in JSON that is one of `dtype`."""
+    if dtype.kind != "f":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    largest = np.finfo(dtype)
+    high = float(largest.max)
+    if dtype.itemsize < 8:
+        # The shortest decimal of the largest float lies above it: what still rounds to it is it.
+        high = math.nextafter(high + 2.0 ** (largest.maxexp - largest.nmant - 2), 0)
+    return -high, high
+
+
+_LIMITS = {dtype: _limits(dtype) for dtype in NUMPY_OF.values() if dtype.kind in "fiu"}
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+
+
+def is_array(value: object) -> bool:
+    """Whether a decoded JSON value is an array."""
+    return isinstance(value, (simdjson.Array, list))
+
+
+def is_object(value: object) -> bool:
+    """Whether a decoded JSON value is an object."""
+    return isinstance(value, (simdjson.Object, dict))
+
+
+def nesting_of(text: bytes) -> int:
+    """How deep the arrays and objects of a valid JSON text nest.
+
+    >>> nesting_of(b'{"a":[[1],{"b":"[[["}]}')
+    3
+    """
+    brackets = np.frombuffer(_STRINGS.sub(b"", text).translate(None, _NO_BRACKETS), "u1")
+    steps = np.where((brackets == 0x5B) | (brackets == 0x7B), 1, -1)
+    return int(steps.cumsum().max()) if steps.size else 0
+
+
+def tensor_of(values: Any, shape: tuple[int, ...], spec: TensorSpec) -> tuple[Array, bool]:
+    """The array that `data` is, and whether it was flat.
+
+    Raises
+    ------
+    CallerError
+        It is not of the shape, or an element is none of the datatype.
+    """
+    if not is_array(values):
+        raise CallerError(f"'data' of input '{spec.name}' must be an array")
+    dtype = NUMPY_OF[spec.datatype]
+    nested = len(values) > 0 and is_array(values[0])
+    size = math.prod(shape)
+    if not nested and len(values) < 0xFFFFFF:  # simdjson counts no further
+        _check_size(len(values), shape, size, spec)
+    if isinstance(values, simdjson.Array) and dtype.kind in "fiu":
+        if nested:
+            _check_nesting(values, shape, 0, spec.name)
+        array = numbers(values, dtype, spec)
+    else:
+        array = _elements(values if isinstance(values, list) else values.as_list(), shape, dtype, spec)
+    _check_size(array.size, shape, size, spec)
+    return array.reshape(shape), not nested
+
+
+def numbers(values: Any, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
+    """The elements of a simdjson array of numbers, flat.
+
+    Raises
+    ------
+    CallerError
+    """
+    code, wide = _BUFFER_OF_KIND[dtype.kind]
+    try:
+        array: Array = np.frombuffer(values.as_buffer(of_type=code), wide)
+    except (TypeError, ValueError):
+        raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}") from None
+    if dtype == wide:
+        return array
+    if array.size:
+        low, high = _LIMITS[dtype]
+        # For a few numbers, looking for the place is a third of the price of max() and min().
+        if array.item(array.argmax()) > high or array.item(array.argmin()) < low:
+            raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
+    return array.astype(dtype)
+
+
+def fragment_of(body: bytes, size: int) -> bytes | None:
+    """The text of the only, flat `data` of `size` numbers in a body, if it is fit for the log."""
+    # The word stands once in the body and its array is flat and of numbers, so the brackets cannot mislead.
+    start = body.index(b"[", body.index(b'"data"'))
+    stop = body.index(b"]", start) + 1
+    if stop - start > _MAX_TEXT * (size + 1):
+        return None
+    fragment = body[start:stop]
+    return None if b"\n" in fragment or b"\r" in fragment else fragment
+
+
+def _check_size(elements: int, shape: tuple[int, ...], size: int, spec: TensorSpec) -> None:
+    if elements != size:
+        raise CallerError(f"input '{spec.name}' has {elements} elements, but its shape {list(shape)} has {size}")
+
+
+def _check_nesting(values: Any, shape: tuple[int, ...], axis: int, name: str) -> None:
+    if axis >= len(shape) or len(values) != shape[axis]:
+        raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
+    for element in values:
+        inner = is_array(element)
+        if inner != (axis + 1 < len(shape)):
+            raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
+        if inner:
+            _check_nesting(element, shape, axis + 1, name)
+
+
+def _elements(values: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], spec: TensorSpec) -> Array:
+    if values and isinstance(values[0], list):
+        _check_nesting(values, shape, 0, spec.name)
+        for _ in range(len(shape) - 1):
+            values = [element for inner in values for element in inner]
+    allowed = _ALLOWED[dtype.kind]
+    if any(type(element) not in allowed for element in values):
+        raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}")
+    if dtype in _LIMITS:
+        low, high = _LIMITS[dtype]
+        # An integer may be larger than every double; comparing does not convert it.
+        if any((element < low or element > high) and element not in _INFINITIES for element in values):
+            raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
+    if dtype.kind == "O":
+        _check_texts(values, spec)
+    return np.array(values, dtype=dtype)
+
+
+def _check_texts(values: list[Any], spec: TensorSpec) -> None:
+    try:
+        for element in values:
+            element.encode()
+    except UnicodeEncodeError:
+        raise CallerError(f"'data' of input '{spec.name}' has text that is not Unicode") from None

@@ -1,0 +1,88 @@
+"""A validated inference request, whichever encoding it came in, and the limits it keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+__all__ = (
+    "MAX_CLASSES",
+    "MAX_DEPTH",
+    "MAX_DIMENSION",
+    "MAX_ELEMENTS",
+    "MAX_ID_LENGTH",
+    "MAX_JSON_ELEMENTS",
+    "MAX_KEYS",
+    "MAX_PARAMETERS",
+    "MAX_PARAMETERS_BYTES",
+    "MAX_RANK",
+    "MAX_TENSORS",
+    "InferRequest",
+    "RequestedOutput",
+)
+
+MAX_TENSORS = 64
+MAX_RANK = 8
+MAX_DIMENSION = 2**31 - 1
+MAX_ELEMENTS = 2**26
+MAX_JSON_ELEMENTS = 4_000_000
+MAX_DEPTH = 100  # Triton: 100
+MAX_KEYS = 1000
+MAX_ID_LENGTH = 128
+MAX_PARAMETERS = 64
+MAX_PARAMETERS_BYTES = 16 * 1024
+MAX_CLASSES = 65_536
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class RequestedOutput(msgspec.Struct, frozen=True):
+    """One output as the caller wants it.
+
+    Parameters
+    ----------
+    position : int
+        In the signature.
+    binary : bool
+        As raw bytes behind the JSON.
+    classes : int
+        Not 0: the so many largest elements as `"<value>:<index>[:<label>]"` in their place.
+    """
+
+    position: int
+    binary: bool = False
+    classes: int = 0
+
+
+class InferRequest:
+    """A validated request.
+
+    Attributes
+    ----------
+    id : str or None
+    inputs : list of arrays
+        In the order of the signature, with its dtypes.
+    rows : int
+        Length of the first axis of the first input; 1 for a scalar.
+    outputs : tuple of RequestedOutput or None
+        In the order asked; None asks for all of them in JSON.
+    parameters : dict
+        As they came, but for `binary_data_output`, which says nothing about the prediction.
+    timeout_us : int
+        The deadline the caller asked for, in microseconds; 0 for none.
+    fragments : list of bytes or None
+        The JSON text of each input's `data` where it could be told apart in the body: the log takes it as it is.
+    """
+
+    __slots__ = ("fragments", "id", "inputs", "outputs", "parameters", "rows", "timeout_us")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.inputs: list[Array] = []
+        self.rows = 1
+        self.outputs: tuple[RequestedOutput, ...] | None = None
+        self.parameters: dict[str, Any] = {}
+        self.timeout_us = 0
+        self.fragments: list[bytes | None] = []

@@ -1,0 +1,99 @@
+"""A `ModelInferRequest` as a validated request: the rules are those of JSON and binary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gateway.protocol.binary import tensor_from_bytes
+from gateway.protocol.checks import SignatureChecks, checked_id
+from gateway.protocol.datatypes import Signature
+from gateway.protocol.errors import CallerError
+from gateway.protocol.parameters import checked_parameters, set_parameters
+from gateway.protocol.request import MAX_TENSORS, InferRequest
+from gateway.serving.grpc import inference_pb2 as messages
+from gateway.serving.grpc.tensors import typed_tensor
+
+__all__ = ("read_request",)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_SHARED_MEMORY = "shared_memory_region"
+
+
+def read_request(
+    message: messages.ModelInferRequest, *, model: str, signature: Signature, checks: SignatureChecks
+) -> tuple[InferRequest, bool]:
+    """Validate a request.
+
+    Returns
+    -------
+    InferRequest
+    bool
+        Whether the answer's tensors are to be raw: as the request's were, or as `binary_data_output` says.
+
+    Raises
+    ------
+    CallerError
+        Whatever is wrong with it, naming the input, what came and what is expected.
+    """
+    request = InferRequest()
+    if message.id:
+        request.id = checked_id(message.id)
+    raw = set_parameters(request, _values(message.parameters)) or bool(message.raw_input_contents)
+    arrays = _arrays(message, model, signature, checks)
+    request.inputs, request.rows = checks.complete(arrays)
+    request.fragments = [None] * len(arrays)
+    request.outputs = checks.outputs(_asked(message), rows=request.rows, binary=True)
+    return request, raw
+
+
+def _arrays(
+    message: messages.ModelInferRequest, model: str, signature: Signature, checks: SignatureChecks
+) -> list[Array | None]:
+    specs = signature.inputs
+    count = len(message.inputs)
+    if count > MAX_TENSORS:
+        raise CallerError(f"the request has {count} inputs, more than {MAX_TENSORS}")
+    raw = message.raw_input_contents
+    if raw and len(raw) != count:
+        raise CallerError(f"raw_input_contents has {len(raw)} tensors, but the request has {count} inputs")
+    arrays: list[Array | None] = [None] * len(specs)
+    for ordinal, tensor in enumerate(message.inputs):
+        position = checks.input_position(tensor.name)
+        spec = specs[position]
+        if arrays[position] is not None:
+            raise CallerError(f"input '{spec.name}' is given twice")
+        checks.datatype(spec, tensor.datatype)
+        shape = checks.shape(spec, list(tensor.shape))
+        if _SHARED_MEMORY in _values(tensor.parameters):
+            raise CallerError(f"input '{spec.name}' asks for shared memory, which is not supported")
+        if not raw:
+            arrays[position] = typed_tensor(tensor.contents, spec, shape)
+        elif tensor.HasField("contents"):
+            raise CallerError(f"input '{spec.name}' must set only one of contents and raw_input_contents")
+        else:
+            arrays[position] = tensor_from_bytes(memoryview(raw[ordinal]), spec, shape, model=model)
+    return arrays
+
+
+def _asked(message: messages.ModelInferRequest) -> Iterator[tuple[str, bool, int]]:
+    for output in message.outputs:
+        parameters = _values(output.parameters)
+        if _SHARED_MEMORY in parameters:
+            raise CallerError(f"output '{output.name[:64]}' asks for shared memory, which is not supported")
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise CallerError("parameter 'classification' of an output must be a whole number of classes")
+        # Whether raw or typed, every datatype can be answered.
+        yield output.name, True, classes
+
+
+def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
+    values = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        values[name] = getattr(parameter, choice) if choice else None
+    return checked_parameters(values)

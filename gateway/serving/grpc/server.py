@@ -1,0 +1,83 @@
+"""The gRPC server of one front."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from gateway.serving.front import Front
+from gateway.serving.grpc.calls import OtherCalls
+from gateway.serving.grpc.health import HealthService
+from gateway.serving.grpc.service import SERVICE, InferenceService
+from gateway.serving.repository_calls import RepositoryCalls, VersionStore
+from gateway.settings import LimitSettings
+
+__all__ = ("start_server",)
+
+MAX_STREAMS = 256  # calls at a time on one connection; HTTP/2 clients and servers: 100 to 256
+MAX_METADATA_BYTES = 16 * 1024  # as for the head over HTTP
+PING_SECONDS = 60.0
+PING_TIMEOUT_SECONDS = 20.0
+MIN_CLIENT_PING_SECONDS = 10.0
+MAX_STRIKES = 2
+
+
+async def start_server(front: Front, store: VersionStore, *, port: int) -> tuple[grpc.aio.Server, int]:
+    """Serve gRPC for a front; other fronts may listen on the same port.
+
+    Parameters
+    ----------
+    front : Front
+    store : VersionStore
+        For the repository calls only; asked from a thread.
+    port : int
+        0 picks a free one.
+
+    Returns
+    -------
+    grpc.aio.Server
+        Started; `await server.stop(seconds)` drains it.
+    int
+        The port.
+
+    Raises
+    ------
+    OSError
+        The port cannot be listened on.
+    """
+    limits = front.settings.limits
+    host = front.settings.server.host
+    calls = OtherCalls(front, RepositoryCalls(front, store))
+    server = grpc.aio.server(
+        handlers=[InferenceService(front, calls).handler(), HealthService(front, (SERVICE,)).handler()],
+        options=_options(limits),
+        # The queue of a version refuses by itself; what it takes must not keep out questions about health.
+        maximum_concurrent_rpcs=limits.max_queue_requests + MAX_STREAMS,
+    )
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"gRPC cannot listen on {address}: {error}") from None
+    await server.start()
+    return server, bound
+
+
+def _options(limits: LimitSettings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", limits.max_body_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.server_handshake_timeout_ms", int(limits.head_timeout_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", int(limits.keep_alive_seconds * 1000)),
+        ("grpc.keepalive_time_ms", int(PING_SECONDS * 1000)),
+        ("grpc.keepalive_timeout_ms", int(PING_TIMEOUT_SECONDS * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(MIN_CLIENT_PING_SECONDS * 1000)),
+        ("grpc.http2.max_ping_strikes", MAX_STRIKES),
+    ]

@@ -1,0 +1,154 @@
+"""`inference.GRPCInferenceService`: inference here, one call or a stream of them; the other calls from `calls`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from gateway.protocol.errors import CallerError, DeadlineExceeded, GatewayError
+from gateway.serving.front import Front, Inference
+from gateway.serving.grpc import inference_pb2 as messages
+from gateway.serving.grpc.calls import OtherCalls
+from gateway.serving.grpc.inference import GrpcInference
+from gateway.serving.grpc.methods import Context, absent, answered, parse, serialize, unary
+
+__all__ = ("SERVICE", "InferenceService")
+
+SERVICE = "inference.GRPCInferenceService"
+MAX_AHEAD = 64
+"""Requests of one stream that may be under way; as many as HTTP pipelines."""
+
+_NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request"
+_ABSENT = {
+    "TraceSetting": "tracing is not offered",
+    **{
+        f"{kind}SharedMemory{verb}": _NO_SHARED_MEMORY
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
+    },
+}
+
+
+class InferenceService:
+    """Answers inference from one front.
+
+    Parameters
+    ----------
+    front : Front
+    calls : OtherCalls
+        Everything that is no inference.
+    """
+
+    def __init__(self, front: Front, calls: OtherCalls) -> None:
+        self._front = front
+        self._calls = calls
+        self._limits = front.settings.limits
+
+    def __repr__(self) -> str:
+        return f"<InferenceService {self._front!r}>"
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a `grpc.aio` server takes."""
+        seconds = self._limits.body_timeout_seconds
+        table: dict[str, grpc.RpcMethodHandler] = {
+            name: unary(request, call, seconds=seconds) for name, (request, call) in self._calls.table().items()
+        }
+        table |= {name: absent(text) for name, text in _ABSENT.items()}
+        table["ModelInfer"] = unary(messages.ModelInferRequest, self._infer, seconds=seconds)
+        table["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._infer_stream, response_serializer=serialize
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, table)
+
+    def _accept(self, message: messages.ModelInferRequest, context: Context) -> _Pending:
+        waiter = _Waiter()
+        inference = GrpcInference(waiter, message)
+        inference.read_head(context.invocation_metadata() or (), context.time_remaining())
+        self._front.accept(inference)
+        return inference, waiter
+
+    async def _infer(self, message: messages.ModelInferRequest, context: Context) -> Any:
+        inference = await _answered(self._accept(message, context))
+        if inference.trailers:
+            context.set_trailing_metadata(inference.trailers)
+        if inference.refusal is not None:
+            raise inference.refusal
+        return inference.response
+
+    async def _infer_stream(self, arriving: AsyncIterator[bytes], context: Context) -> None:
+        await answered(self._answer_stream(arriving, context), context)
+
+    async def _answer_stream(self, arriving: AsyncIterator[bytes], context: Context) -> None:
+        """Answers leave in the order of the requests; an error ends its request, not the stream."""
+        under_way: asyncio.Queue[_Pending | None] = asyncio.Queue(MAX_AHEAD)
+        seconds = self._limits.body_timeout_seconds
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_write_stream(under_way, context, seconds=seconds))
+                ending = await self._read_stream(arriving, context, under_way)
+                await under_way.put(None)
+        finally:
+            while not under_way.empty():
+                pending = under_way.get_nowait()
+                if pending is not None:
+                    pending[0].abandoned = True
+        if ending is not None:
+            raise ending
+
+    async def _read_stream(
+        self, arriving: AsyncIterator[bytes], context: Context, under_way: asyncio.Queue[_Pending | None]
+    ) -> GatewayError | None:
+        while True:
+            try:
+                async with asyncio.timeout(self._limits.keep_alive_seconds):
+                    content = await anext(arriving, None)
+                if content is None:
+                    return None
+                message = parse(messages.ModelInferRequest, content)
+            except TimeoutError:
+                return DeadlineExceeded("no request came for too long")
+            except CallerError as error:
+                return error
+            await under_way.put(self._accept(message, context))
+
+
+class _Waiter:
+    """`Connection` of one request: a future that its answer resolves."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def answered(self, inference: Inference) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+_Pending = tuple[GrpcInference, _Waiter]
+
+
+async def _answered(pending: _Pending) -> GrpcInference:
+    inference, waiter = pending
+    try:
+        await waiter.done
+    except asyncio.CancelledError:
+        inference.abandoned = True  # the client has gone, or its deadline is past
+        raise
+    return inference
+
+
+async def _write_stream(under_way: asyncio.Queue[_Pending | None], context: Context, *, seconds: float) -> None:
+    while (pending := await under_way.get()) is not None:
+        inference = await _answered(pending)
+        if inference.response is not None:
+            answer = messages.ModelStreamInferResponse(infer_response=inference.response)
+        else:
+            answer = messages.ModelStreamInferResponse(error_message=str(inference.refusal))
+            # Clients tell by the id which of their requests failed.
+            answer.infer_response.id = inference.given_id
+        async with asyncio.timeout(seconds):  # a client that does not read its answers
+            await context.write(answer)

@@ -1,0 +1,2 @@
+# Run by the clients' own environments, which have what they import.
+collect_ignore = ["flows"]
