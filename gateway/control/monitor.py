@@ -41,6 +41,8 @@ OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Aw
 _READ_AT_ONCE = 4_096
 _STATUS_SECONDS = 1.0
 _COMPARE_SECONDS = 30.0
+_LOOKUP_SECONDS = 0.05
+"""The longest that one flush looks in the log for predictions that labels name; who sends labels may invent ids."""
 
 
 class Checkpoint(msgspec.Struct):
@@ -115,6 +117,7 @@ class Monitor:
         self._following = StoreView(store, metrics=self._metrics, note=note)
         self._restored: dict[str, ModelState] = {}
         self._source: LogSource | None = None
+        self._found: list[tuple[str, PredictionRecord | None]] = []
         self._delays: dict[str, list[float]] = {}
         self._counted_feedback: dict[str, dict[str, int]] = {}
         self.models: dict[str, ModelWatch] = {}
@@ -179,9 +182,9 @@ class Monitor:
                 self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
     async def flush(self) -> None:
-        """Look at the evidence, and act on it."""
+        """Look at the evidence, and act on it; only then look for the predictions of labels that waited too long."""
         await self.refresh()
-        await self._resolve_overdue()
+        self._take_found()
         harms: list[tuple[ModelWatch, Harm]] = []
         for model in list(self.models.values()):
             try:
@@ -202,6 +205,7 @@ class Monitor:
         if harms:
             await self._act()
             await self.publish()
+        await self._look_for_overdue()
 
     async def refresh(self) -> bool:
         """Follow the store; False while it is away and was never read."""
@@ -271,7 +275,7 @@ class Monitor:
             if now < flush_at:
                 continue
             await self.flush()
-            flush_at = now + settings.flush_seconds
+            flush_at = self._monotonic() + settings.flush_seconds
             if now >= checkpoint_at:
                 self.checkpoint()
                 if self._source is not None:
@@ -319,11 +323,23 @@ class Monitor:
                 model.add_label(row)
                 self._delays.setdefault(row.model, []).append(row.delay_seconds)
 
-    async def _resolve_overdue(self) -> None:
+    async def _look_for_overdue(self) -> None:
+        """Look up what fits into the time; it is taken at the next flush, until then its labels still wait."""
         overdue = self._join.overdue(self._monotonic())
-        if not overdue:
-            return
-        found = await asyncio.to_thread(lambda: [(each, self._look_up(each)) for each in overdue])
+        if overdue:
+            self._found = await asyncio.to_thread(self._look_up_in_time, overdue)
+
+    def _look_up_in_time(self, overdue: list[str]) -> list[tuple[str, PredictionRecord | None]]:
+        until = self._monotonic() + _LOOKUP_SECONDS
+        found = []
+        for prediction_id in overdue:
+            found.append((prediction_id, self._look_up(prediction_id)))
+            if self._monotonic() >= until:
+                break
+        return found
+
+    def _take_found(self) -> None:
+        found, self._found = self._found, []
         for prediction_id, record in found:
             self._take_labels(self._join.resolve(prediction_id, record))
 

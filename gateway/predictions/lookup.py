@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from pathlib import Path
+from typing import BinaryIO
 
 from gateway.events.addresses import parse_id
 from gateway.predictions.segments import (
     HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     LogRecord,
     list_segments,
@@ -18,6 +20,8 @@ from gateway.predictions.segments import (
 )
 
 __all__ = ("find",)
+
+_BLOCK_BYTES = 32 * 1024
 
 
 def find(spool_dir: Path, event_id: str) -> LogRecord | None:
@@ -41,14 +45,25 @@ def find(spool_dir: Path, event_id: str) -> LogRecord | None:
 
 def _find_in(path: Path, boot: str, sequence: int) -> LogRecord | None:
     try:
-        block = path.read_bytes()
+        with path.open("rb", buffering=_BLOCK_BYTES) as file:
+            return _walk(file, boot, first=split_name(path.name)[1], sequence=sequence)
     except FileNotFoundError:
         return None
-    used, number = 0, split_name(path.name)[1]
-    while used + HEADER_BYTES <= len(block):
-        if number == sequence:
-            found = scan(block, boot, start=used, max_records=1).records
-            return found[0] if found and found[0].sequence == sequence else None
-        used += HEADER_BYTES + RECORD_HEAD.unpack_from(block, used)[0]
-        number += 1
-    return None
+
+
+def _walk(file: BinaryIO, boot: str, *, first: int, sequence: int) -> LogRecord | None:
+    """Step from header to header, a block in memory at a time, up to the record and no further."""
+    offset, block, start = 0, b"", 0
+    for _ in range(sequence - first):
+        if offset + HEADER_BYTES > start + len(block):
+            file.seek(offset)
+            block, start = file.read(_BLOCK_BYTES), offset
+            if len(block) < HEADER_BYTES:
+                return None
+        offset += HEADER_BYTES + RECORD_HEAD.unpack_from(block, offset - start)[0]
+    file.seek(offset)
+    head = file.read(HEADER_BYTES)
+    if len(head) < HEADER_BYTES or (length := RECORD_HEAD.unpack_from(head)[0]) > MAX_PAYLOAD_BYTES:
+        return None
+    found = scan(head + file.read(length), boot, max_records=1).records
+    return found[0] if found and found[0].sequence == sequence else None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,25 @@ def test_a_damaged_or_removed_record_is_not_found(tmp_path: Path) -> None:
     assert third is not None and third.payload == b"third"
     path.unlink()
     assert find(tmp_path, format_id(writer.boot, 3)) is None
+
+
+def test_looking_for_a_record_reads_no_further_than_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    writer.append([(1, bytes(100_000))] * 100)
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer: Any) -> int | None:
+            read.append(super().readinto(buffer) or 0)
+            return read[-1]
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: io.BufferedReader(Counted(path), buffering))
+    assert find(tmp_path, format_id(writer.boot, 10)) == LogRecord(1, writer.boot, 10, bytes(100_000))
+    assert 100_000 <= sum(read) < 1_000_000
+    read.clear()
+    assert find(tmp_path, format_id(writer.boot, 1)) is not None
+    assert sum(read) < 300_000
+    writer.close()
 
 
 @pytest.mark.parametrize(
