@@ -30,7 +30,9 @@ class FakeEngine:
         self.hold = asyncio.Event()
         self.hold.set()
         self.run: Callable[[list[Array]], list[Array]] = lambda inputs: [inputs[0] * 2]
-        self.hello = Hello(signature=signature, pid=1, model="m", version=1, batchable=batchable, max_rows=max_rows)
+        self.hello = Hello(
+            signature=signature, pid=1, model="m", version=1, digest="sha256:01", batchable=batchable, max_rows=max_rows
+        )
         self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self) -> asyncio.Server:

@@ -86,7 +86,8 @@ class Lane:
     done : callable
         Called with the jobs of a finished frame, answered or failed, in order.
     greeted : callable
-        Called with the engine's greeting each time one is reached, before anything is sent to it.
+        Called with the engine's greeting each time one is reached, before anything is sent to it; an engine that is
+        not the one asked for (False) is left alone.
     max_queue : int
         Jobs that may wait.
     frames_in_flight : int
@@ -99,7 +100,7 @@ class Lane:
         *,
         socket_path: Path,
         done: Callable[[list[Any]], None],
-        greeted: Callable[[Hello], None],
+        greeted: Callable[[Hello], bool],
         max_queue: int,
         frames_in_flight: int,
     ) -> None:
@@ -250,10 +251,12 @@ class Lane:
 
     def _connected(self, link: _Link, hello: Hello) -> None:
         self._greeting = None
+        if not self._greeted(hello):
+            link.close()
+            return
         self._link = link
         self.hello = hello
         self.refusing = None
-        self._greeted(hello)
         self._free_axes = any(-1 in spec.shape[1:] for spec in hello.signature.inputs)
         self._flush()
 

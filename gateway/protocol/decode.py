@@ -18,7 +18,7 @@ from gateway.protocol.binary import Tail, raw_tensor, tensor_from_bytes
 from gateway.protocol.checks import SignatureChecks, checked_id
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
-from gateway.protocol.json_tensor import fragment_of, is_array, is_object, nesting_of, numbers, tensor_of
+from gateway.protocol.json_tensor import fragment_of, is_array, is_object, is_splittable, nesting_of, numbers, tensor_of
 from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_DEPTH, MAX_JSON_ELEMENTS, MAX_KEYS, MAX_TENSORS, InferRequest
 
@@ -96,7 +96,7 @@ class RequestDecoder:
     def _usual(self, document: Any, body: bytes) -> InferRequest | None:
         """The usual request in few steps: one flat input of numbers and nothing else. None: take the thorough way."""
         spec = self._usual_spec
-        if spec is None or len(document) != 1 or body.count(b'"data"') != 1 or body[0] == _BYTE_ORDER_MARK:
+        if spec is None or len(document) != 1 or not is_splittable(body) or body[0] == _BYTE_ORDER_MARK:
             return None
         try:
             (tensor,) = document["inputs"]
@@ -162,7 +162,7 @@ class RequestDecoder:
         count = len(inputs)
         if count > MAX_TENSORS:
             raise CallerError(f"the request has {count} inputs, more than {MAX_TENSORS}")
-        splittable = not tokens and count == 1 and text.count(b'"data"') == 1
+        splittable = not tokens and count == 1 and is_splittable(text)
         self._read_inputs(inputs, request, text if splittable else None, tail or Tail(b"", 0, self._model))
         asked = _requested(document["outputs"], binary) if "outputs" in keys else ()
         request.outputs = self.checks.outputs(asked, rows=request.rows, binary=binary)

@@ -17,7 +17,7 @@ import simdjson
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
-__all__ = ("fragment_of", "is_array", "is_object", "nesting_of", "numbers", "tensor_of")
+__all__ = ("fragment_of", "is_array", "is_object", "is_splittable", "nesting_of", "numbers", "tensor_of")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -120,9 +120,19 @@ def numbers(values: Any, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
     return array.astype(dtype)
 
 
+def is_splittable(body: bytes) -> bool:
+    """Whether the text of a tensor's `data` can be told apart: the word stands once, so it is the key, and nothing is
+    escaped, so no key is spelled otherwise.
+
+    >>> is_splittable(b'{"data":[1]}'), is_splittable(b'{"x":"data","d\\u0061ta":[1]}')
+    (True, False)
+    """
+    return body.count(b'"data"') == 1 and b"\\" not in body
+
+
 def fragment_of(body: bytes, size: int) -> bytes | None:
     """The text of the only, flat `data` of `size` numbers in a body, if it is fit for the log."""
-    # The word stands once in the body and its array is flat and of numbers, so the brackets cannot mislead.
+    # The key stands once in the body (`is_splittable`) and its array is flat and of numbers: no bracket misleads.
     start = body.index(b"[", body.index(b'"data"'))
     stop = body.index(b"]", start) + 1
     if stop - start > _MAX_TEXT * (size + 1):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from gateway.engine.lane import Job, Lane
 from gateway.events.records import KIND_PREDICTION
 from gateway.predictions.spool import SpoolError, SpoolWriter
@@ -25,6 +27,7 @@ from gateway.protocol.errors import (
     EngineUnavailable,
     GatewayError,
     LogUnavailable,
+    ModelFailed,
     UnknownModel,
 )
 from gateway.protocol.request import InferRequest, RequestedOutput
@@ -149,6 +152,12 @@ class Inference(Job):
         )
         self.connection.answered(self)
 
+    def give_up(self, fault: Exception) -> None:
+        """Keep nothing of a request or answer that cannot be written down."""
+        name = type(fault).__name__
+        self.failure = ModelFailed(f"the answer of model '{self.model}' cannot be written down ({name})")
+        self.inputs, self.outputs, self.parameters, self.request_id = [], [], {}, None
+
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error that stands in no record."""
         self.answer = error_answer(status_of(error), str(error), keep_alive=self.keep_alive)
@@ -204,6 +213,8 @@ class Front:
         self.draining = False
         self.revision = -1
         self._was_ready = False
+        self._leaving: dict[ServedVersion, float] = {}
+        self._alone: dict[str, Route] = {}
         self.routes: dict[str, Route] = {}
         self.versions: dict[tuple[str, int], ServedVersion] = {}
         self._sockets = sockets
@@ -228,11 +239,15 @@ class Front:
         if self.spool.full and self.settings.spool.full == "block":
             return "the prediction log is full"
         away = [(model, route.stable) for model, route in self.routes.items() if not self._is_up(model, route.stable)]
-        # At first every model must be there. Later one that fails must not take the others out of service with it:
-        # its own readiness says it.
+        # At first every model must be there, or known not to come. Later one that fails must not take the others out
+        # of service with it: its own readiness says it.
         if away and (not self._was_ready or len(away) == len(self.routes)):
             return f"model '{away[0][0]}' version {away[0][1]} is not ready"
         return None
+
+    def _is_settled(self, model: str, version: int) -> bool:
+        served = self.versions.get((model, version))
+        return served is not None and (served.lane.ready or served.lane.refusing is not None)
 
     def _is_up(self, model: str, version: int) -> bool:
         served = self.versions.get((model, version))
@@ -247,13 +262,15 @@ class Front:
             (model, version) to digest of every version that may be served.
         """
         for key in [key for key in self.versions if approved.get(key) != self.versions[key].digest]:
-            self.versions.pop(key).lane.close()
+            # What it has taken it still answers; `tick` closes it then.
+            self._leaving[self.versions.pop(key)] = time.perf_counter() + self._timeout_seconds
         for key, digest in approved.items():
             if key not in self.versions:
                 self.versions[key] = self._open(*key, digest=digest)
         for model in self.routes.keys() | routes.keys():
             self._show_weights(model, routes.get(model))
         self.routes = routes
+        self._alone = {model: msgspec.structs.replace(route, weight=0.0) for model, route in routes.items()}
         self.revision = revision
 
     def version(self, model: str, pinned: int | None) -> ServedVersion:
@@ -300,7 +317,12 @@ class Front:
         answers: list[tuple[bytes, bytes, int]] = []
         for inference in inferences:
             event_id = b"%b-%010x" % (boot.encode(), sequence)
-            record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
+            try:
+                record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
+            except Exception as fault:
+                # Whatever slips through every check fails its own request, and nobody else's.
+                inference.give_up(fault)
+                record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
             records.append((KIND_PREDICTION, record))
             answers.append((event_id, body, status))
             sequence += 1
@@ -321,12 +343,21 @@ class Front:
         self._spooled.inc(labels)
         self.cells.counter("gateway_feedback_total", {"model": model, "state": "received"}).inc(labels)
 
+    def count_dropped(self, events: int) -> None:
+        """Count events that a full log has dropped."""
+        self._dropped.inc(events)
+
     def tick(self, now: float) -> None:
         """Expire what is late; call it several times a second with `time.perf_counter()`."""
         for served in list(self.versions.values()):
             served.lane.expire(now)
         if not self._was_ready and self.revision >= 0:
-            self._was_ready = all(self._is_up(model, route.stable) for model, route in self.routes.items())
+            self._was_ready = all(self._is_settled(model, route.stable) for model, route in self.routes.items())
+        for served in [served for served, until in self._leaving.items() if served.lane.idle or until < now]:
+            del self._leaving[served]
+            served.lane.close()
+        for served in self._leaving:
+            served.lane.expire(now)
 
     def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
         served = ServedVersion(model, version, digest=digest, gateway=self.name, cells=self.cells)
@@ -369,6 +400,12 @@ class Front:
         inference.route = route
         inference.choice = choose(route, point, sticky=key is not None, pinned=inference.pinned)
         served = self.versions.get((inference.model, inference.choice.version))
+        if inference.choice.arm == "canary" and (served is None or served.decoder is None):
+            # Its engine has not been reached yet. The stable version answers, with no weight on the canary in the
+            # record, so that a slow start is no evidence against it.
+            inference.route = self._alone[inference.model]
+            inference.choice = Choice(route.stable, "stable", "canary_not_ready")
+            served = self.versions.get((inference.model, route.stable))
         inference.served = served or self.version(inference.model, inference.choice.version)
 
     def _admit(self, inference: Inference) -> None:

@@ -52,8 +52,10 @@ class ServedVersion:
     def __repr__(self) -> str:
         return f"<ServedVersion {self.lane!r}>"
 
-    def greeted(self, hello: Hello) -> None:
-        """Learn from the engine's greeting."""
+    def greeted(self, hello: Hello) -> bool:
+        """Learn from the engine's greeting; False when it serves other bytes than those approved."""
+        if hello.digest != self.digest:
+            return False
         self.signature = hello.signature
         self.redact = hello.redact
         self.labels = hello.labels
@@ -62,6 +64,7 @@ class ServedVersion:
         self.output_specs = hello.signature.outputs
         self.answer_head = b'{"model_name":%b,"model_version":"%b",' % (encode_string(self.model), self.label)
         self.output_heads = tuple(tensor_head(spec) for spec in hello.signature.outputs)
+        return True
 
     def record_head(self, arm: Arm, weight: float, reason: str) -> bytes:
         """The constant part of this version's records on one arm."""

@@ -247,10 +247,14 @@ class _Web:
                 label=float(item.label),
             )
             records.append((KIND_FEEDBACK, record))
+        dropped = front.spool.dropped
         try:
             front.spool.append(records)
         except SpoolError:
             raise LogUnavailable("the feedback could not be logged; send it again later") from None
+        if front.spool.dropped > dropped:
+            front.count_dropped(len(records))
+            raise LogUnavailable("the log is full and drops what comes, so the feedback was not kept")
         front.count_feedback(model, len(records))
         return _json({"accepted": len(records)})
 

@@ -44,7 +44,7 @@ async def world(tmp_path: Path, *, max_queue: int = 100, **engine_options: Any) 
             1,
             socket_path=engine.path,
             done=done.extend,
-            greeted=lambda hello: None,
+            greeted=lambda hello: True,
             max_queue=max_queue,
             frames_in_flight=2,
         )
@@ -238,7 +238,7 @@ def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: P
             1,
             socket_path=tmp_path / "e.sock",
             done=lambda jobs: None,
-            greeted=lambda hello: None,
+            greeted=lambda hello: True,
             max_queue=1,
             frames_in_flight=2,
         )

@@ -369,3 +369,76 @@ def test_one_models_dead_engine_does_not_take_the_other_models_out_of_service(tm
             assert (await d.send(get("/v2/health/ready"), read=1))[0][0] == 503
 
     run(test)
+
+
+@pytest.mark.promise("P6")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '"parameters":{"x":"\\ud800"}',
+        '"parameters":{"x":10000000000000000000000}',
+        '"id":"\\ud800"',
+        '"outputs":[{"name":"\\ud800"}]',
+    ],
+)
+def test_what_only_the_slower_parser_would_let_through_is_refused_and_hurts_nobody(tmp_path: Path, extra: str) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            bad = f'{{"inputs":[{{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,2,NaN]}}],{extra}}}'.encode()
+            first, second = await d.send(post(bad) + post(), read=2)
+            assert (first[0], second[0]) == (400, 200)
+            assert d.front.versions["m", 1].lane.ready
+
+    run(test)
+
+
+@pytest.mark.promise("P16")
+@pytest.mark.parametrize("decoy", ['["a]"]', "[9,9,9]"])
+def test_the_log_holds_what_the_model_saw_and_not_what_a_decoy_says(tmp_path: Path, decoy: str) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            tensor = f'{{"name":"x","y":"data","z":{decoy},"shape":[1,3],"datatype":"FP32","d\\u0061ta":[1,2,3]}}'
+            [(status, _, body)] = await d.send(post(f'{{"inputs":[{tensor}]}}'.encode()), read=1)
+            assert status == 200 and body["outputs"][0]["data"] == [2.0, 4.0, 6.0]
+            [record] = d.log()
+            assert record["inputs"][0]["data"] == [1.0, 2.0, 3.0]
+
+    run(test)
+
+
+def test_a_canary_that_was_never_reached_costs_no_request_and_is_no_evidence(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            route = Route("m", stable=1, canary=2, weight=100.0, salt="s", trial=1)
+            d.front.follow(2, {"m": route}, {("m", 1): "sha256:01", ("m", 2): "sha256:02"})
+            [(status, headers, _)] = await d.send(post(), read=1)
+            assert (status, headers["gateway-arm"]) == (200, "stable")
+            [record] = d.log()
+            assert (record["weight"], record["reason"]) == (0.0, "canary_not_ready")
+
+    run(test)
+
+
+@pytest.mark.promise("P15")
+def test_an_engine_that_serves_other_bytes_than_those_approved_is_not_asked(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            d.front.follow(2, {"m": Route("m", stable=1)}, {("m", 1): "sha256:99"})
+            await d.front.versions["m", 1].lane.connect()
+            await asyncio.sleep(0.1)
+            assert not d.front.versions["m", 1].lane.ready
+
+    run(test)
+
+
+def test_a_version_that_is_taken_away_still_answers_what_it_has_taken(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            d.engine.hold.clear()
+            waiting = asyncio.create_task(d.send(post(), read=1))
+            await asyncio.sleep(0.1)
+            d.front.follow(2, {}, {})
+            d.engine.hold.set()
+            assert (await waiting)[0][0] == 200
+
+    run(test)
