@@ -36,8 +36,10 @@ class KafkaSource:
     settings : KafkaSettings
     group : str
         Consumer group.
-    position : mapping of "topic/partition" to offset, optional
-        Where the reader's own checkpoint stands; a partition goes on from there when the group has not come further.
+    position : mapping, optional
+        What `position` gave: where the reader's own checkpoint stands, by "topic/partition" the offset and the
+        highest sequence seen of each boot. A partition goes on from there when the group has not come further, and
+        what the shipper repeats behind it is known as such.
     note : callable, optional
         Gets one line when the broker goes away or comes back.
     """
@@ -47,7 +49,7 @@ class KafkaSource:
         settings: KafkaSettings,
         group: str,
         *,
-        position: Mapping[str, int] | None = None,
+        position: Mapping[str, Mapping[str, Any]] | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
         self.unreadable = 0
@@ -56,9 +58,12 @@ class KafkaSource:
         self._group = group
         self._note = note
         self._limit = settings.request_timeout_ms / 1000
-        self._checkpoint = dict(position or {})
+        self._checkpoint: dict[str, int] = {name: place["offset"] for name, place in (position or {}).items()}
         self._position: dict[TopicPartition, int] = {}
         self._seen = Deduplicator()
+        for name, place in (position or {}).items():
+            for boot, sequence in place["seen"].items():
+                self._seen.remember(name, boot, sequence)
         self._consumer: Any = None
         self._connecting: asyncio.Task[Any] | None = None
         self._pause = _FIRST_PAUSE_SECONDS
@@ -103,7 +108,9 @@ class KafkaSource:
         return []
 
     def position(self) -> dict[str, Any]:
-        return self._checkpoint | {_name(place): offset for place, offset in self._position.items()}
+        offsets = self._checkpoint | {_name(place): offset for place, offset in self._position.items()}
+        seen = self._seen.lanes()
+        return {name: {"offset": offset, "seen": seen.get(name, {})} for name, offset in offsets.items()}
 
     async def commit(self) -> None:
         if self._consumer is None or not self._position:
@@ -168,7 +175,7 @@ class KafkaSource:
         if kind is None or message.value is None:
             self.unreadable += 1
             return None
-        if not self._seen.is_new(place, boot, sequence):
+        if not self._seen.is_new(_name(place), boot, sequence):
             return None
         return LogRecord(kind, boot, sequence, message.value)
 

@@ -58,11 +58,22 @@ class Deduplicator:
         if sequence <= self._highest.get(key, 0):
             self.duplicates += 1
             return False
-        self._highest[key] = sequence
-        self._highest.move_to_end(key)
+        self.remember(lane, boot, sequence)
+        return True
+
+    def remember(self, lane: Hashable, boot: str, sequence: int) -> None:
+        """Count everything up to this address as seen."""
+        self._highest[lane, boot] = sequence
+        self._highest.move_to_end((lane, boot))
         if len(self._highest) > self._capacity:
             self._highest.popitem(last=False)
-        return True
+
+    def lanes(self) -> dict[Hashable, dict[str, int]]:
+        """Return the highest sequence per boot of each lane, to be remembered again after a restart."""
+        lanes: dict[Hashable, dict[str, int]] = {}
+        for (lane, boot), sequence in self._highest.items():
+            lanes.setdefault(lane, {})[boot] = sequence
+        return lanes
 
 
 class SpoolSource:

@@ -184,6 +184,23 @@ async def test_records_shipped_twice_come_once_and_decisions_and_strangers_never
 
 
 @pytest.mark.broker
+async def test_records_shipped_again_behind_a_position_do_not_come_again(kafka: str, tmp_path: Path) -> None:
+    log = KafkaLog(tmp_path, kafka)
+    await log.append(30)
+    source = log.source()
+    await read_until(source, 30)
+    position = json.loads(json.dumps(source.position()))
+    await source.close()
+    (tmp_path / CHECKPOINT_NAME).unlink()
+    await log.append(10)
+    again = log.source(position)
+    found = await read_until(again, 10)
+    found += await again.read(100, 1.0)
+    assert by_address(found) == log.written[30:]
+    await again.close()
+
+
+@pytest.mark.broker
 async def test_two_members_share_the_partitions_and_one_that_leaves_costs_nothing(kafka: str, tmp_path: Path) -> None:
     log = KafkaLog(tmp_path, kafka)
     await create_topics(log.settings, [f"{log.settings.topic_prefix}.{name}" for name in ("predictions", "feedback")])
