@@ -46,7 +46,7 @@ _LOOKUP_SECONDS = 0.05
 
 
 class Checkpoint(msgspec.Struct):
-    """Where reading goes on, and everything that was known there."""
+    """Where reading of which log goes on, and everything that was known there."""
 
     position: dict[str, Any]
     models: dict[str, ModelState]
@@ -54,6 +54,7 @@ class Checkpoint(msgspec.Struct):
     trials: Trials
     pending: list[Move]
     skipped: dict[str, int]
+    source: str = ""
 
 
 class Monitor:
@@ -63,6 +64,8 @@ class Monitor:
     ----------
     open_source : callable
         Opens the log where the checkpoint says.
+    source : str
+        Which log that is; what a checkpoint says of another one does not count.
     store : ControlStore
         Routes, rollouts and decisions.
     versions : Versions
@@ -88,6 +91,7 @@ class Monitor:
         open_source: OpenSource,
         store: ControlStore,
         *,
+        source: str,
         versions: Versions,
         state_dir: Path,
         settings: MonitorSettings,
@@ -100,6 +104,7 @@ class Monitor:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_source = open_source
+        self._source_name = source
         self._store = store
         self._versions = versions
         self._folder = state_dir / "monitor"
@@ -151,11 +156,15 @@ class Monitor:
         checkpoint, note = self._checkpoints.read()
         if note:
             self._note(note)
+        if checkpoint is not None and checkpoint.source != self._source_name:
+            note = f"the log is read from {self._source_name} now, from its end on, and evidence is collected anew"
+            self._note(note)
+            checkpoint = _without_evidence(checkpoint)
         if checkpoint is not None:
             self._take_over(checkpoint)
         while not await self.refresh() and not stop.is_set():
             await _wait(stop, self._settings.flush_seconds)
-        position = checkpoint.position if checkpoint is not None else None
+        position = checkpoint.position if checkpoint is not None and checkpoint.source == self._source_name else None
         self._source = await self._open_source(position, "latest" if note else "earliest")
 
     async def step(self, timeout_seconds: float) -> int:
@@ -225,6 +234,7 @@ class Monitor:
             self._following.trials,
             self._actor.pending,
             self.skipped,
+            self._source_name,
         )
         try:
             self._checkpoints.write(state)
@@ -446,6 +456,12 @@ class Monitor:
         if not isinstance(self._source, SpoolSource) or not self.read:
             return 0.0
         return self._source.reader.bytes_behind() / (self._read_bytes / self.read)
+
+
+def _without_evidence(checkpoint: Checkpoint) -> Checkpoint:
+    """What still holds when another log is read: what the store said, and what waits for it."""
+    join = JoinState([], [], [], checkpoint.join.counts)
+    return msgspec.structs.replace(checkpoint, position={}, models={}, join=join)
 
 
 @contextmanager

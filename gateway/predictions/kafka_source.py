@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
@@ -40,6 +40,9 @@ class KafkaSource:
         What `position` gave: where the reader's own checkpoint stands, by "topic/partition" the offset and the
         highest sequence seen of each boot. A partition goes on from there when the group has not come further, and
         what the shipper repeats behind it is known as such.
+    start : "earliest" or "latest"
+        Without a position: go on where the group stands, at first with the earliest record; or begin with what
+        comes from now on, wherever the group stands.
     note : callable, optional
         Gets one line when the broker goes away or comes back.
     """
@@ -50,6 +53,7 @@ class KafkaSource:
         group: str,
         *,
         position: Mapping[str, Mapping[str, Any]] | None = None,
+        start: Literal["earliest", "latest"] = "earliest",
         note: Callable[[str], None] | None = None,
     ) -> None:
         self.unreadable = 0
@@ -60,6 +64,7 @@ class KafkaSource:
         self._limit = settings.request_timeout_ms / 1000
         self._checkpoint: dict[str, int] = {name: place["offset"] for name, place in (position or {}).items()}
         self._position: dict[TopicPartition, int] = {}
+        self._begins_at_the_end = start == "latest" and not position
         self._seen = Deduplicator()
         for name, place in (position or {}).items():
             for boot, sequence in place["seen"].items():
@@ -149,7 +154,7 @@ class KafkaSource:
             await bounded(consumer.start(), self._limit)
             # Joining the group goes on in the background. It must not be cut short: the broker would wait for each
             # member that gave up until its session ends.
-            consumer.subscribe(topics, listener=_Assignment(consumer, self._checkpoint, self._position, self._limit))
+            consumer.subscribe(topics, listener=_Assignment(consumer, self._take_up, self._let_go))
             started = True
         except (KafkaError, OSError, TimeoutError) as error:
             self._set_connected(False, error)
@@ -179,6 +184,28 @@ class KafkaSource:
             return None
         return LogRecord(kind, boot, sequence, message.value)
 
+    def _let_go(self, revoked: set[TopicPartition]) -> None:
+        for place in revoked:
+            if place in self._position:
+                self._checkpoint[_name(place)] = self._position.pop(place)
+
+    async def _take_up(self, assigned: set[TopicPartition], consumer: Any) -> None:
+        if not assigned:
+            return
+        if self._begins_at_the_end:
+            ends = await bounded(consumer.end_offsets(list(assigned)), self._limit)
+            self._checkpoint.update({_name(place): end for place, end in ends.items()})
+        for place in assigned:
+            offset = self._checkpoint.get(_name(place))
+            if offset is None:
+                continue
+            committed = await bounded(consumer.committed(place), self._limit)
+            if self._begins_at_the_end or committed is None or committed < offset:
+                consumer.seek(place, offset)
+                self._position[place] = offset
+        # What is taken over from another member later goes on where that one stood.
+        self._begins_at_the_end = False
+
     async def _lose(self, error: Exception) -> None:
         self._set_connected(False, error)
         await self._discard()
@@ -201,27 +228,20 @@ class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
     """Takes partitions up at the checkpoint and lets go of them when they are taken away."""
 
     def __init__(
-        self, consumer: Any, checkpoint: dict[str, int], position: dict[TopicPartition, int], limit: float
+        self,
+        consumer: Any,
+        take_up: Callable[[set[TopicPartition], Any], Awaitable[None]],
+        let_go: Callable[[set[TopicPartition]], None],
     ) -> None:
         self._consumer = consumer
-        self._checkpoint = checkpoint
-        self._position = position
-        self._limit = limit
+        self._take_up = take_up
+        self._let_go = let_go
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        for place in revoked:
-            if place in self._position:
-                self._checkpoint[_name(place)] = self._position.pop(place)
+        self._let_go(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        for place in assigned:
-            offset = self._checkpoint.get(_name(place))
-            if offset is None:
-                continue
-            committed = await bounded(self._consumer.committed(place), self._limit)
-            if committed is None or committed < offset:
-                self._consumer.seek(place, offset)
-                self._position[place] = offset
+        await self._take_up(assigned, self._consumer)
 
 
 def _name(place: TopicPartition) -> str:

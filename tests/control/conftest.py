@@ -73,6 +73,7 @@ class World:
     source: ListSource | None = None
     metrics: Any = None
     looks_up: bool = True
+    source_name: str = "list"
 
     def predict(self, version: int, *, arm: str = "stable", weight: float = 0.0, rows: int = 1, **changes: Any) -> str:
         """Log one prediction; `inputs` and `outputs` are N(0, 1) and their sum unless told."""
@@ -131,6 +132,7 @@ class World:
         return Monitor(
             open_source,
             self.store,
+            source=self.source_name,
             versions=self.versions,
             state_dir=self.folder,
             settings=self.settings,

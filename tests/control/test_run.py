@@ -75,6 +75,26 @@ def test_over_restarts_on_a_real_spool_every_record_counts_once(make_world: Any,
         front.close()
 
 
+def test_a_checkpoint_of_another_log_gives_no_position_and_no_evidence(make_world: Any) -> None:
+    world = make_world()
+    for _ in range(100):
+        world.label(world.predict(1), 0.0)
+    world.source_name = "kafka"
+    monitor = world.run()
+    assert monitor.models["m"].watches[1].quality.rows == 100
+    decisions_taken = monitor._following.trials.seq
+    world.source_name = "spool"
+    for _ in range(2):
+        monitor = world.run()
+        assert monitor.read == 0
+        assert monitor._following.trials.seq == decisions_taken
+    assert sum("read from spool now" in note for note in world.notes) == 1
+    for _ in range(10):
+        world.label(world.predict(1), 0.0)
+    monitor = world.run()
+    assert monitor.models["m"].watches[1].quality.rows == 10
+
+
 def test_a_second_monitor_waits_until_the_first_is_gone(make_world: Any) -> None:
     world = make_world(flush_seconds=0.02)
     world.predict(1)

@@ -201,6 +201,28 @@ async def test_records_shipped_again_behind_a_position_do_not_come_again(kafka: 
 
 
 @pytest.mark.broker
+async def test_from_the_latest_on_nothing_old_comes_wherever_the_group_stands(kafka: str, tmp_path: Path) -> None:
+    log = KafkaLog(tmp_path, kafka)
+    await log.append(20)
+    source = log.source()
+    await read_until(source, 20)
+    await source.commit()
+    await source.close()
+    await log.append(20)
+    latest = KafkaSource(log.settings, log.group, start="latest")
+    async with asyncio.timeout(60):
+        while not latest.position():
+            assert await latest.read(100, 0.2) == []
+    position = json.loads(json.dumps(latest.position()))
+    await log.append(20)
+    assert by_address(await read_until(latest, 20)) == log.written[40:]
+    await latest.close()
+    again = KafkaSource(log.settings, log.group, position=position, start="latest")
+    assert by_address(await read_until(again, 20)) == log.written[40:]
+    await again.close()
+
+
+@pytest.mark.broker
 async def test_two_members_share_the_partitions_and_one_that_leaves_costs_nothing(kafka: str, tmp_path: Path) -> None:
     log = KafkaLog(tmp_path, kafka)
     await create_topics(log.settings, [f"{log.settings.topic_prefix}.{name}" for name in ("predictions", "feedback")])
