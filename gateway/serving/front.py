@@ -61,7 +61,6 @@ class Inference(Job):
         "choice",
         "connection",
         "encoding",
-        "expected_bytes",
         "fragments",
         "json_length",
         "keep_alive",
@@ -86,7 +85,6 @@ class Inference(Job):
         self.timeout_ms = 0
         self.keep_alive = True
         self.body: list[bytes] = []
-        self.expected_bytes = 0
         self.json_length: int | None = None
         self.encoding: str | None = None
         self.accepts: str | None = None
