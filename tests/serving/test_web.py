@@ -135,7 +135,7 @@ def test_statistics_are_those_of_all_models_of_one_or_of_one_version(tmp_path: P
         "/v2/models/a%00b",
         "/v2/models/a%0d%0ab",
         "/v2/models/a%ffb",
-        "/v2/models/" + "m" * 5000,
+        "/v2/models/" + "m" * 4000,
         "/v2/models/m/versions/01",
         "/v2/models/m/versions/+1",
         "/v2/models/m/versions/1e3",
