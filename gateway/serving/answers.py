@@ -45,7 +45,11 @@ _STATUS_LINES = {
 _JSON = b"content-type: application/json\r\n"
 _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 _CLOSE = b"connection: close\r\n"
-_HINTS = {503: b"retry-after: 1\r\n", 415: b"accept-encoding: %b\r\n" % ", ".join(ENCODINGS).encode()}
+_HINTS = {
+    405: b"allow: GET, HEAD, POST\r\n",
+    415: b"accept-encoding: %b\r\n" % ", ".join(ENCODINGS).encode(),
+    503: b"retry-after: 1\r\n",
+}
 
 
 def status_of(error: GatewayError) -> int:
