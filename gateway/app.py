@@ -168,7 +168,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         if settings.server.drain_delay_seconds and not serving.done():
             await asyncio.sleep(settings.server.drain_delay_seconds)
         server.should_exit = True
-        await asyncio.gather(serving, grpc.stop(settings.server.drain_timeout_seconds) if grpc else asyncio.sleep(0))
+        await asyncio.gather(serving, grpc.drain(settings.server.drain_timeout_seconds) if grpc else asyncio.sleep(0))
     finally:
         for task in tasks:
             task.cancel()
@@ -200,9 +200,10 @@ async def _start_grpc(front: Any, store: Any, log: ProcessLog) -> Any:
     if not is_installed():
         log.note(f"gRPC is off: the extra is not installed; {HOW_TO_INSTALL}")
         return None
-    from gateway.serving.grpc.server import start_server
+    from gateway.serving.grpc.server import GrpcServer
 
-    grpc, _ = await start_server(front, store, port=server.grpc_port)
+    grpc = GrpcServer(front, store)
+    await grpc.start(server.grpc_port)
     return grpc
 
 

@@ -52,13 +52,35 @@ class ServerSettings(_Section):
 
 
 class LimitSettings(_Section):
+    max_head_bytes: int = Field(
+        16 * 2**10, ge=1024, le=2**20, description="Request line and headers. node, h11: 16 KiB."
+    )
+    max_head_fields: int = Field(100, ge=8, le=10_000, description="Headers of one request. Apache: 100.")
+    max_target_bytes: int = Field(4096, ge=256, description="Path and query. nginx: 8 KiB with the whole line.")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body. Triton: 64 MiB.")
+    max_chunks: int = Field(65_536, ge=1, description="Chunks of one request body. Triton: 65 536.")
+    max_chunk_overhead_bytes: int = Field(
+        16 * 2**10, ge=1024, description="Chunk extensions and trailers of one body. Go, node: 16 KiB."
+    )
+    max_json_depth: int = Field(100, ge=8, le=1000, description="Nesting of a request in JSON. Triton: 100.")
+    max_json_elements: int = Field(4_000_000, ge=1, description="Elements of one input in JSON.")
+    max_tensors: int = Field(64, ge=1, description="Inputs, and requested outputs, of one request.")
+    max_rank: int = Field(8, ge=1, le=32, description="Axes of a tensor.")
+    max_dimension: int = Field(2**31 - 1, ge=1, le=2**31 - 1, description="Length of one axis of a tensor.")
+    max_elements: int = Field(2**26, ge=1, le=2**31 - 1, description="Elements of a tensor; empty axes count as one.")
+    max_id_length: int = Field(128, ge=1, le=1024, description="Characters of a request's `id`.")
+    max_pipelined: int = Field(64, ge=1, description="Requests one connection may send before it is answered.")
     max_queue_requests: int = Field(4096, ge=1, description="Requests waiting for one version in one front.")
     max_connections: int = Field(1024, ge=1, description="Open connections of one front.")
     request_timeout_ms: int = Field(10_000, ge=1, description="Deadline of a request; a client may ask for less.")
     head_timeout_seconds: float = Field(5.0, gt=0, description="Time to send a request's head.")
     body_timeout_seconds: float = Field(30.0, gt=0, description="Time to send a request's body.")
-    keep_alive_seconds: float = Field(75.0, gt=0, description="Idle time before a connection is closed.")
+    body_grace_seconds: float = Field(5.0, ge=0, description="From then on a body must keep `min_bytes_per_second`.")
+    min_bytes_per_second: int = Field(
+        1024, ge=0, description="Slowest client, on average: its body sent, its answers taken. Apache: 500."
+    )
+    write_timeout_seconds: float = Field(30.0, gt=0, description="Over which a client must take its answers.")
+    keep_alive_seconds: float = Field(75.0, gt=0, description="Idle time before a connection is closed. nginx: 75.")
 
 
 class EngineSettings(_Section):

@@ -65,9 +65,10 @@ _TAIL = Endpoint(
     lambda operations, call: {},
     query=(
         Query("model", "Only this model."),
-        Query("from", "start, now, or an ISO 8601 time."),
+        Query("from", "start, now, or an ISO 8601 time.", choices=("start", "now")),
         Query("follow", "true or false.", "boolean"),
     ),
+    media_type="application/x-ndjson",
 )
 
 
@@ -225,13 +226,23 @@ def create_admin(
     async def style(request: Request) -> Response:
         return Response(STYLE, media_type="text/css", headers={**_HEADERS, "cache-control": "max-age=3600"})
 
-    routes = [
-        Route(PREFIX + line.path, admin.handler(line, answers.get(line)), methods=[line.method]) for line in table
-    ]
+    handlers: dict[str, dict[str, Handler]] = {}
+    for line in table:
+        handlers.setdefault(PREFIX + line.path, {})[line.method] = admin.handler(line, answers.get(line))
+    # One route for each path, so that a wrong method is told all that would be right.
+    routes = [Route(path, _by_method(methods), methods=list(methods)) for path, methods in handlers.items()]
     return Starlette(
         routes=[*routes, Route("/", admin.console), Route("/openapi.json", openapi), Route("/console.css", style)],
         exception_handlers={HTTPException: _http_error, Exception: _error, **dict.fromkeys(OURS, _error)},
     )
+
+
+def _by_method(handlers: dict[str, Handler]) -> Handler:
+    async def run(request: Request) -> Response:
+        # HEAD comes along with GET.
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return run
 
 
 def _query(request: Request, endpoint: Endpoint) -> dict[str, str]:
@@ -271,7 +282,11 @@ def _json(body: Any, *, status: int = 200, headers: dict[str, str] | None = None
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  (Starlette calls us for nothing else)
-    return _json({"error": f"{error.detail}: the API is described at /openapi.json"}, status=error.status_code)
+    return _json(
+        {"error": f"{error.detail}: the API is described at /openapi.json"},
+        status=error.status_code,
+        headers=dict(error.headers or {}),
+    )
 
 
 def _error(request: Request, error: Exception) -> Response:

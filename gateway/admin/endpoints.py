@@ -24,6 +24,7 @@ __all__ = ("ENDPOINTS", "MAX_LIMIT", "PREFIX", "Call", "Endpoint", "Query", "is_
 
 PREFIX = "/api/v1"
 MAX_LIMIT = 1000
+MAX_SEQUENCE = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query parameter."""
+    """One query parameter: `highest` is that of a whole number, `choices` are those of a text that else is a time."""
 
     name: str
     meaning: str
     type: str = "string"
+    highest: int | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +60,11 @@ class Endpoint:
     body: type[msgspec.Struct] | None = None
     query: tuple[Query, ...] = ()
     is_open: bool = False
+    media_type: str = "application/json"
 
 
 _MODEL = Query("model", "Only this model.")
-_LIMIT = Query("limit", f"At most so many, up to {MAX_LIMIT}.", "integer")
+_LIMIT = Query("limit", f"At most so many, up to {MAX_LIMIT}.", "integer", MAX_LIMIT)
 
 
 def version_in(call: Call) -> int:
@@ -95,7 +99,7 @@ def _number(call: Call, name: str, *, default: int | None, highest: int) -> int 
     text = call.query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) <= highest):
+    if not (text.isascii() and text.isdigit() and len(text) < 17 and int(text) <= highest):
         raise BadRequest(f"{name}={text[:32]!r}: expected a whole number from 0 to {highest}")
     return int(text)
 
@@ -199,10 +203,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Decisions after a sequence number, in order; without `after` the newest ones.",
         lambda o, call: o.decisions(
             model=call.query.get("model"),
-            after=_number(call, "after", default=None, highest=2**53),
+            after=_number(call, "after", default=None, highest=MAX_SEQUENCE),
             limit=_limit(call, 100),
         ),
-        query=(_MODEL, Query("after", "A sequence number.", "integer"), _LIMIT),
+        query=(_MODEL, Query("after", "A sequence number.", "integer", MAX_SEQUENCE), _LIMIT),
     ),
     Endpoint("GET", "/audit/verify", "Walk the chain of decisions.", lambda o, call: o.verify_audit()),
     Endpoint("GET", "/drift", "What the monitor sees, per model.", lambda o, call: o.drift(None)),

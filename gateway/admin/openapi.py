@@ -15,6 +15,12 @@ __all__ = ("describe",)
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
+_ANSWERS = {"application/json": {"type": "object"}, "application/x-ndjson": {"type": "string"}}
+_SEGMENTS = {
+    "version": {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"},
+    "prediction": {"type": "string", "pattern": "^[0-9a-f]{14}-[0-9a-f]{10}$"},
+}
+
 
 def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The OpenAPI 3.1 description of the admin API."""
@@ -41,12 +47,15 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "operationId": "_".join([endpoint.method.lower(), *words]),
         "summary": endpoint.summary,
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": _SEGMENTS.get(name, {"type": "string"})}
             for name in re.findall(r"{(\w+)}", endpoint.path)
         ]
         + [_parameter(query) for query in endpoint.query],
         "responses": {
-            "200": {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}},
+            "200": {
+                "description": "Done.",
+                "content": {endpoint.media_type: {"schema": _ANSWERS[endpoint.media_type]}},
+            },
             "default": {
                 "description": "Not done; the text says why.",
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
@@ -62,4 +71,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _parameter(query: Query) -> dict[str, Any]:
-    return {"name": query.name, "in": "query", "description": query.meaning, "schema": {"type": query.type}}
+    schema: dict[str, Any] = {"type": query.type}
+    if query.highest is not None:
+        schema |= {"minimum": 0, "maximum": query.highest}
+    if query.choices:
+        schema = {"anyOf": [{"enum": list(query.choices)}, {"type": "string", "format": "date-time"}]}
+    return {"name": query.name, "in": "query", "description": query.meaning, "schema": schema}

@@ -16,7 +16,7 @@ from gateway.control.quality import loss_of
 from gateway.engine.errors import EngineError
 from gateway.engine.oneshot import connect_engine
 from gateway.events.records import PredictionRecord, TensorRecord
-from gateway.protocol.datatypes import NUMPY_OF
+from gateway.protocol.datatypes import NUMPY_OF, bfloat16_of, numbers_of
 from gateway.repository.policy import QualityPolicy
 from gateway.rollout.paired import PairedTest
 
@@ -156,7 +156,7 @@ def _again(
     name = output or next(iter(answered), "")
     if name not in answered:
         raise RerunError(f"version {version} has no output {name!r}")
-    values = np.asarray(answered[name]).reshape(-1)
+    values = numbers_of(np.asarray(answered[name])).reshape(-1)
     try:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
@@ -171,7 +171,8 @@ def _row_of(tensor: TensorRecord, row: int, rows: int) -> Array:
     if tensor.data is None or dtype is None:
         raise RerunError(f"input {tensor.name} was not logged whole")
     try:
-        whole = np.array(tensor.data, dtype=dtype).reshape(tensor.shape)
+        flat = bfloat16_of(tensor.data) if tensor.datatype == "BF16" else np.array(tensor.data, dtype=dtype)
+        whole = flat.reshape(tensor.shape)
     except (ValueError, TypeError, OverflowError) as error:
         raise RerunError(f"input {tensor.name} cannot be read back: {error}") from None
     if whole.ndim and whole.shape[0] == rows:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gateway.drift.errors import ProfileError
+from gateway.protocol.datatypes import numbers_of
 
 __all__ = ("MAX_COLUMNS", "column_names", "columns_of")
 
@@ -100,7 +101,7 @@ def _scalars(tensor: np.ndarray[Any, Any]) -> list[Any]:
             return list(flat.astype(object).T)
         flat = np.array([[len(str(text)) for text in row] for row in flat], dtype=np.float64).reshape(flat.shape)
         return _summarised(flat)[::3]
-    flat = flat.astype(np.float64, copy=False)
+    flat = numbers_of(flat).astype(np.float64, copy=False)
     return _summarised(flat) if _is_wide(tensor) else list(flat.T)
 
 

@@ -62,6 +62,11 @@ class ModelSession:
         self.omitted = {node.name: node.type for node in self._session.get_outputs() if node.type not in ONNX_OF}
         self._output_names = [spec.name for spec in self.signature.outputs]
         self._bfloat16 = any(spec.datatype == "BF16" for spec in (*self.signature.inputs, *self.signature.outputs))
+        if self._bfloat16 and any(spec.datatype == "BYTES" for spec in self.signature.inputs):
+            raise EngineStartFailed(
+                f"{model_file.name} has bfloat16 tensors and string inputs, which onnxruntime's Python API "
+                "cannot carry in one run"
+            )
 
     def __repr__(self) -> str:
         return f"<ModelSession {len(self.signature.inputs)} inputs, outputs {', '.join(self._output_names)}>"

@@ -10,17 +10,10 @@ import numpy as np
 
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
-from gateway.protocol.request import (
-    MAX_CLASSES,
-    MAX_DIMENSION,
-    MAX_ELEMENTS,
-    MAX_ID_LENGTH,
-    MAX_RANK,
-    MAX_TENSORS,
-    RequestedOutput,
-)
+from gateway.protocol.limits import Limits
+from gateway.protocol.request import MAX_CLASSES, RequestedOutput
 
-__all__ = ("SignatureChecks", "checked_id")
+__all__ = ("SignatureChecks",)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,15 +28,31 @@ class SignatureChecks:
     signature : Signature
     batchable : bool
         Requests may share a run, so the inputs of one must have equally many rows.
+    limits : Limits
     """
 
-    def __init__(self, model: str, signature: Signature, *, batchable: bool = False) -> None:
+    def __init__(
+        self, model: str, signature: Signature, *, batchable: bool = False, limits: Limits | None = None
+    ) -> None:
+        self.limits = limits or Limits()
         self._model = model
         self._signature = signature
         self._batchable = batchable
         self._inputs = {spec.name: position for position, spec in enumerate(signature.inputs)}
         self._outputs = {spec.name: position for position, spec in enumerate(signature.outputs)}
         self._unsayable = next((spec for spec in signature.outputs if spec.datatype in NOT_IN_JSON), None)
+
+    def identifier(self, value: object) -> str:
+        """A request's id must break no log line."""
+        longest = self.limits.max_id_length
+        if not isinstance(value, str) or len(value) > longest or not (value.isascii() and value.isprintable()):
+            raise CallerError(f"'id' must be a string of at most {longest} printable ASCII characters")
+        return value
+
+    def input_count(self, count: int) -> None:
+        """A request must not have too many inputs."""
+        if count > self.limits.max_tensors:
+            raise CallerError(f"the request has {count} inputs, more than {self.limits.max_tensors}")
 
     def input_position(self, name: object) -> int:
         """Where the input stands in the signature."""
@@ -67,12 +76,14 @@ class SignatureChecks:
 
     def shape(self, spec: TensorSpec, shape: object) -> tuple[int, ...]:
         """The shape must be one the signature allows, and of a size that can be held."""
-        if not isinstance(shape, list) or len(shape) > MAX_RANK:
-            raise CallerError(f"'shape' of input '{spec.name}' must be an array of at most {MAX_RANK} integers")
+        limits = self.limits
+        if not isinstance(shape, list) or len(shape) > limits.max_rank:
+            raise CallerError(f"'shape' of input '{spec.name}' must be an array of at most {limits.max_rank} integers")
         for axis in shape:
-            if type(axis) is not int or not 0 <= axis <= MAX_DIMENSION:
+            if type(axis) is not int or not 0 <= axis <= limits.max_dimension:
                 raise CallerError(
-                    f"'shape' of input '{spec.name}' must hold integers from 0 to {MAX_DIMENSION}, got {str(axis)[:32]}"
+                    f"'shape' of input '{spec.name}' must hold integers from 0 to {limits.max_dimension}, "
+                    f"got {str(axis)[:32]}"
                 )
         expected = spec.shape
         if len(shape) != len(expected) or any(
@@ -83,8 +94,10 @@ class SignatureChecks:
                 f"Expected {list(expected)}, got {shape}"
             )
         # An empty tensor must not claim two thousand million rows either: outputs may be as long.
-        if math.prod(axis or 1 for axis in shape) > MAX_ELEMENTS:
-            raise CallerError(f"shape {shape} of input '{spec.name}' has too many elements, more than {MAX_ELEMENTS}")
+        if math.prod(axis or 1 for axis in shape) > limits.max_elements:
+            raise CallerError(
+                f"shape {shape} of input '{spec.name}' has too many elements, more than {limits.max_elements}"
+            )
         return tuple(shape)
 
     def complete(self, arrays: Sequence[Array | None]) -> tuple[list[Array], int]:
@@ -132,8 +145,8 @@ class SignatureChecks:
             position = self._output_position(name)
             if position in chosen:
                 raise CallerError(f"output '{name}' is asked for twice")
-            if len(chosen) >= MAX_TENSORS:
-                raise CallerError(f"more than {MAX_TENSORS} outputs are asked for")
+            if len(chosen) >= self.limits.max_tensors:
+                raise CallerError(f"more than {self.limits.max_tensors} outputs are asked for")
             self._check_output(self._signature.outputs[position], as_bytes, classes, rows)
             chosen[position] = RequestedOutput(position, as_bytes, classes)
         if chosen:
@@ -175,10 +188,3 @@ class SignatureChecks:
                 f"sending {spec.datatype} data via JSON is not supported. "
                 f"Please use the binary data format for output '{spec.name}'"
             )
-
-
-def checked_id(value: object) -> str:
-    """A request id that breaks no log line."""
-    if not isinstance(value, str) or len(value) > MAX_ID_LENGTH or not (value.isascii() and value.isprintable()):
-        raise CallerError(f"'id' must be a string of at most {MAX_ID_LENGTH} printable ASCII characters")
-    return value

@@ -10,7 +10,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-__all__ = ("FREE", "NOT_IN_JSON", "NUMPY_OF", "ONNX_OF", "Signature", "TensorSpec", "datatype_of", "numbers_of")
+__all__ = (
+    "FREE",
+    "NOT_IN_JSON",
+    "NUMPY_OF",
+    "ONNX_OF",
+    "Signature",
+    "TensorSpec",
+    "bfloat16_of",
+    "datatype_of",
+    "numbers_of",
+)
 
 FREE = -1
 """A free axis in a shape."""
@@ -113,3 +123,16 @@ def numbers_of(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtyp
     if array.dtype.kind != "V":
         return array
     return (array.view("<u2").astype("<u4") << 16).view("<f4")
+
+
+def bfloat16_of(values: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Numbers as BF16, rounded to the nearest, ties to even.
+
+    >>> numbers_of(bfloat16_of([1.5, 1.00390625, 1.01171875, float("-inf")])).tolist()
+    [1.5, 1.0, 1.015625, -inf]
+    """
+    with np.errstate(over="ignore"):
+        singles = np.asarray(values, "<f4")
+    bits = singles.view("<u4").astype("<u8")
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(singles), (bits >> 16) | 0x40, rounded).astype("<u2").view("V2")

@@ -15,12 +15,13 @@ import numpy as np
 import simdjson
 
 from gateway.protocol.binary import Tail, raw_tensor, tensor_from_bytes
-from gateway.protocol.checks import SignatureChecks, checked_id
+from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import fragment_of, is_array, is_object, is_splittable, nesting_of, numbers, tensor_of
+from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
-from gateway.protocol.request import MAX_DEPTH, MAX_JSON_ELEMENTS, MAX_KEYS, MAX_TENSORS, InferRequest
+from gateway.protocol.request import MAX_KEYS, InferRequest
 
 __all__ = ("InferRequest", "RequestDecoder")
 
@@ -40,10 +41,15 @@ class RequestDecoder:
     signature : Signature
     batchable : bool
         Requests may share a run.
+    limits : Limits
     """
 
-    def __init__(self, model: str, signature: Signature, *, batchable: bool = False) -> None:
-        self.checks = SignatureChecks(model, signature, batchable=batchable)
+    def __init__(
+        self, model: str, signature: Signature, *, batchable: bool = False, limits: Limits | None = None
+    ) -> None:
+        self.checks = SignatureChecks(model, signature, batchable=batchable, limits=limits)
+        self._limits = self.checks.limits
+        self._max_json_elements = self._limits.max_json_elements
         self._model = model
         self._signature = signature
         self._parser = simdjson.Parser()
@@ -114,7 +120,7 @@ class RequestDecoder:
             if type(axis) is not int or axis < 1 or (axis != expected and expected != FREE):
                 return None
             size *= axis
-        if len(shape) != len(spec.shape) or size != array.size or not shape or size > MAX_JSON_ELEMENTS:
+        if len(shape) != len(spec.shape) or size != array.size or not shape or size > self._max_json_elements:
             return None
         request = InferRequest()
         request.inputs = [array.reshape(shape)]
@@ -148,11 +154,11 @@ class RequestDecoder:
         return request
 
     def _read(self, document: Any, text: bytes, tail: Tail | None, *, tokens: bool = False) -> InferRequest:
-        _check_text(text)
+        _check_text(text, self._limits.max_json_depth)
         request = InferRequest()
         keys = _keys(document, "the request body")
         if "id" in keys:
-            request.id = checked_id(document["id"])
+            request.id = self.checks.identifier(document["id"])
         binary = "parameters" in keys and set_parameters(request, _parameters(document["parameters"]))
         if "inputs" not in keys:
             raise CallerError(f"the request for model '{self._model}' has no 'inputs'")
@@ -160,11 +166,10 @@ class RequestDecoder:
         if not is_array(inputs):
             raise CallerError("'inputs' must be an array")
         count = len(inputs)
-        if count > MAX_TENSORS:
-            raise CallerError(f"the request has {count} inputs, more than {MAX_TENSORS}")
+        self.checks.input_count(count)
         splittable = not tokens and count == 1 and is_splittable(text)
         self._read_inputs(inputs, request, text if splittable else None, tail or Tail(b"", 0, self._model))
-        asked = _requested(document["outputs"], binary) if "outputs" in keys else ()
+        asked = _requested(document["outputs"], binary, self._limits.max_tensors) if "outputs" in keys else ()
         request.outputs = self.checks.outputs(asked, rows=request.rows, binary=binary)
         return request
 
@@ -208,18 +213,18 @@ class RequestDecoder:
                 f"receiving {spec.datatype} data via JSON is not supported. "
                 f"Please use the binary data format for input '{spec.name}'"
             )
-        if math.prod(shape) > MAX_JSON_ELEMENTS:
+        if math.prod(shape) > self._max_json_elements:
             raise CallerError(
-                f"input '{spec.name}' has more than {MAX_JSON_ELEMENTS} elements in JSON; send it in binary"
+                f"input '{spec.name}' has more than {self._max_json_elements} elements in JSON; send it in binary"
             )
         return tensor_of(tensor["data"], shape, spec)
 
 
-def _check_text(text: bytes) -> None:
+def _check_text(text: bytes, max_depth: int) -> None:
     if text[0] == _BYTE_ORDER_MARK:
         raise CallerError("the request body is not valid JSON: it starts with a byte order mark")
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and nesting_of(text) > MAX_DEPTH:
-        raise CallerError(f"the request body nests too deeply, more than {MAX_DEPTH} levels")
+    if text.count(b"[") + text.count(b"{") > max_depth and nesting_of(text) > max_depth:
+        raise CallerError(f"the request body nests too deeply, more than {max_depth} levels")
 
 
 def _keys(document: Any, whose: str) -> set[str]:
@@ -239,9 +244,9 @@ def _parameters(value: Any) -> dict[str, Any]:
     return checked_parameters(value if isinstance(value, dict) else value.as_dict())
 
 
-def _requested(outputs: Any, binary: bool) -> list[tuple[object, bool, int]]:
-    if not is_array(outputs) or len(outputs) > MAX_TENSORS:
-        raise CallerError(f"'outputs' must be an array of at most {MAX_TENSORS} objects")
+def _requested(outputs: Any, binary: bool, most: int) -> list[tuple[object, bool, int]]:
+    if not is_array(outputs) or len(outputs) > most:
+        raise CallerError(f"'outputs' must be an array of at most {most} objects")
     asked: list[tuple[object, bool, int]] = []
     for output in outputs:
         if not is_object(output):
@@ -278,7 +283,7 @@ def _parse_fault(body: bytes, error: Exception) -> str:
     if not body.strip():
         return "the request body is empty, expected a JSON object"
     if isinstance(error, RecursionError) or "DEPTH" in str(error):
-        return f"the request body nests too deeply, more than {MAX_DEPTH} levels"
+        return "the request body nests too deeply"
     if "NUMBER" in str(error) or "BIGINT" in str(error):
         return "the request body has a number that no datatype holds"
     return "the request body is not valid JSON"

@@ -48,6 +48,7 @@ def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 
 _LIMITS = {dtype: _limits(dtype) for dtype in NUMPY_OF.values() if dtype.kind in "fiu"}
+_BLOCK = 64 * 1024
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
@@ -69,8 +70,12 @@ def nesting_of(text: bytes) -> int:
     3
     """
     brackets = np.frombuffer(_STRINGS.sub(b"", text).translate(None, _NO_BRACKETS), "u1")
-    steps = np.where((brackets == 0x5B) | (brackets == 0x7B), 1, -1)
-    return int(steps.cumsum().max()) if steps.size else 0
+    deepest = level = 0
+    for start in range(0, brackets.size, _BLOCK):
+        # An opening bracket has the bit of 2, a closing one has not.
+        levels = ((brackets[start : start + _BLOCK] & 2).astype("i8") - 1).cumsum() + level
+        deepest, level = max(deepest, int(levels.max())), int(levels[-1])
+    return deepest
 
 
 def tensor_of(values: Any, shape: tuple[int, ...], spec: TensorSpec) -> tuple[Array, bool]:

@@ -1,4 +1,4 @@
-"""A validated inference request, whichever encoding it came in, and the limits it keeps."""
+"""A validated inference request, whichever encoding it came in, and limits that are no settings."""
 
 from __future__ import annotations
 
@@ -9,28 +9,14 @@ import numpy as np
 
 __all__ = (
     "MAX_CLASSES",
-    "MAX_DEPTH",
-    "MAX_DIMENSION",
-    "MAX_ELEMENTS",
-    "MAX_ID_LENGTH",
-    "MAX_JSON_ELEMENTS",
     "MAX_KEYS",
     "MAX_PARAMETERS",
     "MAX_PARAMETERS_BYTES",
-    "MAX_RANK",
-    "MAX_TENSORS",
     "InferRequest",
     "RequestedOutput",
 )
 
-MAX_TENSORS = 64
-MAX_RANK = 8
-MAX_DIMENSION = 2**31 - 1
-MAX_ELEMENTS = 2**26
-MAX_JSON_ELEMENTS = 4_000_000
-MAX_DEPTH = 100  # Triton: 100
 MAX_KEYS = 1000
-MAX_ID_LENGTH = 128
 MAX_PARAMETERS = 64
 MAX_PARAMETERS_BYTES = 16 * 1024
 MAX_CLASSES = 65_536

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from gateway.protocol.datatypes import FREE, NUMPY_OF, TensorSpec
+from gateway.protocol.datatypes import FREE, NUMPY_OF, TensorSpec, bfloat16_of
 from gateway.repository.runner import Array
 
 __all__ = ("PROBE_ROWS", "made_up_rows", "take_rows", "widened_rows")
@@ -68,4 +68,5 @@ def _made_up(spec: TensorSpec, length: int, generator: np.random.Generator, *, w
     if dtype.kind in "iu":
         # The narrow guess is for models that take a whole number as an index into something small.
         return generator.integers(100 if wide else 2, size=shape).astype(dtype)
-    return (generator.normal(size=shape) * (10 if wide else 1)).astype(dtype)
+    drawn = generator.normal(size=shape) * (10 if wide else 1)
+    return bfloat16_of(drawn) if spec.datatype == "BF16" else drawn.astype(dtype)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.protocol.datatypes import FREE, NUMPY_OF, Signature, TensorSpec
+from gateway.protocol.datatypes import FREE, NUMPY_OF, Signature, TensorSpec, bfloat16_of, numbers_of
 from gateway.repository.errors import ReferenceFileError
 from gateway.repository.lineage import ReferenceFile
 from gateway.repository.runner import Array
@@ -156,8 +156,8 @@ def _fit(path: Path, spec: TensorSpec, array: Array) -> Array:
     if (spec.datatype == "BYTES") != (array.dtype.kind == "U") or array.dtype.kind not in "Ubiuf":
         raise ReferenceFileError(f"{path.name}: array {spec.name!r} is {array.dtype}: expected {spec.datatype}")
     with np.errstate(over="ignore", invalid="ignore"):
-        fitted: Array = array.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(fitted).all():
+        fitted: Array = bfloat16_of(array) if spec.datatype == "BF16" else array.astype(dtype)
+    if dtype.kind in "fV" and not np.isfinite(numbers_of(fitted)).all():
         raise ReferenceFileError(f"{path.name}: array {spec.name!r} has values that are not finite as {spec.datatype}")
     if dtype.kind in "biu" and not np.array_equal(fitted, array):
         raise ReferenceFileError(f"{path.name}: array {spec.name!r} has values that do not fit {spec.datatype}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.protocol.datatypes import NUMPY_OF
+from gateway.protocol.datatypes import NUMPY_OF, bfloat16_of
 from gateway.repository.errors import ReferenceFileError
 from gateway.repository.runner import Array
 
@@ -83,6 +83,8 @@ def column_array(path: Path, name: str, cells: Sequence[Any], datatype: str) -> 
         A cell is empty, not a number, not finite or out of range; with column, row and cell.
     """
     dtype = NUMPY_OF[datatype]
+    if datatype == "BF16":
+        return bfloat16_of(column_array(path, name, cells, "FP32"))
     if datatype == "BYTES":
         return np.array([_text(path, name, row, cell) for row, cell in enumerate(cells)], dtype=object)
     array = np.empty(len(cells), dtype)

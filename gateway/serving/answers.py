@@ -45,7 +45,11 @@ _STATUS_LINES = {
 _JSON = b"content-type: application/json\r\n"
 _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 _CLOSE = b"connection: close\r\n"
-_HINTS = {503: b"retry-after: 1\r\n", 415: b"accept-encoding: %b\r\n" % ", ".join(ENCODINGS).encode()}
+_HINTS = {
+    405: b"allow: GET, HEAD, POST\r\n",
+    415: b"accept-encoding: %b\r\n" % ", ".join(ENCODINGS).encode(),
+    503: b"retry-after: 1\r\n",
+}
 
 
 def status_of(error: GatewayError) -> int:
@@ -84,18 +88,22 @@ def infer_answer(
     encoding : str, optional
         What the caller accepts; only a success is compressed, since clients read errors as they are.
     """
-    pieces: Sequence[bytes | memoryview] = (body, *blocks) if blocks else (body,)
-    kind = _BINARY % len(body) if blocks else _JSON
+    kind, length = _JSON, len(body)
+    pieces: Sequence[bytes | memoryview] = (body,)
+    if blocks:
+        kind, pieces = _BINARY % length, (body, *blocks)
+        length += sum(map(len, blocks))
     if encoding is not None and status == 200:
         pieces = (compress(pieces, encoding),)
+        length = len(pieces[0])
         kind += b"content-encoding: %b\r\nvary: accept-encoding\r\n" % encoding.encode()
     return b"".join(
         (
             _STATUS_LINES[status],
             kind,
             b"gateway-prediction-id: %b\r\ngateway-model-version: %b\r\ngateway-arm: %b\r\ncontent-length: %d\r\n"
-            % (prediction_id, version, arm, sum(map(len, pieces))),
-            _HINTS.get(status, b""),
+            % (prediction_id, version, arm, length),
+            b"" if status == 200 else _HINTS.get(status, b""),
             b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
             *pieces,
         )

@@ -68,6 +68,6 @@ def routes(endpoints: Sequence[Endpoint]) -> list[Route]:
 def _by_method(handlers: dict[str, Handler]) -> Handler:
     async def run(request: Request) -> Response:
         # HEAD comes along with GET.
-        return await handlers.get(request.method, handlers.get("GET", next(iter(handlers.values()))))(request)
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
 
     return run

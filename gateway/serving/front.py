@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from gateway.protocol.errors import (
     ModelFailed,
     UnknownModel,
 )
+from gateway.protocol.limits import Limits
 from gateway.protocol.request import InferRequest, RequestedOutput
 from gateway.routing.table import Choice, Route, choose, hash_key, point_of
 from gateway.serving.answers import error_answer, infer_answer, status_of
@@ -64,7 +65,6 @@ class Inference(Job):
         "choice",
         "connection",
         "encoding",
-        "expected_bytes",
         "fragments",
         "json_length",
         "keep_alive",
@@ -89,7 +89,6 @@ class Inference(Job):
         self.timeout_ms = 0
         self.keep_alive = True
         self.body: list[bytes] = []
-        self.expected_bytes = 0
         self.json_length: int | None = None
         self.encoding: str | None = None
         self.accepts: str | None = None
@@ -115,20 +114,17 @@ class Inference(Job):
         pieces, self.body = self.body, []
         return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces), self.json_length)
 
-    def said(self) -> Sequence[int]:
-        """Positions of the outputs that `body_of` wants as flat JSON arrays."""
+    def said(self) -> Sequence[int] | None:
+        """Positions of the outputs that `body_of` wants as flat JSON arrays; None for all of them."""
         if self.requested is None:
-            return range(len(self.outputs))
+            return None
         return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
 
     def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
         """The body of the answer to a finished inference; `flats` are its outputs as flat JSON arrays, where said."""
         served = self.served
         if self.requested is None:
-            tensors = [
-                encode_tensor(head, output, flat)
-                for head, output, flat in zip(served.output_heads, self.outputs, flats, strict=True)
-            ]
+            tensors: Iterable[bytes] = map(encode_tensor, served.output_heads, self.outputs, flats)
         else:
             tensors, self.blocks = self._requested(flats)
         return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
@@ -221,6 +217,7 @@ class Front:
         self._draw = draw
         self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
         self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
+        self._limits = msgspec.convert(settings.limits, Limits, from_attributes=True)
         self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
         self._timeout_seconds = settings.limits.request_timeout_ms / 1000
@@ -360,7 +357,7 @@ class Front:
             served.lane.expire(now)
 
     def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
-        served = ServedVersion(model, version, digest=digest, gateway=self.name, cells=self.cells)
+        served = ServedVersion(model, version, digest=digest, gateway=self.name, cells=self.cells, limits=self._limits)
         served.lane = Lane(
             model,
             version,
@@ -444,9 +441,11 @@ class Front:
         signature = served.signature
         if failure is None and signature is not None:
             status = 200
-            flats: list[bytes | None] = [None] * len(inference.outputs)
-            for position in inference.said():
-                flats[position] = encode_flat(inference.outputs[position])
+            said = inference.said()
+            flats = [
+                encode_flat(output) if said is None or position in said else None
+                for position, output in enumerate(inference.outputs)
+            ]
             body = inference.body_of(event_id, flats)
             outputs = tensor_records(signature.outputs, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
         else:

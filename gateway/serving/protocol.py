@@ -9,12 +9,15 @@ body is collected, the front takes it, and the answer is one write. Answers leav
 * `_behind` holds, in order, what came after an ASGI request that is still being answered.
 
 So either inferences are due, or an ASGI request runs, never both; the pipeline follows that, and `_behind` follows the
-pipeline.
+pipeline. An ASGI request starts when its body is complete, so that no app ever waits for a client.
+
+Every limit of section `[limits]` that concerns the transport is kept here, for both kinds of requests alike.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from typing import Any
@@ -25,23 +28,34 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.protocol.compression import accepted_encoding, content_encoding
-from gateway.protocol.errors import BodyTooLarge, CallerError, EncodingNotSupported, GatewayError
+from gateway.protocol.errors import BodyTooLarge, GatewayError
 from gateway.serving.answers import error_answer
-from gateway.serving.front import Front, Inference, parse_pin, path_pin
+from gateway.serving.front import Front, Inference, path_pin
+from gateway.serving.head import (
+    METHODS,
+    READ,
+    HeadRefused,
+    check_host,
+    check_target,
+    check_version,
+    read_field,
+    read_gateway_header,
+    size_of,
+    without_upgrade,
+)
 
-__all__ = ("MAX_HEAD_BYTES", "MAX_HEAD_FIELDS", "MAX_PIPELINED", "GatewayProtocol", "read_gateway_header")
+__all__ = ("GatewayProtocol", "read_gateway_header")
 
-MAX_HEAD_BYTES = 16 * 1024  # h11 and node: 16 KiB
-MAX_HEAD_FIELDS = 100  # Apache: 100
-MAX_PIPELINED = 64
-MAX_KEY_BYTES = 1024
 MAX_TARGETS = 1024
+LARGE_BODY_BYTES = 64 * 1024
+MAX_LARGE_PIPELINED = 4
+CHUNK_LINE_BYTES = 16  # what a chunk may cost beside its content; Go's net/http: 16
 LINGER_SECONDS = 1.0
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:/versions/([^/?]{1,32}))?/infer(?:\?.*)?")
-_LENGTH = re.compile(rb"[0-9]{1,19}")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_log = logging.getLogger(__name__)
 
 Behind = Inference | tuple[RequestResponseCycle, ASGI3Application]
 
@@ -62,17 +76,32 @@ class GatewayProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._front = front
         self._targets = targets
-        self._max_body = front.settings.limits.max_body_bytes
+        self._limits = front.settings.limits
+        self._max_body = self._limits.max_body_bytes
+        self._max_head = self._limits.max_head_bytes
         self._inference: Inference | None = None
+        self._content: list[bytes] = []
         self._due: deque[Inference] = deque()
         self._behind: deque[Behind] = deque()
         self._running: RequestResponseCycle | None = None
-        self._unread = 0
+        self._host = b""
         self._head_done = False
+        self._upgrading = False
+        self._chunked = False
         self._discarding = False
         self._deaf = False
         self._stopping = False
+        self._read = 0  # bytes of the last read
+        self._unread = 0  # bytes since the head began
+        self._received = 0  # bytes of the body
+        self._chunks = 0
+        self._counted = 0
+        self._overhead = 0
+        self._written = 0
+        self._taken = 0
+        self._taken_at = 0.0
         self._reading_since = 0.0
+        self._body_since = 0.0
         self._quiet_since = 0.0
 
     def __repr__(self) -> str:
@@ -94,7 +123,8 @@ class GatewayProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._quiet_since = self._reading_since = self.loop.time()
-        if len(self.connections) > self._front.settings.limits.max_connections:
+        if len(self.connections) > self._limits.max_connections:
+            self._deaf = True
             transport.write(error_answer(503, "too many connections", keep_alive=False))
             transport.close()
 
@@ -112,18 +142,17 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        self._unread += len(data)
+        size = self._read = len(data)
+        self._unread += size
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.refuse(400, "protocol upgrades are not supported")
-        except httptools.HttpParserError:
-            self.refuse(400, "the request is not valid HTTP/1.1")
-        if self._head_done:
-            self._unread = 0
-        elif self._unread > MAX_HEAD_BYTES:
-            self.refuse(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes")
-        if len(self._due) + len(self._behind) > MAX_PIPELINED:
+        except httptools.HttpParserError as error:
+            self._refuse_parse(error)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._feed_past_upgrades(data, upgrade)
+        if self._reading_since:
+            self._read_in_part()
+        if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
 
     def refuse(self, status: int, text: str) -> None:
@@ -131,27 +160,29 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._deaf or self.transport.is_closing():
             return
         self._deaf = True
+        self._inference = None
+        self._content = []
         refusal = Inference(self, "", pinned=None)
         refusal.keep_alive = False
         refusal.answer = error_answer(status, text, keep_alive=False)
-        if self._asgi_running and self.cycle.more_body:
-            # The app waits for a body that will not come.
-            self.transport.write(refusal.answer)
-            self.transport.close()
-        else:
-            self._enqueue(refusal)
+        self._enqueue(refusal)
 
     def sweep(self, now: float) -> None:
         """Close the connection when its client is too slow or has been idle too long; `now` is the loop's time."""
-        limits = self._front.settings.limits
-        if self._deaf or self.transport is None or self.transport.is_closing():
+        limits = self._limits
+        if self.transport is None or self._stalled(now):
             return
-        if self._reading_since:
-            waited = now - self._reading_since
-            if not self._head_done and waited > limits.head_timeout_seconds:
-                self.refuse(408, "the request head did not arrive in time")
-            elif self._head_done and waited > limits.body_timeout_seconds:
-                self.refuse(408, "the request body did not arrive in time")
+        if self._deaf or self._discarding or self.transport.is_closing():
+            return
+        if self._body_since:
+            waited = now - self._body_since
+            if waited > limits.body_timeout_seconds:
+                self.refuse(408, f"the request body did not arrive within {limits.body_timeout_seconds:g} seconds")
+            elif waited > limits.body_grace_seconds and self._received < waited * limits.min_bytes_per_second:
+                self.refuse(408, f"the request body is slower than {limits.min_bytes_per_second} bytes a second")
+        elif self._reading_since:
+            if now - self._reading_since > limits.head_timeout_seconds:
+                self.refuse(408, f"the request head did not arrive within {limits.head_timeout_seconds:g} seconds")
         elif not self.busy and now - self._quiet_since > limits.keep_alive_seconds:
             self.transport.close()
 
@@ -174,37 +205,44 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_done = True
-        if self._deaf or self.transport.is_closing() or self._head_too_large():
+        if self._deaf or self.transport.is_closing():
             return
-        target = self._targets.get(self.url) or self._target()
-        if target is not None and self.parser.get_method() == b"POST":
-            self._begin_inference(*target)
-        else:
-            self._begin_asgi()
+        try:
+            self._begin()
+        except HeadRefused as refused:
+            self.refuse(refused.status, refused.text)
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > self._limits.max_chunks + 1:  # the last chunk is empty
+            self.refuse(400, f"the request body has more than {self._limits.max_chunks} chunks (limits.max_chunks)")
 
     def on_body(self, body: bytes) -> None:
         if self._discarding or self._deaf:
             return
+        self._received += len(body)
         inference = self._inference
-        if inference is None:
-            super().on_body(body)
-            return
-        inference.expected_bytes += len(body)
-        if inference.expected_bytes > self._max_body:
-            self._refuse_body(inference, self._too_large())
+        if self._received > self._max_body:
+            self._refuse_body(inference)
+        elif inference is None:
+            self._content.append(body)
         else:
             inference.body.append(body)
 
     def on_message_complete(self) -> None:
-        self._reading_since = 0.0
-        if self._discarding or self._deaf:
+        received = self._received
+        self._reading_since = self._body_since = 0.0
+        self._unread = self._received = 0
+        if self._discarding or self._deaf or self._upgrading:
             return
         inference = self._inference
         if inference is None:
-            super().on_message_complete()
-        else:
-            self._inference = None
-            self._enqueue(inference)
+            self._start_asgi()
+            return
+        self._inference = None
+        self._enqueue(inference)
+        if received > LARGE_BODY_BYTES and len(self._due) + len(self._behind) >= MAX_LARGE_PIPELINED:
+            self.flow.pause_reading()
 
     def answered(self, inference: Inference) -> None:
         """Write what may leave: answers in the order of their requests."""
@@ -213,6 +251,7 @@ class GatewayProtocol(HttpToolsProtocol):
             first = due.popleft()
             if self.transport.is_closing():
                 continue
+            self._written += len(first.answer)
             self.transport.write(first.answer)
             if not first.keep_alive:
                 self._finish()
@@ -234,7 +273,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._stopping = True
         if self._inference is not None:
             self._inference.keep_alive = False
-        elif self._behind:
+        elif self._behind or self._body_since:
             return
         elif self._asgi_pending:
             self.cycle.keep_alive = False
@@ -260,7 +299,29 @@ class GatewayProtocol(HttpToolsProtocol):
             self._running = cycle
             super()._start_asgi_task(cycle, app)
 
+    def _begin(self) -> None:
+        # Of a request whose head is complete.
+        if self._read > self._max_head or self._unread > self._max_head or len(self.headers) > 64:
+            self._check_size()
+        target = self._targets.get(self.url) or self._target()
+        method = self.parser.get_method()
+        if target is None or method != b"POST":
+            if method not in METHODS:
+                raise HeadRefused(405, f"the method {method.decode('latin-1')} is not supported")
+            self._content = []
+            self._read_fields(None)
+            return
+        inference = Inference(self, target[0], pinned=None)
+        try:
+            if target[1] is not None:
+                inference.pinned = path_pin(target[0], target[1])
+        except GatewayError as error:
+            inference.refused = error
+        self._inference = inference
+        self._read_fields(inference)
+
     def _target(self) -> tuple[str, bytes | None] | None:
+        check_target(self.url, max_bytes=self._limits.max_target_bytes)
         match = _TARGET.fullmatch(self.url)
         if match is None:
             return None
@@ -269,67 +330,160 @@ class GatewayProtocol(HttpToolsProtocol):
             self._targets[self.url] = target
         return target
 
-    def _begin_inference(self, model: str, version: bytes | None) -> None:
-        inference = Inference(self, model, pinned=None)
-        self._inference = inference
-        inference.keep_alive = self.parser.should_keep_alive() and not self._stopping
-        try:
-            if version is not None:
-                inference.pinned = path_pin(model, version)
-            self._read_headers(inference)
-        except BodyTooLarge as error:
-            self._refuse_body(inference, error)
-        except GatewayError as error:
-            inference.refused = error
-        if self.expect_100_continue and inference.refused is None and not self.busy:
+    def _check_size(self) -> None:
+        limits = self._limits
+        if len(self.headers) > limits.max_head_fields:
+            raise HeadRefused(
+                431, f"the request head has more than {limits.max_head_fields} fields (limits.max_head_fields)"
+            )
+        check_target(self.url, max_bytes=limits.max_target_bytes)
+        if size_of(self.parser.get_method(), self.url, self.headers) > self._max_head:
+            raise HeadRefused(431, self._head_too_large())
+
+    def _read_fields(self, inference: Inference | None) -> None:
+        hosts = length = 0
+        connection = chunked = expects = False
+        for name, value in self.headers:
+            if name not in READ:
+                continue
+            if name == b"host":
+                hosts += 1
+                if value != self._host:
+                    check_host(value)
+                    self._host = value
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                if chunked or value.lower() != b"chunked":
+                    raise HeadRefused(400, "transfer-encoding must be 'chunked', once")
+                chunked = True
+            elif name == b"connection":
+                connection = True
+            elif name == b"upgrade":
+                self._upgrading = self.parser.should_upgrade()
+            elif name == b"expect":
+                if value.lower() != b"100-continue":
+                    raise HeadRefused(417, f"expected 'Expect: 100-continue', got {value[:32].decode('latin-1')!r}")
+                expects = True
+            elif inference is not None:
+                read_field(inference, name, value)
+        keep_alive = self.parser.should_keep_alive()
+        version = "1.1"
+        if connection or not keep_alive:  # what is neither 1.0 nor 1.1 is only kept alive by a Connection field
+            version = self.parser.get_http_version()
+            check_version(version)
+        if hosts != 1 and (hosts or version == "1.1"):
+            raise HeadRefused(400, f"a request has one Host header, got {hosts}")
+        self._chunked = chunked
+        if chunked:
+            self._chunks = self._overhead = 0
+            if version == "1.0":
+                raise HeadRefused(400, "HTTP/1.0 knows no transfer-encoding")
+        if inference is not None:
+            inference.keep_alive = keep_alive and not self._stopping
+        if self._upgrading:
+            return
+        if length > self._max_body:
+            self._refuse_body(inference)
+        elif expects and version == "1.1" and not self.busy and (inference is None or inference.refused is None):
             self.transport.write(_CONTINUE)
 
-    def _read_headers(self, inference: Inference) -> None:
-        chunked = False
-        for name, value in self.headers:
-            if name == b"content-length":
-                if int(value) > self._max_body:
-                    raise self._too_large()
-            elif name == b"transfer-encoding":
-                chunked = True
-            elif name == b"content-encoding":
-                if inference.encoding is not None:
-                    raise EncodingNotSupported("more than one content-encoding is not supported")
-                inference.encoding = content_encoding(value)
-            elif name == b"accept-encoding":
-                inference.accepts = accepted_encoding(value)
-            elif name == b"expect":
-                self.expect_100_continue = value.lower() == b"100-continue"
-            elif name.startswith(b"gateway-") or name == b"inference-header-content-length":
-                read_gateway_header(inference, name, value)
-        if chunked and any(name == b"content-length" for name, _ in self.headers):
-            inference.keep_alive = False
-            raise CallerError("content-length and transfer-encoding exclude each other")
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the request body is larger than {self._max_body} bytes (limits.max_body_bytes)")
-
-    def _refuse_body(self, inference: Inference, error: GatewayError) -> None:
+    def _refuse_body(self, inference: Inference | None) -> None:
+        text = f"the request body is larger than {self._max_body} bytes (limits.max_body_bytes)"
+        if inference is None:
+            self.refuse(413, text)
+            return
         # Answered before the rest of the body is read, which is thrown away: the connection cannot go on.
-        inference.refused = error
+        inference.refused = BodyTooLarge(text)
         inference.keep_alive = False
         inference.body = []
         self._inference = None
         self._discarding = True
         self._enqueue(inference)
 
-    def _begin_asgi(self) -> None:
+    def _refuse_parse(self, error: httptools.HttpParserError) -> None:
+        if isinstance(error, httptools.HttpParserCallbackError):
+            _log.error("a request could not be read", exc_info=error)
+            self.refuse(500, "the gateway failed on this request")
+        else:
+            self.refuse(400, f"the request is not valid HTTP/1.1: {error}")
+
+    def _feed_past_upgrades(self, data: bytes, upgrade: httptools.HttpParserUpgrade | None) -> None:
+        # No other protocol is spoken, and an upgrade may be passed over (RFC 9110, section 7.8). The parser reads no
+        # body behind one, so a fresh parser reads the same request without it.
+        rest = memoryview(data)
+        while upgrade is not None and not self._deaf:
+            rest = rest[upgrade.args[0] :]
+            head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
+            self._upgrading = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            upgrade = None
+            try:
+                self.parser.feed_data(head)
+                self.parser.feed_data(rest)
+            except httptools.HttpParserError as error:
+                self._refuse_parse(error)
+            except httptools.HttpParserUpgrade as another:
+                upgrade = another
+
+    def _read_in_part(self) -> None:
+        # After each read that left a request incomplete.
+        if self._deaf or self._discarding:
+            return
+        limits = self._limits
+        if not self._head_done:
+            if self._unread > self._max_head:
+                if len(self.url) > limits.max_target_bytes:
+                    self.refuse(414, f"the request target is longer than {limits.max_target_bytes} bytes")
+                else:
+                    self.refuse(431, self._head_too_large())
+            return
+        counted = self._received + CHUNK_LINE_BYTES * self._chunks
+        if not self._body_since:
+            self._body_since = self.loop.time()
+        elif self._chunked:
+            self._overhead = max(0, self._overhead + self._read - (counted - self._counted))
+            if self._overhead > limits.max_chunk_overhead_bytes:
+                self.refuse(
+                    400,
+                    f"the chunks of the request body carry more than {limits.max_chunk_overhead_bytes} bytes beside "
+                    "their content (limits.max_chunk_overhead_bytes)",
+                )
+        self._counted = counted
+
+    def _head_too_large(self) -> str:
+        return f"the request head is larger than {self._max_head} bytes (limits.max_head_bytes)"
+
+    def _stalled(self, now: float) -> bool:
+        # Whether the client has not taken its answers for too long; the connection is gone then.
+        left = self.transport.get_write_buffer_size()
+        limits, taken = self._limits, self._written - left
+        if not left or not self._taken_at:
+            self._taken, self._taken_at = taken, now if left else 0.0
+        elif now - self._taken_at > limits.write_timeout_seconds:
+            if taken - self._taken < limits.write_timeout_seconds * limits.min_bytes_per_second:
+                self.transport.abort()
+                return True
+            self._taken, self._taken_at = taken, now
+        return False
+
+    def _start_asgi(self) -> None:
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
         self.headers.extend(headers)
-        self.expect_100_continue = any(n == b"expect" and v.lower() == b"100-continue" for n, v in headers)
         waiting = len(self.pipeline)
         try:
             super().on_headers_complete()
         except (httptools.HttpParserError, UnicodeDecodeError):
             self.refuse(400, "the request target is not valid")
             return
+        super().on_body(b"".join(self._content))
+        super().on_message_complete()
+        self._content = []
+        if self._stopping:
+            self.cycle.keep_alive = False
         if self._behind and len(self.pipeline) > waiting:
             self._behind.append(self.pipeline.popleft())
 
@@ -368,6 +522,12 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._start_asgi_task(*following)
 
     def _finish(self) -> None:
+        # Nothing is answered after the last answer.
+        for inference in self._due:
+            inference.abandoned = True
+        self._due.clear()
+        self._behind.clear()
+        self.pipeline.clear()
         if not (self._discarding or self._deaf) or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -375,40 +535,3 @@ class GatewayProtocol(HttpToolsProtocol):
         self._deaf = True
         self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-    def _head_too_large(self) -> bool:
-        if len(self.headers) > MAX_HEAD_FIELDS:
-            self.refuse(431, f"the request head has more than {MAX_HEAD_FIELDS} fields")
-        elif self._unread > MAX_HEAD_BYTES:
-            # The bytes at hand hold more than the head perhaps; only now is it worth counting.
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > MAX_HEAD_BYTES:
-                self.refuse(431, f"the request head is larger than {MAX_HEAD_BYTES} bytes")
-        return self._deaf
-
-
-def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
-    """Read one `Gateway-*` request header; `name` in lower case. gRPC reads its metadata with it.
-
-    Raises
-    ------
-    CallerError
-    """
-    if name == b"gateway-routing-key":
-        if len(value) > MAX_KEY_BYTES:
-            raise CallerError(f"Gateway-Routing-Key is longer than {MAX_KEY_BYTES} bytes")
-        inference.key = value.decode("latin-1")
-    elif name == b"gateway-version":
-        pinned = parse_pin(value)
-        if inference.pinned is not None and inference.pinned != pinned:
-            raise CallerError(f"the path asks for version {inference.pinned} and Gateway-Version for {pinned}")
-        inference.pinned = pinned
-    elif name == b"gateway-timeout-ms":
-        if not value.isdigit() or len(value) > 9 or int(value) == 0:
-            raise CallerError("Gateway-Timeout-Ms must be a positive whole number of milliseconds")
-        inference.timeout_ms = int(value)
-    elif name == b"inference-header-content-length":
-        if _LENGTH.fullmatch(value) is None or inference.json_length is not None:
-            shown = value[:32].decode("latin-1")
-            raise CallerError(f"Unable to parse Inference-Header-Content-Length, got: {shown}")
-        inference.json_length = int(value)

@@ -92,10 +92,12 @@ def infer_example(signature: Signature) -> dict[str, Any]:
 
 
 def _tensor(spec: TensorSpec) -> Schema:
-    axes = [_DIMENSION if axis == FREE else {"const": axis} for axis in spec.shape]
-    shape: Schema = {"type": "array", "minItems": len(axes), "maxItems": len(axes)}
-    if axes:
-        shape["prefixItems"] = axes
+    rank = len(spec.shape)
+    # Axis by axis it would be `prefixItems`, which generators of clients and of requests stumble over.
+    shape: Schema = {"const": list(spec.shape)}
+    if FREE in spec.shape:
+        shape = {**_array(_DIMENSION), "minItems": rank, "maxItems": rank}
+        shape["description"] = f"{list(spec.shape)}; {FREE} stands for any size."
     return _object(
         {
             "name": {"const": spec.name},

@@ -10,6 +10,7 @@ from gateway.events.records import Arm
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
+from gateway.protocol.limits import Limits
 from gateway.serving.answers import outcome_of
 from gateway.serving.records import prediction_head
 from gateway.serving.tally import RunTally
@@ -24,7 +25,7 @@ class ServedVersion:
     `decoder` and `signature` are None until its engine has been reached for the first time.
     """
 
-    def __init__(self, model: str, version: int, *, digest: str, gateway: str, cells: CellFile) -> None:
+    def __init__(self, model: str, version: int, *, digest: str, gateway: str, cells: CellFile, limits: Limits) -> None:
         self.model = model
         self.version = version
         self.digest = digest
@@ -40,6 +41,7 @@ class ServedVersion:
         self.omitted: dict[str, str] = {}
         self._gateway = gateway
         self._cells = cells
+        self._limits = limits
         self._record_heads: dict[tuple[Arm, float, str], bytes] = {}
         self._requests: dict[tuple[str, int], Counter] = {}
         self._durations: dict[str, Histogram] = {}
@@ -60,7 +62,7 @@ class ServedVersion:
         self.redact = hello.redact
         self.labels = hello.labels
         self.omitted = hello.omitted
-        self.decoder = RequestDecoder(self.model, hello.signature, batchable=hello.batchable)
+        self.decoder = RequestDecoder(self.model, hello.signature, batchable=hello.batchable, limits=self._limits)
         self.output_specs = hello.signature.outputs
         self.answer_head = b'{"model_name":%b,"model_version":"%b",' % (encode_string(self.model), self.label)
         self.output_heads = tuple(tensor_head(spec) for spec in hello.signature.outputs)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.protocol.datatypes import NUMPY_OF, numbers_of
+from gateway.protocol.datatypes import NUMPY_OF, bfloat16_of, numbers_of
 from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
 from tests.tensors import tensors
 
@@ -41,6 +41,15 @@ def test_bfloat16_is_read_as_the_float32_that_begins_with_its_bits(array: np.nda
     widened = numbers_of(array)
     assert widened.shape == array.shape and widened.dtype == np.float32
     assert (widened.view("<u4") >> 16).astype("<u2").tobytes() == array.tobytes()
+
+
+@given(hnp.arrays("f4", 8))
+def test_numbers_are_rounded_to_bfloat16_as_the_package_clients_use_does(array: np.ndarray[Any, Any]) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    finite = array[~np.isnan(array)]
+    with np.errstate(over="ignore"):
+        assert bfloat16_of(finite).tobytes() == finite.astype(ml_dtypes.bfloat16).tobytes()
+    assert np.array_equal(np.isnan(array), np.isnan(numbers_of(bfloat16_of(array))))
 
 
 def test_bfloat16_agrees_with_the_package_clients_use() -> None:

@@ -17,7 +17,7 @@ from gateway.protocol.binary import tensor_from_bytes, tensor_to_bytes
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.routing.table import Route
 from gateway.serving.grpc import inference_pb2 as messages
-from gateway.serving.grpc.server import start_server
+from gateway.serving.grpc.server import GrpcServer
 from gateway.serving.grpc.tensors import FIELD_OF
 from tests.engines import fake_engine
 from tests.serving.fronts import Door, door, post
@@ -59,9 +59,9 @@ class Caller:
 class TwoDoors(Caller):
     """Both ports of one front."""
 
-    def __init__(self, channel: grpc.aio.Channel, server: grpc.aio.Server, port: int, http: Door) -> None:
+    def __init__(self, channel: grpc.aio.Channel, server: GrpcServer, http: Door) -> None:
         super().__init__(channel)
-        self.server, self.port, self.http = server, port, http
+        self.server, self.http = server, http
         self.front, self.engine = http.front, http.engine
 
 
@@ -87,12 +87,13 @@ async def two_doors(
         await until(lambda: all(served.lane.ready for served in front.versions.values()))
         store = Store(front.settings.store_url)
         store.create()
-        server, port = await start_server(front, store, port=0)
-        held.push_async_callback(server.stop, None)
+        server = GrpcServer(front, store)
+        await server.start(0)
+        held.push_async_callback(server.drain, 0.0)
         channel = await held.enter_async_context(
-            grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", -1)])
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=[("grpc.max_receive_message_length", -1)])
         )
-        yield TwoDoors(channel, server, port, http)
+        yield TwoDoors(channel, server, http)
         store.close()
 
 

@@ -557,19 +557,38 @@ async def test_draining_lets_calls_end_and_takes_no_new_ones(tmp_path: Path) -> 
         two.engine.hold.clear()
         under_way = asyncio.create_task(two.call("ModelInfer", row()))
         await until(lambda: two.engine.batches)
-        stopping = asyncio.create_task(two.server.stop(10))
+        stopping = asyncio.create_task(two.server.drain(10))
         await asyncio.sleep(0.05)
-        late, _ = await two.refused("ModelInfer", row())
+        late = await two.refused("ModelInfer", row())
         two.engine.hold.set()
         assert outputs_of(await under_way)["y"].tolist() == [[2, 4, 6]]
         await asyncio.wait_for(stopping, 10)
-    assert late == "UNAVAILABLE"
+    assert late == ("UNAVAILABLE", "the gateway is shutting down")
+
+
+async def test_draining_ends_streams_and_watches_after_their_answers(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two:
+        two.engine.hold.clear()
+        streams = [two.channel.stream_stream(SERVICE + "ModelStreamInfer")() for _ in range(2)]
+        await streams[0].write(row().SerializeToString())
+        await until(lambda: two.engine.batches and two.server._service._reading)
+        watching = two.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+        assert await asyncio.wait_for(watching.read(), 10)
+        draining = asyncio.create_task(two.server.drain(10))
+        await asyncio.sleep(0)
+        two.engine.hold.set()
+        assert b"stable" in await asyncio.wait_for(streams[0].read(), 10)
+        await asyncio.wait_for(draining, 5)
+        for stream in streams:
+            with pytest.raises(grpc.aio.AioRpcError, match="the gateway is shutting down"):
+                await asyncio.wait_for(stream.read(), 10)
+        assert await asyncio.wait_for(watching.read(), 10) is grpc.aio.EOF
 
 
 async def test_connections_are_bounded_by_the_limit(tmp_path: Path) -> None:
     async with two_doors(tmp_path, limits={"max_connections": 2}) as two:
         await two.call("ModelInfer", row())
-        silent = [await asyncio.open_connection("127.0.0.1", two.port) for _ in range(2)]
+        silent = [await asyncio.open_connection("127.0.0.1", two.server.port) for _ in range(2)]
         assert await asyncio.wait_for(silent[1][0].read(1), 10) == b""
         await two.call("ModelInfer", row())
         for _, writer in silent:
@@ -578,7 +597,7 @@ async def test_connections_are_bounded_by_the_limit(tmp_path: Path) -> None:
 
 async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
     async with two_doors(tmp_path, limits={"head_timeout_seconds": 0.2}) as two:
-        reader, writer = await asyncio.open_connection("127.0.0.1", two.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", two.server.port)
         received = b"."
         until = time.monotonic() + 10
         while received:

@@ -11,4 +11,7 @@ HOW_TO_INSTALL = "pip install 'inference-gateway[grpc]'"
 
 def is_installed() -> bool:
     """Whether the packages of the extra are there."""
-    return all(importlib.util.find_spec(name) is not None for name in ("grpc", "grpc_health", "google.protobuf"))
+    try:
+        return all(importlib.util.find_spec(name) is not None for name in ("grpc", "grpc_health", "google.protobuf"))
+    except ModuleNotFoundError:  # of a package above it
+        return False

@@ -37,6 +37,7 @@ class HealthService:
         self._front = front
         self._services = ("", HEALTH, *services)
         self._watchers = 0
+        self._closing = False
 
     def __repr__(self) -> str:
         return f"<HealthService {self._front.not_ready or 'ready'} | watchers {self._watchers}>"
@@ -55,6 +56,10 @@ class HealthService:
             },
         )
 
+    def close(self) -> None:
+        """End every watch."""
+        self._closing = True
+
     async def _check(self, message: Any, context: Context) -> Any:
         if message.service not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service '{message.service[:64]}'")
@@ -66,7 +71,7 @@ class HealthService:
         self._watchers += 1
         told = None
         try:
-            while True:
+            while not self._closing:
                 status = self._status(message.service)
                 if status != told:
                     told = status

@@ -8,7 +8,7 @@ from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import GatewayError
-from gateway.protocol.request import MAX_ID_LENGTH, InferRequest
+from gateway.protocol.request import InferRequest
 from gateway.serving.front import Connection, Inference, path_pin
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.requests import read_request
@@ -18,6 +18,7 @@ from gateway.serving.protocol import read_gateway_header
 __all__ = ("GrpcInference", "shown_name")
 
 MAX_NAME = 64
+MAX_GIVEN_ID = 1024
 
 _EMPTY = Signature((), ())
 
@@ -42,7 +43,7 @@ class GrpcInference(Inference):
     def __init__(self, connection: Connection, message: messages.ModelInferRequest) -> None:
         super().__init__(connection, shown_name(message.model_name), pinned=None)
         self.message = message
-        self.given_id = message.id[:MAX_ID_LENGTH]
+        self.given_id = message.id[:MAX_GIVEN_ID]
         self.raw = False
         self.response: messages.ModelInferResponse | None = None
         self.refusal: GatewayError | None = None

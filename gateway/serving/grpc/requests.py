@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from gateway.protocol.binary import tensor_from_bytes
-from gateway.protocol.checks import SignatureChecks, checked_id
+from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import Signature
 from gateway.protocol.errors import CallerError
 from gateway.protocol.parameters import checked_parameters, set_parameters
-from gateway.protocol.request import MAX_TENSORS, InferRequest
+from gateway.protocol.request import InferRequest
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.tensors import typed_tensor
 
@@ -41,7 +41,7 @@ def read_request(
     """
     request = InferRequest()
     if message.id:
-        request.id = checked_id(message.id)
+        request.id = checks.identifier(message.id)
     raw = set_parameters(request, _values(message.parameters)) or bool(message.raw_input_contents)
     arrays = _arrays(message, model, signature, checks)
     request.inputs, request.rows = checks.complete(arrays)
@@ -55,8 +55,7 @@ def _arrays(
 ) -> list[Array | None]:
     specs = signature.inputs
     count = len(message.inputs)
-    if count > MAX_TENSORS:
-        raise CallerError(f"the request has {count} inputs, more than {MAX_TENSORS}")
+    checks.input_count(count)
     raw = message.raw_input_contents
     if raw and len(raw) != count:
         raise CallerError(f"raw_input_contents has {len(raw)} tensors, but the request has {count} inputs")

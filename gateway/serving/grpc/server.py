@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from gateway.serving.grpc.service import SERVICE, InferenceService
 from gateway.serving.repository_calls import RepositoryCalls, VersionStore
 from gateway.settings import LimitSettings
 
-__all__ = ("start_server",)
+__all__ = ("GrpcServer",)
 
 MAX_STREAMS = 256  # calls at a time on one connection; HTTP/2 clients and servers: 100 to 256
 MAX_METADATA_BYTES = 16 * 1024  # as for the head over HTTP
@@ -21,47 +22,58 @@ PING_SECONDS = 60.0
 PING_TIMEOUT_SECONDS = 20.0
 MIN_CLIENT_PING_SECONDS = 10.0
 MAX_STRIKES = 2
+CLOSING_SECONDS = 0.2
 
 
-async def start_server(front: Front, store: VersionStore, *, port: int) -> tuple[grpc.aio.Server, int]:
-    """Serve gRPC for a front; other fronts may listen on the same port.
+class GrpcServer:
+    """gRPC on a port of its own, for one front; other fronts may listen on the same port.
 
     Parameters
     ----------
     front : Front
     store : VersionStore
         For the repository calls only; asked from a thread.
-    port : int
-        0 picks a free one.
-
-    Returns
-    -------
-    grpc.aio.Server
-        Started; `await server.stop(seconds)` drains it.
-    int
-        The port.
-
-    Raises
-    ------
-    OSError
-        The port cannot be listened on.
     """
-    limits = front.settings.limits
-    host = front.settings.server.host
-    calls = OtherCalls(front, RepositoryCalls(front, store))
-    server = grpc.aio.server(
-        handlers=[InferenceService(front, calls).handler(), HealthService(front, (SERVICE,)).handler()],
-        options=_options(limits),
-        # The queue of a version refuses by itself; what it takes must not keep out questions about health.
-        maximum_concurrent_rpcs=limits.max_queue_requests + MAX_STREAMS,
-    )
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        bound = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise OSError(f"gRPC cannot listen on {address}: {error}") from None
-    await server.start()
-    return server, bound
+
+    def __init__(self, front: Front, store: VersionStore) -> None:
+        limits = front.settings.limits
+        self.port = 0
+        self._front = front
+        self._service = InferenceService(front, OtherCalls(front, RepositoryCalls(front, store)))
+        self._health = HealthService(front, (SERVICE,))
+        self._server = grpc.aio.server(
+            handlers=[self._service.handler(), self._health.handler()],
+            options=_options(limits),
+            # The queue of a version refuses by itself; what it takes must not keep out questions about health.
+            maximum_concurrent_rpcs=limits.max_queue_requests + MAX_STREAMS,
+        )
+
+    def __repr__(self) -> str:
+        return f"<GrpcServer port {self.port} | {self._service!r}>"
+
+    async def start(self, port: int) -> None:
+        """Listen; `port` 0 picks a free one.
+
+        Raises
+        ------
+        OSError
+            The port cannot be listened on.
+        """
+        host = self._front.settings.server.host
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {address}: {error}") from None
+        await self._server.start()
+
+    async def drain(self, seconds: float) -> None:
+        """Answer what is under way and nothing else, then close; what is left after `seconds` is cancelled."""
+        self._service.close()
+        self._health.close()
+        # The library cancels calls that it has read and not handed out yet; so those in a hurry are answered first.
+        await asyncio.sleep(min(CLOSING_SECONDS, seconds))
+        await self._server.stop(seconds)
 
 
 def _options(limits: LimitSettings) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from gateway.protocol.errors import CallerError, DeadlineExceeded, GatewayError
+from gateway.protocol.errors import CallerError, DeadlineExceeded, EngineUnavailable, GatewayError
 from gateway.serving.front import Front, Inference
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.calls import OtherCalls
@@ -18,6 +18,7 @@ from gateway.serving.grpc.methods import Context, absent, answered, parse, seria
 __all__ = ("SERVICE", "InferenceService")
 
 SERVICE = "inference.GRPCInferenceService"
+CLOSING = "the gateway is shutting down"
 MAX_AHEAD = 64
 """Requests of one stream that may be under way; as many as HTTP pipelines."""
 
@@ -46,6 +47,8 @@ class InferenceService:
         self._front = front
         self._calls = calls
         self._limits = front.settings.limits
+        self._closing = False
+        self._reading: set[asyncio.Timeout] = set()
 
     def __repr__(self) -> str:
         return f"<InferenceService {self._front!r}>"
@@ -63,6 +66,14 @@ class InferenceService:
         )
         return grpc.method_handlers_generic_handler(SERVICE, table)
 
+    def close(self) -> None:
+        """Refuse what comes from now on, and read no further from streams."""
+        self._closing = True
+        now = asyncio.get_running_loop().time()
+        for patience in self._reading:
+            if not patience.expired():
+                patience.reschedule(now)
+
     def _accept(self, message: messages.ModelInferRequest, context: Context) -> _Pending:
         waiter = _Waiter()
         inference = GrpcInference(waiter, message)
@@ -71,6 +82,8 @@ class InferenceService:
         return inference, waiter
 
     async def _infer(self, message: messages.ModelInferRequest, context: Context) -> Any:
+        if self._closing:
+            raise EngineUnavailable(CLOSING)
         inference = await _answered(self._accept(message, context))
         if inference.trailers:
             context.set_trailing_metadata(inference.trailers)
@@ -101,18 +114,26 @@ class InferenceService:
     async def _read_stream(
         self, arriving: AsyncIterator[bytes], context: Context, under_way: asyncio.Queue[_Pending | None]
     ) -> GatewayError | None:
-        while True:
+        while not self._closing:
             try:
-                async with asyncio.timeout(self._limits.keep_alive_seconds):
-                    content = await anext(arriving, None)
+                content = await self._next(arriving)
                 if content is None:
                     return None
                 message = parse(messages.ModelInferRequest, content)
             except TimeoutError:
-                return DeadlineExceeded("no request came for too long")
+                break
             except CallerError as error:
                 return error
             await under_way.put(self._accept(message, context))
+        return EngineUnavailable(CLOSING) if self._closing else DeadlineExceeded("no request came for too long")
+
+    async def _next(self, arriving: AsyncIterator[bytes]) -> bytes | None:
+        async with asyncio.timeout(self._limits.keep_alive_seconds) as patience:
+            self._reading.add(patience)
+            try:
+                return await anext(arriving, None)
+            finally:
+                self._reading.discard(patience)
 
 
 class _Waiter:
