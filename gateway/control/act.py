@@ -10,7 +10,7 @@ import msgspec
 from gateway.control.decisions import Move
 from gateway.control.errors import Refused, StoreAway, StoreError
 from gateway.events.records import DecisionRecord
-from gateway.rollout.machine import Event
+from gateway.rollout.machine import Event, Phase
 
 __all__ = ("Actor", "Acts")
 
@@ -34,7 +34,15 @@ class Acts(Protocol):
     ) -> DecisionRecord: ...
 
     def move_rollout(
-        self, rollout_id: str, event: Event, *, actor: str, reason: str, evidence: dict[str, Any] | None = None
+        self,
+        rollout_id: str,
+        event: Event,
+        *,
+        actor: str,
+        reason: str,
+        evidence: dict[str, Any] | None = None,
+        expected_step: int | None = None,
+        expected_phase: Phase | None = None,
     ) -> DecisionRecord: ...
 
     def rollback(
@@ -107,7 +115,13 @@ class Actor:
         evidence = _finite(move.evidence)
         if move.do == "rollout" and move.event is not None:
             return self._store.move_rollout(
-                move.rollout, move.event, actor=ACTOR, reason=move.reason, evidence=evidence
+                move.rollout,
+                move.event,
+                actor=ACTOR,
+                reason=move.reason,
+                evidence=evidence,
+                expected_step=move.step,
+                expected_phase=move.phase,
             )
         if move.do == "take_back":
             return self._store.rollback(
@@ -118,8 +132,8 @@ class Actor:
         )
 
 
-def _identity(move: Move) -> tuple[str, str, str, str, int | None]:
-    return move.model, move.do, move.event or move.kind, move.rollout, move.version
+def _identity(move: Move) -> tuple[str, str, str, str, int | None, int | None]:
+    return move.model, move.do, move.event or move.kind, move.rollout, move.version, move.step
 
 
 def _finite(evidence: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import msgspec
 from gateway.control.alarm import Alarm
 from gateway.rollout.attribution import Attribution, Signs, attribute
 from gateway.rollout.judge import Reading, Verdict
-from gateway.rollout.machine import Event, RolloutState
+from gateway.rollout.machine import Event, Phase, RolloutState
 from gateway.routing.table import Route
 
 __all__ = (
@@ -40,6 +40,9 @@ class Move(msgspec.Struct, frozen=True):
         Record a decision that changes nothing; move a rollout by `event`; take `version` off the route.
     kind : str
         Kind of the decision that is recorded; where the route moves, the store names it.
+    step, phase
+        Where the rollout stood when a verdict decided this; the move is refused when the rollout stands elsewhere
+        by then, so that one which a crash lets be tried again is never made twice.
     """
 
     model: str
@@ -50,6 +53,8 @@ class Move(msgspec.Struct, frozen=True):
     event: Event | None = None
     rollout: str = ""
     version: int | None = None
+    step: int | None = None
+    phase: Phase | None = None
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -159,7 +164,20 @@ def decide_verdict(verdict: Verdict, situation: Situation, certificate: dict[str
     event = _event_of(verdict)
     if event == "expire":
         reason += "; the rollout is paused until a person decides"
-    return [Move(route.model, "rollout", event, reason, evidence, event=event, rollout=rollout.id)]
+    # A verdict is said again at each flush, so a move that is refused as the rollout has moved on costs nothing.
+    return [
+        Move(
+            route.model,
+            "rollout",
+            event,
+            reason,
+            evidence,
+            event=event,
+            rollout=rollout.id,
+            step=rollout.step,
+            phase=rollout.phase,
+        )
+    ]
 
 
 def metric_alarm(reading: Reading, situation: Situation, certificate: dict[str, Any]) -> list[Move]:

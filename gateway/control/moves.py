@@ -18,7 +18,7 @@ from gateway.control.traffic import (
 )
 from gateway.events.records import DecisionRecord
 from gateway.rollout.errors import RolloutError
-from gateway.rollout.machine import Event, RolloutState, begin, move
+from gateway.rollout.machine import Event, Phase, RolloutState, begin, move
 from gateway.rollout.plan import Plan, check_plan
 from gateway.routing.table import Route
 
@@ -117,10 +117,23 @@ def start_rollout(
 
 
 def move_rollout(
-    change: Change, rollout_id: str, event: Event, *, actor: str, reason: str, evidence: dict[str, Any] | None
+    change: Change,
+    rollout_id: str,
+    event: Event,
+    *,
+    actor: str,
+    reason: str,
+    evidence: dict[str, Any] | None,
+    expected_step: int | None,
+    expected_phase: Phase | None,
 ) -> DecisionRecord:
     """Move a rollout by the table, and the route with it."""
     state = change.rollout(rollout_id)
+    if (expected_step is not None and state.step != expected_step) or expected_phase not in (None, state.phase):
+        raise Refused(
+            f"rollout {rollout_id} of {state.model} is {state.phase} at step {state.step} by now; "
+            f"{event} was decided when it was {expected_phase} at step {expected_step}"
+        )
     old = _known_route(change, state.model)
     try:
         moved = move(state, event)

@@ -23,7 +23,7 @@ from gateway.control.database import Database
 from gateway.control.errors import Conflict, NotKnown, Refused, StoreAway, StoreError
 from gateway.control.moves import TRAFFIC_KINDS, move_rollout, roll_back, set_route_by_hand, start_rollout
 from gateway.events.records import DecisionRecord
-from gateway.rollout.machine import Event, RolloutState
+from gateway.rollout.machine import Event, Phase, RolloutState
 from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
 
@@ -236,19 +236,42 @@ class Store:
             return start_rollout(change, model, canary, plan=plan, salt=self._draw(), actor=actor, reason=reason)
 
     def move_rollout(
-        self, rollout_id: str, event: Event, *, actor: str, reason: str, evidence: dict[str, Any] | None = None
+        self,
+        rollout_id: str,
+        event: Event,
+        *,
+        actor: str,
+        reason: str,
+        evidence: dict[str, Any] | None = None,
+        expected_step: int | None = None,
+        expected_phase: Phase | None = None,
     ) -> DecisionRecord:
         """Move a rollout by the table of `gateway.rollout.machine`; the route moves in the same transaction.
 
         After promote the canary is stable, after rollback and abort it is off the route.
 
+        Parameters
+        ----------
+        expected_step, expected_phase : optional
+            Where the rollout stood when the move was decided. Who decides on evidence names them, so that a second
+            call takes no second step.
+
         Raises
         ------
         Refused
-            The table does not have the move; nothing was changed.
+            The table does not have the move, or the rollout stands elsewhere by now; nothing was changed.
         """
         with self._change() as change:
-            return move_rollout(change, rollout_id, event, actor=actor, reason=reason, evidence=evidence)
+            return move_rollout(
+                change,
+                rollout_id,
+                event,
+                actor=actor,
+                reason=reason,
+                evidence=evidence,
+                expected_step=expected_step,
+                expected_phase=expected_phase,
+            )
 
     def rollback(
         self,
