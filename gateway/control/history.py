@@ -15,8 +15,8 @@ class TrialStart(msgspec.Struct):
     """The start of one trial.
 
     `began` and `resumed` are ISO 8601; evidence from before `began` does not count, and the hours of `max_hours` run
-    from `resumed`. `rollout` is empty for a canary that was put on the route without a plan. `looked_at` are the
-    metrics that had paused the rollout when a person resumed it.
+    from `resumed`. A rollout that is thawed begins its trial anew. `rollout` is empty for a canary that was put on the
+    route without a plan. `looked_at` are the metrics that had paused the rollout when a person resumed it.
     """
 
     trial: int
@@ -47,7 +47,12 @@ class Trials(msgspec.Struct):
             return
         if decision.kind == "rollout_paused":
             known.paused_by = str(decision.evidence.get("metric", ""))
-        elif decision.kind in ("rollout_resumed", "rollout_thawed"):
+        elif decision.kind == "rollout_thawed":
+            # What froze it is mended from now on; the arms before would freeze it again at once.
+            self.starts[decision.model] = TrialStart(
+                known.trial, known.rollout, decision.time, decision.time, known.looked_at
+            )
+        elif decision.kind == "rollout_resumed":
             known.resumed = decision.time
             if known.paused_by and known.paused_by not in known.looked_at:
                 known.looked_at.append(known.paused_by)

@@ -337,6 +337,26 @@ def test_arms_that_are_not_drawn_at_their_weights_freeze_the_rollout(make_world:
     assert world.kinds() == ["rollout_frozen"]
 
 
+def test_a_thawed_rollout_is_judged_by_what_comes_after_the_thaw(make_world: Any) -> None:
+    world = make_world()
+    world.store.start_rollout("m", 2, plan={}, actor="tester", reason="a rollout")
+    rollout = world.store.rollout("m").id
+    world.now[0] += 2.0
+    for number in range(600):
+        on_canary = number % 2 == 0
+        good(world, 2 if on_canary else 1, "canary" if on_canary else "stable", 10.0)
+    world.run()
+    world.now[0] += 60.0
+    for event in ("thaw", "resume"):
+        world.store.move_rollout(rollout, event, actor="tester", reason="the arms are mended")
+    world.now[0] += 2.0
+    send_on_arms(world, 600, weight=10.0, canary=good, stable=good)
+    monitor = world.run()
+    assert world.kinds() == ["rollout_frozen"]
+    units = next(reading for reading in monitor.models["m"].trial.readings() if reading.metric == "units")
+    assert units.stable + units.canary == 600
+
+
 def test_records_that_are_none_are_counted_and_passed_over(make_world: Any) -> None:
     world = make_world()
     send(world, 10)

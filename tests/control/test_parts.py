@@ -121,8 +121,11 @@ def test_a_trial_begins_with_its_canary_and_again_with_its_rollout() -> None:
     start = trials.starts["m"]
     assert (start.trial, start.rollout, start.began) == (1, "r3", "2026-01-01T00:00:03.000Z")
     assert (start.resumed, start.looked_at) == ("2026-01-01T00:00:05.000Z", ["outputs"])
-    trials.take(decision(6, "route_set", after={"trial": 2, "weight": 5.0}))
-    assert trials.starts["m"].began == "2026-01-01T00:00:06.000Z"
+    trials.take(decision(6, "rollout_thawed", after={"trial": 1}))
+    start = trials.starts["m"]
+    assert (start.rollout, start.began, start.resumed) == ("r3", *["2026-01-01T00:00:06.000Z"] * 2)
+    trials.take(decision(7, "route_set", after={"trial": 2, "weight": 5.0}))
+    assert trials.starts["m"].began == "2026-01-01T00:00:07.000Z"
 
 
 class MoodyStore:
