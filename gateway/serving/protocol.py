@@ -510,7 +510,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._continue_behind()
         elif self._stopping and self._inference is None:
             self.transport.close()
-        elif self.flow.read_paused:
+        elif self.flow.read_paused and not self.flow.write_paused:
             self.flow.resume_reading()
 
     def _continue_behind(self) -> None:
