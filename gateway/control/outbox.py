@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +19,7 @@ __all__ = ("DECISIONS_SLOT", "DECISIONS_STREAM", "Decisions", "Outbox", "last_pu
 DECISIONS_STREAM = "decisions"
 DECISIONS_SLOT = 255
 _AT_ONCE = 100
+_TICK_SECONDS = 1.0
 
 
 class Decisions(Protocol):
@@ -38,12 +41,23 @@ class Outbox:
         Of the stream.
     note : callable
         Takes one sentence on what could not be done.
+    monotonic : callable
+        Seconds that never go back.
     """
 
-    def __init__(self, store: Decisions, writer: SpoolWriter, *, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Decisions,
+        writer: SpoolWriter,
+        *,
+        note: Callable[[str], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._writer = writer
         self._note = note
+        self._monotonic = monotonic
+        self._ticked_at = -math.inf
         self._failing = False
         self.seq = last_published(writer.directory)
 
@@ -51,7 +65,14 @@ class Outbox:
         return f"<Outbox seq={self.seq}{' failing' if self._failing else ''}>"
 
     def publish(self) -> list[DecisionRecord]:
-        """Append what is new, at most 100 decisions; returns them. What fails is tried again at the next call."""
+        """Append what is new, at most 100 decisions; returns them. What fails is tried again at the next call.
+
+        Call it often: it also lets the stream find room again once it was full.
+        """
+        now = self._monotonic()
+        if now - self._ticked_at >= _TICK_SECONDS:
+            self._ticked_at = now
+            self._writer.tick()
         try:
             found = self._store.decisions(after_seq=self.seq, limit=_AT_ONCE)
             if found:

@@ -172,6 +172,9 @@ class FullWriter:
     def append(self, records: Any) -> None:
         raise SpoolFull("no space is left")
 
+    def tick(self) -> None:
+        pass
+
 
 def test_decisions_wait_while_the_log_cannot_be_written(make_world: Any, tmp_path: Path) -> None:
     world = make_world()
@@ -182,5 +185,26 @@ def test_decisions_wait_while_the_log_cannot_be_written(make_world: Any, tmp_pat
     assert len([note for note in world.notes if "wait to be logged" in note]) == 1
     again, writer = outbox(world, tmp_path)
     again.publish()
+    writer.close()
+    assert published(tmp_path) == world.store.decisions(limit=1_000)
+
+
+def test_a_stream_of_decisions_that_was_full_is_written_again_once_there_is_room(
+    make_world: Any, tmp_path: Path
+) -> None:
+    world = make_world()
+    spool = tmp_path / "spool"
+    filler = SpoolWriter(spool / "front-0", slot=0, settings=SpoolSettings())
+    filler.append([(KIND_DECISION, bytes(2**20))] * 2)
+    filler.close()
+    settings = SpoolSettings(max_bytes=2**20)
+    writer = SpoolWriter(spool / DECISIONS_STREAM, slot=DECISIONS_SLOT, settings=settings, reserve_bytes=0)
+    box = Outbox(world.store, writer, note=world.notes.append, monotonic=lambda: world.now[0])
+    assert box.publish() == []
+    for path in (spool / "front-0").glob("*.seg"):
+        path.unlink()
+    assert box.publish() == []
+    world.now[0] += 1.0
+    assert box.publish() == world.store.decisions(limit=1_000)
     writer.close()
     assert published(tmp_path) == world.store.decisions(limit=1_000)
