@@ -99,10 +99,11 @@ class LabelJoin:
         self._output_name = output_name
         self._max_predictions = max_predictions
         self._wait_seconds = wait_seconds
-        self._kept: dict[str, _Kept] = {}
+        # Ordered dicts, as both lose their oldest again and again: a plain dict walks over all its dead entries there.
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._with_payload: deque[str] = deque()
         self._payload_bytes = 0
-        self._labelled: dict[str, dict[int, float]] = {}
+        self._labelled: OrderedDict[str, dict[int, float]] = OrderedDict()
         self._labelled_rows = 0
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._waiting_labels = 0
@@ -176,8 +177,8 @@ class LabelJoin:
 
     def restore(self, state: JoinState, now: float) -> None:
         """Take over the state of a checkpoint."""
-        self._kept = dict(state.kept)
-        self._labelled = dict(state.labelled)
+        self._kept = OrderedDict(state.kept)
+        self._labelled = OrderedDict(state.labelled)
         self._labelled_rows = sum(len(rows) for rows in self._labelled.values())
         self._waiting = OrderedDict((labels[0].prediction_id, _Waiting(now, labels)) for labels in state.waiting)
         self._waiting_labels = sum(len(labels) for labels in state.waiting)
@@ -219,7 +220,7 @@ class LabelJoin:
         earlier[feedback.row] = feedback.label
         self._labelled_rows += 1
         while self._labelled_rows > self._max_predictions and len(self._labelled) > 1:
-            self._labelled_rows -= len(self._labelled.pop(next(iter(self._labelled))))
+            self._labelled_rows -= len(self._labelled.popitem(last=False)[1])
         self._count(feedback.model, "joined")
         return LabelledRow(
             kept.model,
@@ -252,8 +253,7 @@ class LabelJoin:
 
     def _forget_beyond_the_bounds(self) -> None:
         while len(self._kept) > self._max_predictions:
-            oldest = next(iter(self._kept))
-            self._drop_payload(self._kept.pop(oldest))
+            self._drop_payload(self._kept.popitem(last=False)[1])
         while self._with_payload and (
             self._payload_bytes > self._max_predictions * _PAYLOAD_BYTES_PER_PREDICTION
             or self._with_payload[0] not in self._kept

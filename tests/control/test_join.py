@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -192,3 +193,11 @@ def test_any_order_of_arrival_joins_the_same_rows(sent: list[tuple[int, int]], o
     assert sorted((int(row.prediction_id[15:], 16), row.row) for row in joined) == sorted(expected)
     assert all(row.label == int(row.prediction_id[15:], 16) * 10 + row.row for row in joined)
     assert sum(labels.counts.get("m", {}).values()) + labels.waiting == len(sent)
+
+
+def test_what_forgets_its_oldest_all_the_time_is_kept_in_a_dict_made_for_that() -> None:
+    # At the front of a plain dict the look for the oldest entry steps over all those that were removed before.
+    labels, after = join(), join()
+    after.restore(labels.state(), now=0.0)
+    for each in (labels, after):
+        assert all(isinstance(kept, OrderedDict) for kept in (each._kept, each._labelled, each._waiting))
