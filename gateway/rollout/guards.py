@@ -57,7 +57,7 @@ class ErrorGuard:
             self._failed[arm] -= had_failed
 
     def fail(self, on_canary: bool) -> None:
-        """Note that the latest unit failed; an error of another unit is not for this guard."""
+        """Note that the latest unit failed; call it for no other unit's error."""
         if self._span and self._span[-1] == (on_canary, False):
             self._span[-1] = (on_canary, True)
             self._failed[on_canary] += 1

@@ -83,6 +83,7 @@ class Judge:
         self._labels = ArmBalance()
         self._seen = SeenUnits(plan.remembered_units)
         self._error_guard = ErrorGuard()
+        self._unit_is_new = False
         self._guards: dict[str, str] = {}
         self._acknowledged: set[str] = set()
         self._share = 0.0
@@ -106,7 +107,8 @@ class Judge:
             When the weight is not a percentage.
         """
         share = _share_of(weight)
-        if self._is_new(share, unit_key, metric="units"):
+        self._unit_is_new = self._is_new(share, unit_key, metric="units")
+        if self._unit_is_new:
             self._share = share
             self._units.update(on_canary, share)
             self._error_guard.unit(on_canary)
@@ -127,7 +129,8 @@ class Judge:
         self._harm[metric].update(on_canary, share)
         if metric == "errors":
             self._good[metric].update(on_canary, share)
-            self._error_guard.fail(on_canary)
+            if self._unit_is_new:
+                self._error_guard.fail(on_canary)
             if self._error_guard.fires:
                 self._guards.setdefault("errors", self._error_guard.reason)
 
@@ -278,6 +281,7 @@ class Judge:
             "counts": self.counts(),
             "seen": self._seen.state(),
             "error_guard": self._error_guard.state(),
+            "unit_is_new": self._unit_is_new,
             "guards": dict(self._guards),
             "acknowledged": sorted(self._acknowledged),
             "share": self._share,
@@ -298,6 +302,7 @@ class Judge:
             judge.restore_counts(state["counts"])
             judge._seen.restore(state["seen"])
             judge._error_guard.restore(state["error_guard"])
+            judge._unit_is_new = bool(state["unit_is_new"])
             judge._guards = dict(state["guards"])
             judge._acknowledged = set(state["acknowledged"])
             judge._share = float(state["share"])

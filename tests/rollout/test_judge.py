@@ -158,6 +158,20 @@ def test_a_flood_under_one_key_is_one_unit() -> None:
 
 
 @pytest.mark.promise("P12")
+def test_a_caller_that_fails_later_does_not_make_the_unit_of_another_fail() -> None:
+    judge = Judge(Plan())
+    known = [f"old-{number}" for number in range(40)]
+    for key in known:
+        judge.unit(True, 50.0, unit_key=key)
+    for number, key in enumerate(known):
+        judge.unit(False, 50.0, unit_key=f"stable-{number}")
+        judge.unit(True, 50.0, unit_key=f"canary-{number}")
+        judge.unit(True, 50.0, unit_key=key)
+        judge.event("errors", True, weight=50.0, unit_key=key)
+    assert judge.certificate()["guards"] == {}
+
+
+@pytest.mark.promise("P12")
 def test_a_caller_who_fails_on_both_arms_counts_where_it_failed_first() -> None:
     judge = Judge(Plan())
     judge.event("errors", False, weight=10.0, unit_key="rider-7")
