@@ -17,7 +17,13 @@ __all__ = (
 
 
 class GatewayError(Exception):
-    """Base of every error that is answered; the text is for the caller."""
+    """Base of every error that is answered; the text is for the caller.
+
+    What a caller wrote may stand in it, so what is no Unicode (a lone surrogate) is shown escaped.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.encode("utf-8", "backslashreplace").decode())
 
 
 class CallerError(GatewayError):
