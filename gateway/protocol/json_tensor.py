@@ -32,6 +32,7 @@ _ALLOWED: Mapping[str, frozenset[type]] = {
     "b": frozenset({bool}),
     "O": frozenset({str}),
 }
+_CONTAINERS = frozenset({list, dict})
 _INFINITIES = (math.inf, -math.inf)
 
 
@@ -152,14 +153,19 @@ def _check_size(elements: int, shape: tuple[int, ...], size: int, spec: TensorSp
 
 
 def _check_nesting(values: Any, shape: tuple[int, ...], axis: int, name: str) -> None:
-    if axis >= len(shape) or len(values) != shape[axis]:
+    last = axis + 1 == len(shape)
+    if axis >= len(shape) or len(values) != shape[axis] or (last and _holds_more(values)):
         raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
-    for element in values:
-        inner = is_array(element)
-        if inner != (axis + 1 < len(shape)):
-            raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
-        if inner:
+    if not last:
+        for element in values:
+            if not is_array(element):
+                raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
             _check_nesting(element, shape, axis + 1, name)
+
+
+def _holds_more(values: Any) -> bool:
+    # A row is walked through once for each row of a tensor, so in few steps of Python.
+    return not _CONTAINERS.isdisjoint(map(type, values if isinstance(values, list) else values.as_list()))
 
 
 def _elements(values: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], spec: TensorSpec) -> Array:

@@ -13,7 +13,7 @@ from tests.clients.environments import client_python
 from tests.gateways import RunningGateway, call, running_gateway
 
 TOKEN = "a-secret"
-SECONDS = 40
+SECONDS = 30
 # What a shape and its data say together, and which tensors a model has, JSON Schema cannot put; 400 is right there.
 # 2.0 is an integer to JSON Schema and not to us. A stream that is followed has no end to wait for.
 CONFIG = """

@@ -115,6 +115,12 @@ def test_text_that_is_not_unicode_is_refused_beside_a_token_too() -> None:
     refused(b'{"inputs":[%b,{"name":"y","shape":[1],"datatype":"FP32","data":[NaN]}]}' % inputs, "Unicode", by=chosen)
 
 
+def test_a_name_that_is_not_unicode_is_shown_escaped() -> None:
+    with pytest.raises(CallerError, match=r"unexpected inference input '\\ud800'") as caught:
+        RequestDecoder("m", MODEL).decode(b'{"inputs":[{"name":"\\ud800","data":[NaN]}]}')
+    assert orjson.dumps({"error": str(caught.value)})
+
+
 def test_idle_spaces_and_digits_do_not_reach_the_log() -> None:
     raw = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.5,%b2.0]}]}' % (b" " * 200)
     assert RequestDecoder("m", MODEL).decode(raw).fragments == [None]

@@ -300,6 +300,14 @@ async def test_a_message_beyond_the_limit_is_refused_and_the_connection_goes_on(
     assert code == "RESOURCE_EXHAUSTED" and "4096" in details
 
 
+async def test_metadata_beyond_the_limit_of_heads_is_refused_and_the_connection_goes_on(tmp_path: Path) -> None:
+    async with two_doors(tmp_path, limits={"max_head_bytes": 4096}) as two:
+        await two.call("ModelInfer", row(), metadata=(("x", "y" * 3000),))
+        code, _ = await two.refused("ModelInfer", row(), metadata=(("x", "y" * 5000),))
+        await two.call("ModelInfer", row())
+    assert code == "RESOURCE_EXHAUSTED"
+
+
 async def test_a_full_queue_is_unavailable(tmp_path: Path) -> None:
     async with two_doors(tmp_path, limits={"max_queue_requests": 1}, engine={"frames_in_flight": 1}) as two:
         two.engine.hold.clear()

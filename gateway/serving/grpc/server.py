@@ -16,8 +16,7 @@ from gateway.settings import LimitSettings
 
 __all__ = ("GrpcServer",)
 
-MAX_STREAMS = 256  # calls at a time on one connection; HTTP/2 clients and servers: 100 to 256
-MAX_METADATA_BYTES = 16 * 1024  # as for the head over HTTP
+MAX_STREAMS = 100  # calls at a time on one connection; RFC 9113, section 6.5.2: no fewer than 100
 PING_SECONDS = 60.0
 PING_TIMEOUT_SECONDS = 20.0
 MIN_CLIENT_PING_SECONDS = 10.0
@@ -83,8 +82,8 @@ def _options(limits: LimitSettings) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_metadata_size", limits.max_head_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_head_bytes),
         ("grpc.server_handshake_timeout_ms", int(limits.head_timeout_seconds * 1000)),
         ("grpc.max_connection_idle_ms", int(limits.keep_alive_seconds * 1000)),
         ("grpc.keepalive_time_ms", int(PING_SECONDS * 1000)),

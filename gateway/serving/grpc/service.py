@@ -19,8 +19,6 @@ __all__ = ("SERVICE", "InferenceService")
 
 SERVICE = "inference.GRPCInferenceService"
 CLOSING = "the gateway is shutting down"
-MAX_AHEAD = 64
-"""Requests of one stream that may be under way; as many as HTTP pipelines."""
 
 _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request"
 _ABSENT = {
@@ -96,11 +94,10 @@ class InferenceService:
 
     async def _answer_stream(self, arriving: AsyncIterator[bytes], context: Context) -> None:
         """Answers leave in the order of the requests; an error ends its request, not the stream."""
-        under_way: asyncio.Queue[_Pending | None] = asyncio.Queue(MAX_AHEAD)
-        seconds = self._limits.body_timeout_seconds
+        under_way: asyncio.Queue[_Pending | None] = asyncio.Queue(self._limits.max_pipelined)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(_write_stream(under_way, context, seconds=seconds))
+                group.create_task(_write_stream(under_way, context, seconds=self._limits.write_timeout_seconds))
                 ending = await self._read_stream(arriving, context, under_way)
                 await under_way.put(None)
         finally:

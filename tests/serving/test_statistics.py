@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gateway.serving.statistics import read_statistics
+from gateway.serving.tally import RunTally
+from gateway.telemetry.catalog import BATCH_ROWS
+from gateway.telemetry.cells import CellFile
+
+LABELS = {"model": "m", "version": "1"}
+
+
+def job(*, rows: int, batch_rows: int) -> Any:
+    return SimpleNamespace(
+        arrived=10.0, queued_at=10.25, sent_at=10.75, inference_ns=1_000_000_000, rows=rows, batch_rows=batch_rows
+    )
+
+
+def answered(cells: CellFile, count: int) -> None:
+    cells.counter("gateway_requests_total", {**LABELS, "arm": "stable", "outcome": "ok"}).inc(count)
+    durations = cells.histogram("gateway_request_duration_seconds", {**LABELS, "arm": "stable"})
+    durations.observe_many([2.0] * count)
+
+
+def test_what_several_fronts_counted_is_one_sum(tmp_path: Path) -> None:
+    with closing(CellFile(tmp_path / "front-0.cells")) as one, closing(CellFile(tmp_path / "front-1.cells")) as other:
+        RunTally(LABELS, one).add([job(rows=1, batch_rows=3), job(rows=2, batch_rows=3)], now=12.0, time=5.0)
+        answered(one, 2)
+        RunTally(LABELS, other).add([job(rows=3, batch_rows=3)], now=12.0, time=7.5)
+        answered(other, 1)
+        [entry] = read_statistics(tmp_path, [("m", 1)])["model_stats"]
+    assert (entry["inference_count"], entry["execution_count"], entry["last_inference"]) == (6, 2, 7500)
+    seconds = {name: duration["ns"] / 1e9 for name, duration in entry["inference_stats"].items()}
+    assert (seconds["compute_input"], seconds["queue"], seconds["compute_infer"]) == (0.75, 1.5, 3.0)
+    assert (seconds["compute_output"], seconds["success"], seconds["fail"]) == (0.75, 6.0, 0.0)
+    [batch] = entry["batch_stats"]
+    assert (batch["batch_size"], batch["compute_infer"]) == (3, {"count": 2, "ns": 2_000_000_000})
+
+
+def test_a_failed_request_is_counted_apart_with_its_own_time(tmp_path: Path) -> None:
+    with closing(CellFile(tmp_path / "front-0.cells")) as cells:
+        RunTally(LABELS, cells).add([job(rows=1, batch_rows=1)], now=12.0, time=5.0)
+        answered(cells, 1)
+        cells.counter("gateway_requests_total", {**LABELS, "arm": "canary", "outcome": "timeout"}).inc()
+        cells.histogram("gateway_request_duration_seconds", {**LABELS, "arm": "canary"}).observe(0.5)
+        [entry] = read_statistics(tmp_path, [("m", 1)])["model_stats"]
+    assert entry["inference_stats"]["fail"] == {"count": 1, "ns": 500_000_000}
+    assert entry["inference_stats"]["success"] == {"count": 1, "ns": 2_000_000_000}
+
+
+def test_a_version_that_was_never_asked_has_nothing_but_zeros(tmp_path: Path) -> None:
+    stats = read_statistics(tmp_path, [("m", 2), ("m", 1)])["model_stats"]
+    assert [(entry["version"], entry["inference_count"]) for entry in stats] == [("1", 0), ("2", 0)]
+    assert stats[0]["batch_stats"] == [] and stats[0]["memory_usage"] == []
+
+
+def test_callers_cannot_mint_series_by_odd_numbers_of_rows(tmp_path: Path) -> None:
+    with closing(CellFile(tmp_path / "front-0.cells")) as cells:
+        tally, sizes = RunTally(LABELS, cells), range(1, 5000)
+        for rows in sizes:
+            tally.add([job(rows=rows, batch_rows=rows)], now=12.0, time=5.0)
+        [entry] = read_statistics(tmp_path, [("m", 1)])["model_stats"]
+    assert entry["execution_count"] == len(sizes) and entry["inference_count"] == sum(sizes)
+    assert {str(batch["batch_size"]) for batch in entry["batch_stats"]} <= set(BATCH_ROWS)
