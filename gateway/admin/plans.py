@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.admin.errors import BadRequest
+from gateway.control.plans import plan_of
 from gateway.repository.policy import ModelPolicy
 from gateway.rollout.errors import PlanError
 from gateway.rollout.plan import Plan, check_plan
@@ -30,28 +31,10 @@ def plan_from(policy: ModelPolicy, *, changes: dict[str, Any]) -> dict[str, Any]
     >>> plan_from(ModelPolicy(), changes={"steps": [5, 25]})["steps"]
     (5.0, 25.0)
     """
-    rollout = policy.rollout
-    plan = Plan(
-        steps=rollout.steps,
-        false_rollback=rollout.false_rollback,
-        bad_promotion=rollout.bad_promotion,
-        harm_ratio=rollout.harm_ratio,
-        worse_ratio=rollout.worse_ratio,
-        require=rollout.require,
-        max_hours=rollout.max_hours,
-        actions={
-            "errors": rollout.errors,
-            "invalid_outputs": rollout.errors,
-            "inputs_out_of_range": rollout.inputs,
-            "outputs": rollout.outputs,
-            "quality": policy.quality.action,
-            "latency": "alert",
-        },
-    )
     if unknown := sorted(set(changes) - set(Plan.__struct_fields__)):
         raise BadRequest(f"plan: no such field {unknown[0][:64]!r}; there are {', '.join(Plan.__struct_fields__)}")
     try:
-        whole = msgspec.convert({**msgspec.to_builtins(plan), **changes}, Plan)
+        whole = msgspec.convert({**msgspec.to_builtins(plan_of(policy)), **changes}, Plan)
         check_plan(whole)
     except (msgspec.ValidationError, PlanError) as error:
         raise BadRequest(f"plan: {error}") from None

@@ -20,7 +20,8 @@ from gateway.control.decisions import (
 )
 from gateway.control.history import TrialStart
 from gateway.control.join import LabelledRow
-from gateway.control.trial import Trial, TrialState, plan_of
+from gateway.control.plans import plan_of
+from gateway.control.trial import Trial, TrialState
 from gateway.control.versions import Versions
 from gateway.control.watch import VersionWatch, WatchState
 from gateway.events.records import PredictionRecord

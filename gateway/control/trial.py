@@ -17,7 +17,7 @@ from gateway.repository.policy import ModelPolicy
 from gateway.rollout.judge import Judge, Reading, Verdict
 from gateway.rollout.plan import Plan
 
-__all__ = ("Trial", "TrialState", "plan_of")
+__all__ = ("Trial", "TrialState")
 
 _SETTLE_SECONDS = 1.0
 """A route reaches every front within a second (P11); what was served in that time may belong to the trial before."""
@@ -179,27 +179,6 @@ class Trial:
     def _acknowledge(self, metric: str) -> None:
         if metric in self.plan.actions:
             self._judge.acknowledge(metric)
-
-
-def plan_of(policy: ModelPolicy) -> Plan:
-    """The plan that `model.toml` gives a canary that was put on the route by hand."""
-    rollout = policy.rollout
-    actions = Plan().actions | {
-        "errors": rollout.errors,
-        "outputs": rollout.outputs,
-        "inputs_out_of_range": rollout.inputs,
-        "quality": policy.quality.action,
-    }
-    return Plan(
-        steps=rollout.steps,
-        false_rollback=rollout.false_rollback,
-        bad_promotion=rollout.bad_promotion,
-        harm_ratio=rollout.harm_ratio,
-        worse_ratio=rollout.worse_ratio,
-        require=rollout.require,
-        max_hours=rollout.max_hours,
-        actions=actions,
-    )
 
 
 def _seconds_of(time: str) -> float:
