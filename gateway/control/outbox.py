@@ -14,10 +14,9 @@ from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.segments import list_segments, scan, split_name
 from gateway.predictions.spool import SpoolError, SpoolWriter
 
-__all__ = ("DECISIONS_SLOT", "DECISIONS_STREAM", "Decisions", "Outbox", "last_published")
+__all__ = ("DECISIONS_STREAM", "Decisions", "Outbox", "last_published")
 
 DECISIONS_STREAM = "decisions"
-DECISIONS_SLOT = 255
 _AT_ONCE = 100
 _TICK_SECONDS = 1.0
 

@@ -1,20 +1,16 @@
-"""The spool as people read it: everything in the order of time, or what comes from now on."""
+"""The spool as people read it: everything in the order of time."""
 
 from __future__ import annotations
 
 import heapq
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
 
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.segments import LogRecord, list_segments, list_streams
 
-__all__ = ("follow", "read_all")
-
-_POLL_SECONDS = 0.1
+__all__ = ("read_all",)
 
 
 def read_all(
@@ -33,36 +29,6 @@ def read_all(
     for moment, record in heapq.merge(*streams, key=lambda pair: pair[0]):
         if (kinds is None or record.kind in kinds) and (since is None or moment >= since):
             yield record
-
-
-def follow(
-    spool_dir: Path,
-    *,
-    kinds: Collection[int] | None = None,
-    since: float | None = None,
-    start: Literal["earliest", "latest"] = "latest",
-    idle: Callable[[], bool] | None = None,
-) -> Iterator[LogRecord]:
-    """Yield records as they come, in the order of time as far as they come together.
-
-    Parameters
-    ----------
-    start : "earliest" or "latest"
-        Begin with what is there, or with what comes next.
-    idle : callable, optional
-        Called when nothing is new; returns whether to go on. The default sleeps a little and goes on for ever.
-    """
-    reader = SpoolReader(spool_dir, start=start)
-    try:
-        while True:
-            block = [(_time_of(record), record) for record in reader.read()]
-            if not block and not (idle or _sleep)():
-                return
-            for moment, record in sorted(block, key=lambda pair: pair[0]):
-                if (kinds is None or record.kind in kinds) and (since is None or moment >= since):
-                    yield record
-    finally:
-        reader.close()
 
 
 def _read_stream(spool_dir: Path, stream: str, since: float | None) -> Iterator[tuple[float, LogRecord]]:
@@ -95,8 +61,3 @@ def _time_of(record: LogRecord) -> float:
         return seconds_of(read_envelope(record.payload).time)
     except RecordError:
         return int(record.boot[:12], 16) / 1000
-
-
-def _sleep() -> bool:
-    time.sleep(_POLL_SECONDS)
-    return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.control.lock import held_lock
-from gateway.control.outbox import DECISIONS_SLOT, DECISIONS_STREAM, Outbox, last_published
+from gateway.control.outbox import DECISIONS_STREAM, Outbox, last_published
 from gateway.events.encoding import decode
 from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.reader import SpoolReader
@@ -131,7 +131,7 @@ def test_who_is_stopped_while_waiting_for_the_lock_never_acts(tmp_path: Path) ->
 
 
 def outbox(world: Any, tmp_path: Path) -> tuple[Outbox, SpoolWriter]:
-    writer = SpoolWriter(tmp_path / "spool" / DECISIONS_STREAM, slot=DECISIONS_SLOT, settings=SpoolSettings())
+    writer = SpoolWriter(tmp_path / "spool" / DECISIONS_STREAM, slot=255, settings=SpoolSettings())
     return Outbox(world.store, writer, note=world.notes.append), writer
 
 
@@ -198,7 +198,7 @@ def test_a_stream_of_decisions_that_was_full_is_written_again_once_there_is_room
     filler.append([(KIND_DECISION, bytes(2**20))] * 2)
     filler.close()
     settings = SpoolSettings(max_bytes=2**20)
-    writer = SpoolWriter(spool / DECISIONS_STREAM, slot=DECISIONS_SLOT, settings=settings, reserve_bytes=0)
+    writer = SpoolWriter(spool / DECISIONS_STREAM, slot=255, settings=settings, reserve_bytes=0)
     box = Outbox(world.store, writer, note=world.notes.append, monotonic=lambda: world.now[0])
     assert box.publish() == []
     for path in (spool / "front-0").glob("*.seg"):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from gateway.predictions.spool import SpoolWriter
-from gateway.predictions.tail import follow, read_all
+from gateway.predictions.tail import read_all
 from gateway.settings import SpoolSettings
 
 
@@ -42,20 +42,6 @@ def test_segments_that_were_closed_before_the_time_are_not_opened(tmp_path: Path
     assert writer.boot not in {record.boot for record in read_all(tmp_path, since=START)}
 
 
-def test_following_gives_what_is_there_and_what_comes_until_told_to_end(tmp_path: Path) -> None:
-    writers = two_streams(tmp_path)
-    rounds = iter([True, True, False])
-
-    def idle() -> bool:
-        writers[0].append([(1, record_at(30))])
-        return next(rounds)
-
-    from_start = [record.payload for record in follow(tmp_path, start="earliest", idle=idle)]
-    assert from_start == [record_at(second) for second in range(10)] + [record_at(30)] * 2
-    rounds = iter([True, False])
-    assert [record.payload for record in follow(tmp_path, idle=idle)] == [record_at(30)]
-
-
 def test_a_record_without_a_time_is_shown_all_the_same(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
     writer.append([(1, b"not json"), (1, record_at(1))])
@@ -64,4 +50,3 @@ def test_a_record_without_a_time_is_shown_all_the_same(tmp_path: Path) -> None:
 
 def test_an_empty_spool_has_nothing_to_show(tmp_path: Path) -> None:
     assert list(read_all(tmp_path / "nowhere")) == []
-    assert list(follow(tmp_path / "nowhere", start="earliest", idle=lambda: False)) == []
