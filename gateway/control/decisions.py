@@ -180,8 +180,16 @@ def decide_verdict(verdict: Verdict, situation: Situation, certificate: dict[str
     ]
 
 
-def metric_alarm(reading: Reading, situation: Situation, certificate: dict[str, Any]) -> list[Move]:
-    """Moves for a judge's metric that reached its line and may only alert or ask for retraining."""
+def metric_alarm(
+    reading: Reading, situation: Situation, certificate: dict[str, Any], *, window: dict[str, str]
+) -> list[Move]:
+    """Moves for a judge's metric that reached its line and may only alert or ask for retraining.
+
+    Parameters
+    ----------
+    window : dict
+        `start` and `end` of what the trial has read, in ISO 8601: what to train on.
+    """
     model, canary = situation.route.model, situation.route.canary
     reason = (
         f"version {canary}: {reading.metric} differ from the stable version's "
@@ -194,7 +202,11 @@ def metric_alarm(reading: Reading, situation: Situation, certificate: dict[str, 
         "log_threshold": reading.threshold,
         "certificate": certificate,
     }
-    return [Move(model, "record", "drift_alarm", reason, evidence)]
+    moves = [Move(model, "record", "drift_alarm", reason, evidence)]
+    if reading.action == "retrain":
+        wish = f"{model} wants training on what came after {window['start'][:10]}: {reason}"
+        moves.append(Move(model, "record", "retrain_requested", wish, evidence | {"window": window}))
+    return moves
 
 
 def week_of(time: str) -> str:

@@ -268,7 +268,8 @@ class ModelWatch:
             alerts = reading.direction == "harm" and reading.action in ("alert", "retrain")
             if alerts and reading.log_evidence >= reading.threshold and name not in self._reported:
                 self._reported.add(name)
-                moves += metric_alarm(reading, situation, trial.certificate())
+                window = {"start": trial.start.began, "end": trial.until}
+                moves += metric_alarm(reading, situation, trial.certificate(), window=window)
         return [move for move in moves if self._is_new(move)]
 
     def _is_new(self, move: Move) -> bool:

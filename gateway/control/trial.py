@@ -31,6 +31,7 @@ class TrialState(msgspec.Struct):
     start: TrialStart
     plan: Plan
     judge: dict[str, Any]
+    until: str = ""
 
 
 class Trial:
@@ -61,6 +62,7 @@ class Trial:
         self.canary = canary
         self.start = start
         self.plan = plan
+        self.until = start.began
         self._policy = policy
         self._profiles = profiles
         self._judge = Judge(plan)
@@ -76,6 +78,7 @@ class Trial:
         """Keep one request until the next flush, if it is of this trial."""
         if self._concerns(record) and (record.status == 200 or record.status >= 500):
             self._waiting.append(record)
+            self.until = record.time
 
     def add_label(self, row: LabelledRow) -> None:
         """Tell the judge of a label; both arms' misses are measured by the stable version's limit."""
@@ -104,14 +107,15 @@ class Trial:
         return self._judge.verdict(step=step, hours=hours)
 
     def readings(self) -> tuple[Reading, ...]:
-        return self._judge.readings()
+        """What is known of each metric that is judged; durations are not yet, so nothing is shown of them."""
+        return tuple(reading for reading in self._judge.readings() if reading.metric != "latency")
 
     def certificate(self) -> dict[str, Any]:
         """What a stranger needs to compute the judge's evidence again."""
         return self._judge.certificate() | {"trial": self.start.trial, "began": self.start.began}
 
     def state(self) -> TrialState:
-        return TrialState(self.stable, self.canary, self.start, self.plan, self._judge.state())
+        return TrialState(self.stable, self.canary, self.start, self.plan, self._judge.state(), self.until)
 
     def restore(self, state: TrialState) -> None:
         """Go on from a checkpoint, right after a flush.
@@ -122,6 +126,7 @@ class Trial:
             The judge's state is damaged.
         """
         self._judge = Judge.restore(self.plan, state.judge)
+        self.until = state.until or self.until
 
     def _concerns(self, record: PredictionRecord | LabelledRow) -> bool:
         if not 0.0 < record.weight < 100.0:

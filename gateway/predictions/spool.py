@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from google_crc32c import extend as crc32c_extend
 from google_crc32c import value as crc32c
 
 from gateway.predictions.segments import (
@@ -141,8 +140,10 @@ class SpoolWriter:
         sequence = self.next_sequence
         parts: list[bytes] = []
         for kind, payload in records:
-            number = tail(sequence, kind)
-            parts += (head(len(payload), crc32c_extend(crc32c(number), payload)), number, payload)
+            # One copy is cheaper than a second call for the checksum.
+            numbered = tail(sequence, kind) + payload
+            parts.append(head(len(payload), crc32c(numbered)))
+            parts.append(numbered)
             sequence += 1
         frame = b"".join(parts)
         size = len(frame)

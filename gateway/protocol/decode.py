@@ -109,7 +109,7 @@ class RequestDecoder:
             if len(tensor) != 4 or tensor["name"] != spec.name or tensor["datatype"] != spec.datatype:
                 return None
             shape = tensor["shape"].as_list()
-            array = numbers(tensor["data"], NUMPY_OF[spec.datatype], spec)
+            array = numbers(tensor["data"], spec)
             fragment = fragment_of(body, array.size)
             if fragment is None or fragment.rfind(b"[") > 0:
                 return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simdjson
@@ -50,6 +50,26 @@ def _limits(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 _LIMITS = {dtype: _limits(dtype) for dtype in NUMPY_OF.values() if dtype.kind in "fiu"}
 _BLOCK = 64 * 1024
+
+
+class _Reading(NamedTuple):
+    """How numbers of one datatype are read: simdjson's code, its dtype, ours, and what must be checked on the way."""
+
+    code: str
+    wide: np.dtype[Any]
+    dtype: np.dtype[Any]
+    limits: tuple[float, float] | None
+    square: float
+
+
+def _reading(dtype: np.dtype[Any]) -> _Reading:
+    code, wide = _BUFFER_OF_KIND[dtype.kind]
+    narrow = dtype.itemsize < 8
+    square = float(np.finfo(dtype).max) ** 2 if narrow and dtype.kind == "f" else 0.0
+    return _Reading(code, wide, dtype, _LIMITS[dtype] if narrow else None, square)
+
+
+_READING = {datatype: _reading(dtype) for datatype, dtype in NUMPY_OF.items() if dtype.kind in "fiu"}
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
@@ -97,29 +117,30 @@ def tensor_of(values: Any, shape: tuple[int, ...], spec: TensorSpec) -> tuple[Ar
     if isinstance(values, simdjson.Array) and dtype.kind in "fiu":
         if nested:
             _check_nesting(values, shape, 0, spec.name)
-        array = numbers(values, dtype, spec)
+        array = numbers(values, spec)
     else:
         array = _elements(values if isinstance(values, list) else values.as_list(), shape, dtype, spec)
     _check_size(array.size, shape, size, spec)
     return array.reshape(shape), not nested
 
 
-def numbers(values: Any, dtype: np.dtype[Any], spec: TensorSpec) -> Array:
-    """The elements of a simdjson array of numbers, flat.
+def numbers(values: Any, spec: TensorSpec) -> Array:
+    """The elements of a simdjson array of numbers, flat, of the dtype of `spec`.
 
     Raises
     ------
     CallerError
     """
-    code, wide = _BUFFER_OF_KIND[dtype.kind]
+    code, wide, dtype, limits, square = _READING[spec.datatype]
     try:
         array: Array = np.frombuffer(values.as_buffer(of_type=code), wide)
     except (TypeError, ValueError):
         raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}") from None
-    if dtype == wide:
+    if limits is None:
         return array
-    if array.size:
-        low, high = _LIMITS[dtype]
+    # No element is beyond the limit when the sum of squares is within its square: one product for two searches.
+    if array.size and not (square and array.dot(array) < square):
+        low, high = limits
         # For a few numbers, looking for the place is a third of the price of max() and min().
         if array.item(array.argmax()) > high or array.item(array.argmin()) < low:
             raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")

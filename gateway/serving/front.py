@@ -308,12 +308,12 @@ class Front:
         now = time.perf_counter()
         stamp = record_time(time.time())
         spool = self.spool
-        boot = spool.boot
+        boot = spool.boot.encode()
         sequence = spool.next_sequence
         records: list[tuple[int, bytes]] = []
         answers: list[tuple[bytes, bytes, int]] = []
         for inference in inferences:
-            event_id = b"%b-%010x" % (boot.encode(), sequence)
+            event_id = b"%b-%010x" % (boot, sequence)
             try:
                 record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
             except Exception as fault:
@@ -447,18 +447,18 @@ class Front:
                 for position, output in enumerate(inference.outputs)
             ]
             body = inference.body_of(event_id, flats)
-            outputs = tensor_records(signature.outputs, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
+            outputs = tensor_records(served.output_heads, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
         else:
             error = str(failure)
             status = status_of(failure) if failure else 500
             body = b'{"error":%b}' % encode_string(error)
         if inference.inputs and signature is not None:
             inputs = tensor_records(
-                signature.inputs,
+                served.input_heads,
                 inference.inputs,
                 inference.fragments,
                 max_bytes=self._max_tensor_bytes,
-                redact=served.redact,
+                redacted=served.redacted,
             )
         queue = inference.sent_at - inference.queued_at if inference.sent_at else 0.0
         record = prediction_record(

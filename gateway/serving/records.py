@@ -15,8 +15,8 @@ import orjson
 
 from gateway.events.records import SCHEMA, Arm
 from gateway.protocol.binary import pack_strings, tensor_to_bytes
-from gateway.protocol.datatypes import TensorSpec, numbers_of
-from gateway.protocol.encode import encode_flat, tensor_head
+from gateway.protocol.datatypes import numbers_of
+from gateway.protocol.encode import encode_flat
 
 __all__ = ("feedback_record", "prediction_head", "prediction_record", "record_time", "tensor_records")
 
@@ -76,53 +76,64 @@ def prediction_record(
     inputs, outputs : bytes
         From `tensor_records`.
     """
-    return b"".join(
-        (
+    rest = b""
+    if request_id is not None:
+        rest = b',"request_id":%b' % orjson.dumps(request_id)
+    if key is not None:
+        rest += b',"key":"%b"' % key.encode()
+    if error is not None:
+        rest += b',"error":%b' % orjson.dumps(error)
+    return (
+        b'%b,"id":"%b","time":"%b","seq":%d,"status":%d,"rows":%d,'
+        b'"timings":{"queue_us":%d,"inference_us":%d,"total_us":%d},"inputs":%b,"outputs":%b,"parameters":%b%b}'
+        % (
             head,
-            b',"id":"%b","time":"%b","seq":%d,"status":%d,"rows":%d' % (event_id, time, sequence, status, rows),
-            b',"timings":{"queue_us":%d,"inference_us":%d,"total_us":%d},"inputs":' % timings,
+            event_id,
+            time,
+            sequence,
+            status,
+            rows,
+            *timings,
             inputs,
-            b',"outputs":',
             outputs,
-            b',"parameters":',
             orjson.dumps(parameters) if parameters else b"{}",
-            b',"request_id":%b' % orjson.dumps(request_id) if request_id is not None else b"",
-            b',"key":"%b"' % key.encode() if key is not None else b"",
-            b',"error":%b' % orjson.dumps(error) if error is not None else b"",
-            b"}",
+            rest,
         )
     )
 
 
 def tensor_records(
-    specs: Sequence[TensorSpec],
+    heads: Sequence[bytes],
     arrays: Sequence[Array],
     flats: Sequence[bytes | None],
     *,
     max_bytes: int,
-    redact: tuple[str, ...] = (),
+    redacted: frozenset[int] = frozenset(),
 ) -> bytes:
     """Tensors as they are logged.
 
     Parameters
     ----------
+    heads : sequence of bytes
+        From `tensor_head`.
     flats : sequence of bytes or None
         The elements as a JSON array where that text is known already.
     max_bytes : int
         A tensor with more bytes, as counted in binary, is logged as digest and summary.
-    redact : tuple of str
-        Names of tensors whose content must not be logged.
+    redacted : set of int
+        Positions of tensors whose content must not be logged.
     """
     parts = []
-    for spec, array, flat in zip(specs, arrays, flats, strict=True):
-        shape = b",".join([b"%d" % axis for axis in array.shape])
-        if spec.name in redact:
-            content = b'],"redacted":true}'
+    for position, array in enumerate(arrays):
+        shape = array.shape
+        shown = b"%d,%d" % shape if len(shape) == 2 else b",".join([b"%d" % axis for axis in shape])
+        if position in redacted:
+            parts.append(b'%b%b],"redacted":true}' % (heads[position], shown))
         elif (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
-            content = b"]," + orjson.dumps(_summary(array))[1:]
+            parts.append(b"%b%b],%b" % (heads[position], shown, orjson.dumps(_summary(array))[1:]))
         else:
-            content = b'],"data":%b}' % (encode_flat(array) if flat is None else flat)
-        parts.append(tensor_head(spec) + shape + content)
+            flat = flats[position]
+            parts.append(b'%b%b],"data":%b}' % (heads[position], shown, encode_flat(array) if flat is None else flat))
     return b"[%b]" % b",".join(parts)
 
 

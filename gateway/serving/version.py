@@ -33,7 +33,8 @@ class ServedVersion:
         self.lane: Lane
         self.signature: Signature | None = None
         self.decoder: RequestDecoder | None = None
-        self.redact: tuple[str, ...] = ()
+        self.redacted: frozenset[int] = frozenset()
+        self.input_heads: tuple[bytes, ...] = ()
         self.answer_head = b""
         self.output_heads: tuple[bytes, ...] = ()
         self.output_specs: tuple[TensorSpec, ...] = ()
@@ -59,7 +60,9 @@ class ServedVersion:
         if hello.digest != self.digest:
             return False
         self.signature = hello.signature
-        self.redact = hello.redact
+        inputs = hello.signature.inputs
+        self.redacted = frozenset(place for place, spec in enumerate(inputs) if spec.name in hello.redact)
+        self.input_heads = tuple(tensor_head(spec) for spec in inputs)
         self.labels = hello.labels
         self.omitted = hello.omitted
         self.decoder = RequestDecoder(self.model, hello.signature, batchable=hello.batchable, limits=self._limits)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from gateway.events.records import FeedbackRecord, PredictionRecord, TensorRecord, Timings
 from gateway.protocol.datatypes import TensorSpec
+from gateway.protocol.encode import tensor_head
 from gateway.serving.records import feedback_record, prediction_head, prediction_record, record_time, tensor_records
 
-SPEC = TensorSpec("x", "FP32", (-1, 2))
+HEAD_OF_X = tensor_head(TensorSpec("x", "FP32", (-1, 2)))
 HEAD: dict[str, Any] = {
     "gateway": "g-1", "model": "bike-demand", "version": 2, "digest": "sha256:00", "arm": "canary", "weight": 12.5,
     "reason": "sticky",
@@ -31,7 +32,7 @@ def test_the_spliced_record_is_the_public_record(request_id: str, parameters: di
         status=500,
         rows=1,
         timings=(1, 2, 3),
-        inputs=tensor_records([SPEC], [array], [None], max_bytes=100),
+        inputs=tensor_records([HEAD_OF_X], [array], [None], max_bytes=100),
         outputs=b"[]",
         parameters=parameters,
         request_id=request_id,
@@ -58,23 +59,25 @@ def test_the_spliced_record_is_the_public_record(request_id: str, parameters: di
 
 def test_a_large_tensor_becomes_digest_and_summary() -> None:
     array = np.array([[1, 2], [np.nan, 4]], "f4")
-    [logged] = orjson.loads(tensor_records([SPEC], [array], [None], max_bytes=15))
+    [logged] = orjson.loads(tensor_records([HEAD_OF_X], [array], [None], max_bytes=15))
     assert "data" not in logged and len(logged["sha256"]) == 64
     assert logged["summary"] == {"count": 4, "min": 1.0, "max": 4.0, "mean": 7 / 3, "not_finite": 1}
 
 
 def test_a_redacted_tensor_is_named_and_has_no_content() -> None:
-    [logged] = orjson.loads(tensor_records([SPEC], [np.ones((1, 2), "f4")], [b"[1,1]"], max_bytes=99, redact=("x",)))
+    [logged] = orjson.loads(
+        tensor_records([HEAD_OF_X], [np.ones((1, 2), "f4")], [b"[1,1]"], max_bytes=99, redacted=frozenset({0}))
+    )
     assert logged == {"name": "x", "datatype": "FP32", "shape": [1, 2], "redacted": True}
 
 
 def test_the_callers_own_numbers_are_logged_where_their_text_is_known() -> None:
-    [logged] = orjson.loads(tensor_records([SPEC], [np.array([[0.1, 2]], "f4")], [b"[0.1,2]"], max_bytes=99))
+    [logged] = orjson.loads(tensor_records([HEAD_OF_X], [np.array([[0.1, 2]], "f4")], [b"[0.1,2]"], max_bytes=99))
     assert logged["data"] == [0.1, 2]
 
 
 def test_a_number_that_is_not_finite_is_null_in_the_log() -> None:
-    [logged] = orjson.loads(tensor_records([SPEC], [np.array([[np.inf, 2]], "f4")], [None], max_bytes=99))
+    [logged] = orjson.loads(tensor_records([HEAD_OF_X], [np.array([[np.inf, 2]], "f4")], [None], max_bytes=99))
     assert logged["data"] == [None, 2.0]
 
 
