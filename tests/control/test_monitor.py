@@ -13,7 +13,7 @@ from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.segments import LogRecord
-from gateway.repository.policy import DriftPolicy, ModelPolicy
+from gateway.repository.policy import DriftPolicy, ModelPolicy, RolloutPolicy
 from gateway.telemetry.cells import CellFile
 
 
@@ -117,6 +117,22 @@ def test_a_canary_that_misses_more_labels_is_taken_back(make_world: Any) -> None
     rollback = next(decision for decision in world.decisions() if decision.kind == "rollback")
     assert rollback.evidence["metric"] == "quality"
     assert (rollback.before["canary"], rollback.after["canary"]) == (2, None)
+
+
+def test_a_metric_of_the_judge_may_ask_for_retraining(make_world: Any, make_profile: Any) -> None:
+    policy = ModelPolicy(rollout=RolloutPolicy(inputs="retrain"))
+    world = make_world({1: make_profile(), 2: make_profile(shift=40.0)}, policy=policy)
+    start_trial(world)
+    began = world.store.decisions(limit=100)[-1].time
+    for _ in range(4):
+        send_on_arms(world, 100, canary=good, stable=good)
+        world.now[0] += 10.0
+    last = list(world.predictions.values())[-1].time
+    world.run(flush_every=10_000)
+    assert "rollback" not in world.kinds()
+    [wish] = [decision for decision in world.decisions() if decision.kind == "retrain_requested"]
+    assert wish.evidence["metric"] == "inputs_out_of_range"
+    assert wish.evidence["window"] == {"start": began, "end": last}
 
 
 def test_a_rollout_goes_step_by_step_to_promotion_on_labels(make_world: Any) -> None:
@@ -477,6 +493,7 @@ def test_status_and_metrics_show_what_is_known(make_world: Any, tmp_path: Any) -
     assert model["versions"]["1"]["quality"]["rows"] > 800
     assert set(model["versions"]["1"]["features"]) == {"x", "temp", "y"}
     assert model["trial"]["canary"] == 2
+    assert "latency" not in {reading["metric"] for reading in model["trial"]["readings"]}
     assert model["alarms"][0]["detector"] in ("quality", "ADWIN")
     assert cells.gauge("gateway_route_weight", {"model": "m", "version": "2", "arm": "canary"}).value == 50.0
     assert cells.counter("gateway_feedback_total", {"model": "m", "state": "joined"}).value == 1_000
