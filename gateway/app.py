@@ -283,6 +283,7 @@ def run_monitor(settings: Settings) -> None:
 
 async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
     from gateway.control.compare import EngineRerun
+    from gateway.control.engines import EngineNotes
     from gateway.control.gauges import CellMetrics
     from gateway.control.monitor import Monitor
     from gateway.control.outbox import Outbox
@@ -329,6 +330,7 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         state_dir=settings.state_dir,
         settings=settings.monitor,
         rerun=EngineRerun(settings.run_dir),
+        engines=EngineNotes(settings.run_dir),
         lookup=lookup,
         outbox=Outbox(store, writer, note=log.note),
         metrics=CellMetrics(cells),

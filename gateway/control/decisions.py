@@ -16,6 +16,7 @@ from gateway.control.alarm import Alarm
 from gateway.rollout.attribution import Attribution, Signs, attribute
 from gateway.rollout.judge import Reading, Verdict
 from gateway.rollout.machine import Event, Phase, RolloutState
+from gateway.rollout.plan import Action
 from gateway.routing.table import Route
 
 __all__ = (
@@ -23,6 +24,7 @@ __all__ = (
     "Move",
     "Situation",
     "decide_alarm",
+    "decide_fault",
     "decide_harm",
     "decide_verdict",
     "metric_alarm",
@@ -206,6 +208,17 @@ def metric_alarm(
     if reading.action == "retrain":
         wish = f"{model} wants training on what came after {window['start'][:10]}: {reason}"
         moves.append(Move(model, "record", "retrain_requested", wish, evidence | {"window": window}))
+    return moves
+
+
+def decide_fault(guard: str, reason: str, situation: Situation, *, action: Action) -> list[Move]:
+    """Moves for a canary whose engine is out of service, where the policy for errors does not take it back."""
+    route, rollout = situation.route, situation.rollout
+    text = f"version {route.canary} is out of service: {reason}"
+    evidence = {"metric": "errors", "version": route.canary, "guard": guard}
+    moves = [Move(route.model, "record", "drift_alarm", text, evidence)]
+    if action == "pause" and rollout is not None and rollout.phase == "running":
+        moves.append(Move(route.model, "rollout", "pause", text, evidence, event="pause", rollout=rollout.id))
     return moves
 
 

@@ -13,11 +13,13 @@ from gateway.control.decisions import (
     Move,
     Situation,
     decide_alarm,
+    decide_fault,
     decide_harm,
     decide_verdict,
     metric_alarm,
     needs_comparison,
 )
+from gateway.control.engines import Engines, SoundEngines
 from gateway.control.history import TrialStart
 from gateway.control.join import LabelledRow
 from gateway.control.plans import plan_of
@@ -36,6 +38,9 @@ __all__ = ("Findings", "Harm", "ModelState", "ModelWatch")
 
 _DETECTOR_OF = {"inputs_out_of_range": "inputs", "outputs": "outputs"}
 """The judge's metrics that compare the arms in what a detector watches in each of them."""
+
+_FAULT_SECONDS = 3.0
+"""How long a canary's engine is out of service before that counts: a note may be older than the engine's start."""
 
 _RECENT_ROWS = 2_000
 _RECENT_ALARMS = 20
@@ -86,9 +91,19 @@ class ModelWatch:
         Where reference profiles come from.
     flush_seconds : float
         Time between two flushes.
+    engines : Engines, optional
+        Tells which versions are out of service.
     """
 
-    def __init__(self, route: Route, *, policy: ModelPolicy, versions: Versions, flush_seconds: float) -> None:
+    def __init__(
+        self,
+        route: Route,
+        *,
+        policy: ModelPolicy,
+        versions: Versions,
+        flush_seconds: float,
+        engines: Engines | None = None,
+    ) -> None:
         self.route = route
         self.policy = policy
         self.rollout: RolloutState | None = None
@@ -99,6 +114,7 @@ class ModelWatch:
         self.notes: list[str] = []
         self._versions = versions
         self._flush_seconds = flush_seconds
+        self._engines = engines or SoundEngines()
         self._recent: deque[LabelledRow] = deque(maxlen=_RECENT_ROWS)
         self._reported: set[str] = set()
         self._harm: Harm | None = None
@@ -179,6 +195,7 @@ class ModelWatch:
             harms.append(self._harm)
         if self.trial is not None and not self._is_frozen:
             self.trial.flush()
+            moves += self._guarded(self.trial, situation)
             moves += self._judged(self.trial, situation, hours_of)
         return Findings(alarms, moves, harms)
 
@@ -258,6 +275,22 @@ class ModelWatch:
             profiles={version: self._versions.profile(self.route.model, version) for version in (stable, canary)},
         )
         self._reported.clear()
+
+    def _guarded(self, trial: Trial, situation: Situation) -> list[Move]:
+        """Tell the judge that the canary is out of service while stable serves; there is no better place otherwise."""
+        model = self.route.model
+        fault = self._engines.fault(model, trial.canary, lasting_seconds=_FAULT_SECONDS)
+        if fault is None or self._engines.fault(model, trial.stable) is not None:
+            return []
+        action = trial.plan.actions.get("errors", "alert")
+        if action == "rollback":
+            trial.guard(fault.guard, fault.reason)
+            return []
+        name = f"alarm:{fault.guard}"
+        if name in self._reported:
+            return []
+        self._reported.add(name)
+        return decide_fault(fault.guard, fault.reason, situation, action=action)
 
     def _judged(self, trial: Trial, situation: Situation, hours_of: Callable[[str], float]) -> list[Move]:
         step = self.rollout.step if self.rollout is not None else None

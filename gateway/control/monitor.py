@@ -16,6 +16,7 @@ from gateway.control.act import Actor
 from gateway.control.checkpoint import CheckpointFile, replace_file
 from gateway.control.compare import Rerun, compare
 from gateway.control.decisions import Comparison, Move
+from gateway.control.engines import Engines
 from gateway.control.following import ControlStore, StoreView
 from gateway.control.gauges import Metrics, NoMetrics
 from gateway.control.history import Trials
@@ -77,6 +78,8 @@ class Monitor:
         Runs a previous version on logged rows.
     lookup : callable
         Finds a prediction by its id in the log; None when it is not there.
+    engines : Engines, optional
+        Tells which versions are out of service.
     outbox : Outbox, optional
         Brings the store's decisions to the log.
     metrics : Metrics
@@ -97,6 +100,7 @@ class Monitor:
         settings: MonitorSettings,
         rerun: Rerun,
         lookup: Callable[[str], PredictionRecord | None],
+        engines: Engines | None = None,
         outbox: Outbox | None = None,
         metrics: Metrics | None = None,
         note: Callable[[str], None],
@@ -111,6 +115,7 @@ class Monitor:
         self._settings = settings
         self._rerun = rerun
         self._lookup = lookup
+        self._engines = engines
         self._outbox = outbox
         self._metrics = metrics or NoMetrics()
         self._note = note
@@ -371,7 +376,11 @@ class Monitor:
                 model = None
             if model is None:
                 model = self.models[name] = ModelWatch(
-                    route, policy=policy, versions=self._versions, flush_seconds=self._settings.flush_seconds
+                    route,
+                    policy=policy,
+                    versions=self._versions,
+                    flush_seconds=self._settings.flush_seconds,
+                    engines=self._engines,
                 )
                 for note in model.restore(self._restored.pop(name, ModelState())):
                     self._note(note)

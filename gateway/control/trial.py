@@ -92,6 +92,10 @@ class Trial:
             unit_key=row.key or row.prediction_id,
         )
 
+    def guard(self, name: str, reason: str) -> None:
+        """Tell the judge that the canary's engine is out of service."""
+        self._judge.guard(name, reason)
+
     def flush(self) -> None:
         """Tell the judge of the requests since the last flush, in their order."""
         waiting, self._waiting = self._waiting, []

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gateway.control.compare import FixedRerun
+from gateway.control.engines import EngineNotes
 from gateway.control.monitor import Monitor
 from gateway.control.store import Store
 from gateway.control.versions import FixedVersions
@@ -138,6 +139,7 @@ class World:
             settings=self.settings,
             rerun=self.rerun,
             lookup=self.predictions.get if self.looks_up else lambda prediction_id: None,
+            engines=EngineNotes(self.folder / "run", monotonic=lambda: self.now[0]),
             metrics=self.metrics,
             note=self.notes.append,
             clock=lambda: self.now[0],

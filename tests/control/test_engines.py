@@ -1,0 +1,88 @@
+"""A canary whose engine is out of service goes as the policy for errors says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.control.engines import EngineNotes, Fault
+from gateway.repository.policy import ModelPolicy, RolloutPolicy
+
+
+def note(world: Any, version: int, state: str) -> None:
+    folder = world.folder / "run"
+    folder.mkdir(exist_ok=True)
+    (folder / f"engine-m-{version}.json").write_text(json.dumps({"state": state, "reason": "it ended 5 times"}))
+
+
+def watch_for(world: Any, seconds: float) -> None:
+    """A monitor that looks twice, this far apart, and is closed."""
+
+    async def run() -> None:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        await monitor.flush()
+        world.now[0] += seconds
+        await monitor.flush()
+        await monitor.flush()
+        await monitor.close()
+
+    asyncio.run(run())
+
+
+def rolling_out(make_world: Any, errors: Any) -> Any:
+    world = make_world(policy=ModelPolicy(rollout=RolloutPolicy(errors=errors)))
+    actions = {"errors": errors}
+    world.store.start_rollout("m", 2, plan={"actions": actions}, actor="tester", reason="a rollout")
+    return world
+
+
+@pytest.mark.parametrize(("state", "guard"), [("circuit_open", "crash_loop"), ("failed", "load_failure")])
+def test_a_canary_out_of_service_is_taken_back(make_world: Any, state: str, guard: str) -> None:
+    world = rolling_out(make_world, "rollback")
+    note(world, 2, state)
+    watch_for(world, 4.0)
+    [rollback] = world.decisions()
+    assert (rollback.kind, rollback.evidence["metric"]) == ("rollback", guard)
+    assert "it ended 5 times" in rollback.reason
+    assert rollback.evidence["certificate"]["guards"] == {guard: "it ended 5 times"}
+    assert world.store.snapshot().routes["m"].canary is None
+
+
+@pytest.mark.parametrize(
+    ("errors", "kinds", "phase"),
+    [("alert", ["drift_alarm"], "running"), ("pause", ["drift_alarm", "rollout_paused"], "paused")],
+)
+def test_the_policy_for_errors_says_what_becomes_of_it(make_world: Any, errors: str, kinds: Any, phase: str) -> None:
+    world = rolling_out(make_world, errors)
+    note(world, 2, "circuit_open")
+    watch_for(world, 4.0)
+    watch_for(world, 4.0)
+    assert world.kinds() == kinds
+    assert world.store.rollout("m").phase == phase
+
+
+def test_a_note_of_a_moment_and_an_outage_of_both_take_nothing_back(make_world: Any) -> None:
+    world = rolling_out(make_world, "rollback")
+    note(world, 2, "circuit_open")
+    watch_for(world, 1.0)
+    note(world, 1, "circuit_open")
+    watch_for(world, 10.0)
+    note(world, 1, "ready")
+    note(world, 2, "ready")
+    watch_for(world, 10.0)
+    assert world.kinds() == []
+
+
+def test_what_is_no_note_is_no_fault(tmp_path: Path) -> None:
+    engines = EngineNotes(tmp_path)
+    assert engines.fault("m", 1) is None
+    for text in ("", "{}", "[]", '{"state": "ready"}', '{"state": 5}', '{"state": "starting", "reason": "x"}'):
+        (tmp_path / "engine-m-1.json").write_text(text)
+        assert engines.fault("m", 1) is None
+    (tmp_path / "engine-m-1.json").write_text('{"state": "failed", "reason": "no such operator"}')
+    assert engines.fault("m", 1) == Fault("load_failure", "no such operator")
