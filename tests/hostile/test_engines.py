@@ -1,0 +1,43 @@
+"""Valid requests that end or overwhelm a real engine: rows 71 and 72 of the hostile table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from tests.engines import save_divider, save_model
+from tests.serving.fronts import door, get, post
+
+
+def ints(**values: list[int]) -> bytes:
+    tensors = [{"name": name, "shape": [len(data)], "datatype": "INT64", "data": data} for name, data in values.items()]
+    return post({"inputs": tensors})
+
+
+@pytest.mark.promise("P5")
+async def test_an_input_that_crashes_the_runtime_fails_that_request_only(tmp_path: Path) -> None:
+    async with door(tmp_path, model_file=save_divider(tmp_path / "model.onnx")) as d:
+        [(status, _, body)] = await d.send(ints(a=[6], b=[3]), read=1)
+        assert status == 200 and body["outputs"][0]["data"] == [2]
+        [(status, _, body)] = await d.send(ints(a=[-(2**63)], b=[-1]), read=1)
+        assert status == 500 and "ended while running" in body["error"]
+        [(status, _, _)] = await d.send(get("/v2/health/live"), read=1)
+        assert status == 200
+
+
+async def test_an_output_of_a_tebibyte_is_a_failed_model_and_the_next_request_is_answered(tmp_path: Path) -> None:
+    node = helper.make_node("ConstantOfShape", ["n"], ["y"])
+    model_file = save_model(
+        tmp_path / "model.onnx",
+        [node],
+        inputs={"n": (TensorProto.INT64, [2])},
+        outputs={"y": (TensorProto.FLOAT, ["rows", "columns"])},
+    )
+    async with door(tmp_path, model_file=model_file) as d:
+        for shape in ([2**20, 2**20], [2**31, 2**31], [-5, 3]):
+            [(status, _, body)] = await d.send(ints(n=shape), read=1)
+            assert status == 500 and body["error"] == "model 'm' version 1 failed on this request"
+        [(status, _, body)] = await d.send(ints(n=[1, 2]), read=1)
+        assert status == 200 and body["outputs"][0]["data"] == [0.0, 0.0]
