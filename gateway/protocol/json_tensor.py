@@ -17,7 +17,7 @@ import simdjson
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
-__all__ = ("fragment_of", "is_array", "is_object", "is_splittable", "nesting_of", "numbers", "tensor_of")
+__all__ = ("fragment_of", "is_array", "is_loggable", "is_object", "is_splittable", "nesting_of", "numbers", "tensor_of")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -161,11 +161,13 @@ def fragment_of(body: bytes, size: int) -> bytes | None:
     """The text of the only, flat `data` of `size` numbers in a body, if it is fit for the log."""
     # The key stands once in the body (`is_splittable`) and its array is flat and of numbers: no bracket misleads.
     start = body.index(b"[", body.index(b'"data"'))
-    stop = body.index(b"]", start) + 1
-    if stop - start > _MAX_TEXT * (size + 1):
-        return None
-    fragment = body[start:stop]
-    return None if b"\n" in fragment or b"\r" in fragment else fragment
+    fragment = body[start : body.index(b"]", start) + 1]
+    return fragment if is_loggable(fragment, size) else None
+
+
+def is_loggable(fragment: bytes, size: int) -> bool:
+    """Whether the text of `size` numbers may stand in a record, which is one line and no longer than it need be."""
+    return len(fragment) <= _MAX_TEXT * (size + 1) and b"\n" not in fragment and b"\r" not in fragment
 
 
 def _check_size(elements: int, shape: tuple[int, ...], size: int, spec: TensorSpec) -> None:

@@ -104,6 +104,16 @@ class Inference(Job):
         self.route: Route
         self.choice: Choice
 
+    def again(self) -> Inference:
+        """Another inference with the same head."""
+        other = Inference(self.connection, self.model, pinned=self.pinned)
+        other.key = self.key
+        other.timeout_ms = self.timeout_ms
+        other.json_length = self.json_length
+        other.encoding = self.encoding
+        other.accepts = self.accepts
+        return other
+
     def read(self, decoder: RequestDecoder) -> InferRequest:
         """The request, for the version it was routed to; asked for once.
 
@@ -483,11 +493,13 @@ class Front:
         return record, body, status
 
     def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
-        last = None
-        for inference, (_, _, status) in zip(inferences, answers, strict=True):
-            served, arm = inference.served, inference.choice.arm
-            served.requests(arm, status).inc()
-            served.durations(arm).observe(now - inference.arrived)
+        last = served = arm = status = None
+        for inference, (_, _, ended) in zip(inferences, answers, strict=True):
+            if inference.served is not served or inference.choice.arm != arm or ended != status:
+                served, arm, status = inference.served, inference.choice.arm, ended
+                requests, durations = served.requests(arm, status), served.durations(arm)
+            requests.inc()
+            durations.observe(now - inference.arrived)
             if inference.sent_at:
                 served.queue_seconds.observe(inference.sent_at - inference.queued_at)
             if inference.inference_ns:

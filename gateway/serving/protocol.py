@@ -80,6 +80,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._max_body = self._limits.max_body_bytes
         self._max_head = self._limits.max_head_bytes
         self._inference: Inference | None = None
+        self._known: Inference
+        self._known_url = b""
+        self._known_fields: list[tuple[bytes, bytes]] | None = None
+        self._plain = False
         self._content: list[bytes] = []
         self._due: deque[Inference] = deque()
         self._behind: deque[Behind] = deque()
@@ -207,10 +211,21 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_done = True
         if self._deaf or self.transport.is_closing():
             return
+        if self.headers == self._known_fields and self.url == self._known_url and self._begin_again():
+            return
         try:
             self._begin()
         except HeadRefused as refused:
             self.refuse(refused.status, refused.text)
+
+    def _begin_again(self) -> bool:
+        # The head of the last inference once more, as clients send them: what it said has been read and checked.
+        parser = self.parser
+        if parser.get_method() != b"POST" or not parser.should_keep_alive() or self._stopping:
+            return False
+        self._chunked = False
+        self._inference = self._known.again()
+        return True
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
@@ -319,6 +334,8 @@ class GatewayProtocol(HttpToolsProtocol):
             inference.refused = error
         self._inference = inference
         self._read_fields(inference)
+        if self._inference is inference and inference.keep_alive and inference.refused is None and self._plain:
+            self._known, self._known_url, self._known_fields = inference.again(), self.url, self.headers
 
     def _target(self) -> tuple[str, bytes | None] | None:
         check_target(self.url, max_bytes=self._limits.max_target_bytes)
@@ -375,6 +392,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if hosts != 1 and (hosts or version == "1.1"):
             raise HeadRefused(400, f"a request has one Host header, got {hosts}")
         self._chunked = chunked
+        self._plain = not (chunked or connection or expects or self._upgrading)
         if chunked:
             self._chunks = self._overhead = 0
             if version == "1.0":

@@ -315,3 +315,27 @@ def test_nearly_right_requests_are_taken_or_refused_and_never_misread(request: d
     assert list(decoded.inputs[0].shape) == sent["shape"]
     flat = np.array(sent["data"], "f4").ravel()
     assert np.array_equal(decoded.inputs[0].ravel(), flat, equal_nan=True)
+
+
+FIRST = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.5,2.0]}]}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[7,8]", b"[7,8 ]", b"[ 7,8]", b"[1e39,1]", b"[7]", b"[7,8,9]", b"[]", b"[[7,8]]", b"[7,null]", b'["7",8]', b"7,8",
+     b'[7,8],"data":[1,2]', b'[7,8],"x":[1]', b"[7,8", b"[NaN,1]", b"[7\n,8]", b"[true,1]", b"", b"]", b"[7,8]]", b"{}"],
+)  # fmt: skip
+def test_a_request_like_the_last_one_is_read_as_if_it_were_the_first(data: bytes) -> None:
+    raw = FIRST.replace(b"[1.5,2.0]", data)
+
+    def outcome(chosen: RequestDecoder) -> tuple[Any, ...]:
+        try:
+            request = chosen.decode(raw)
+        except CallerError as error:
+            return (str(error),)
+        return request.inputs[0].tobytes(), request.inputs[0].shape, request.rows, request.fragments
+
+    practised = RequestDecoder("m", MODEL)
+    practised.decode(FIRST)
+    assert outcome(practised) == outcome(RequestDecoder("m", MODEL))
+    assert practised.decode(FIRST).inputs[0].tolist() == [[1.5, 2.0]]
