@@ -322,9 +322,12 @@ FIRST = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.5,2.0
 
 @pytest.mark.parametrize(
     "data",
-    [b"[7,8]", b"[7,8 ]", b"[ 7,8]", b"[1e39,1]", b"[7]", b"[7,8,9]", b"[]", b"[[7,8]]", b"[7,null]", b'["7",8]', b"7,8",
-     b'[7,8],"data":[1,2]', b'[7,8],"x":[1]', b"[7,8", b"[NaN,1]", b"[7\n,8]", b"[true,1]", b"", b"]", b"[7,8]]", b"{}"],
-)  # fmt: skip
+    [
+        *(b"[7,8]", b"[7,8 ]", b"[ 7,8]", b"[1e39,1]", b"[7]", b"[7,8,9]", b"[]", b"[[7,8]]", b"[7,null]", b'["7",8]'),
+        *(b"7,8", b'[7,8],"data":[1,2]', b'[7,8],"x":[1]', b"[7,8", b"[NaN,1]", b"[7\n,8]", b"[true,1]"),
+        *(b"", b"]", b"[7,8]]", b"{}"),
+    ],
+)
 def test_a_request_like_the_last_one_is_read_as_if_it_were_the_first(data: bytes) -> None:
     raw = FIRST.replace(b"[1.5,2.0]", data)
 
