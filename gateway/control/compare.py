@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +14,14 @@ import numpy as np
 from gateway.control.decisions import Comparison
 from gateway.control.join import LabelledRow
 from gateway.control.quality import loss_of
-from gateway.engine.errors import EngineError
-from gateway.engine.oneshot import connect_engine
+from gateway.engine.errors import EngineError, RunFailed
+from gateway.engine.oneshot import BlockingEngine, connect_engine
 from gateway.events.records import PredictionRecord, TensorRecord
 from gateway.protocol.datatypes import NUMPY_OF, bfloat16_of, numbers_of
 from gateway.repository.policy import QualityPolicy
 from gateway.rollout.paired import PairedTest
 
-__all__ = ("EngineRerun", "FixedRerun", "Rerun", "RerunError", "compare")
+__all__ = ("EngineRerun", "FixedRerun", "Rerun", "RerunError", "Run", "compare")
 
 Array = np.ndarray[Any, Any]
 
@@ -31,15 +32,19 @@ class RerunError(Exception):
     """The version could not be run; the text says why."""
 
 
-class Rerun(Protocol):
-    """Runs one version on inputs that were logged. It may take a while and is called off the loop."""
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""Runs a version once on inputs that were logged; raises RerunError when it does not answer."""
 
-    def run(self, model: str, version: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Raises RerunError when the version does not answer."""
+
+class Rerun(Protocol):
+    """Runs versions on inputs that were logged. It may take a while and is called off the loop."""
+
+    def session(self, model: str, version: int) -> AbstractContextManager[Run]:
+        """One version, ready to be run many times."""
 
 
 class EngineRerun:
-    """Runs on the engines of this gateway.
+    """Runs on the engines of this gateway, over one connection a session.
 
     Parameters
     ----------
@@ -51,34 +56,58 @@ class EngineRerun:
         self._run_dir = run_dir
         self._timeout_seconds = timeout_seconds
 
-    def run(self, model: str, version: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        socket_path = self._run_dir / f"engine-{model}-{version}.sock"
+    @contextmanager
+    def session(self, model: str, version: int) -> Iterator[Run]:
+        connection = _Connection(self._run_dir / f"engine-{model}-{version}.sock", self._timeout_seconds)
         try:
-            with connect_engine(socket_path, timeout_seconds=self._timeout_seconds) as engine:
-                return engine.run(inputs)
+            yield connection.run
+        finally:
+            connection.close()
+
+
+class _Connection:
+    """Connects at the first run, and again after the engine was gone."""
+
+    def __init__(self, socket_path: Path, timeout_seconds: float) -> None:
+        self._socket_path = socket_path
+        self._timeout_seconds = timeout_seconds
+        self._engine: BlockingEngine | None = None
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        try:
+            if self._engine is None:
+                self._engine = connect_engine(self._socket_path, timeout_seconds=self._timeout_seconds)
+            return self._engine.run(inputs)
+        except RunFailed as error:
+            raise RerunError(str(error)) from None
         except EngineError as error:
+            self.close()
             raise RerunError(str(error)) from None
         except KeyError as error:
             raise RerunError(f"input {error} was not logged") from None
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
 
 class FixedRerun:
     """Runs Python functions instead of engines, for tests."""
 
-    def __init__(self, versions: dict[tuple[str, int], Callable[[Mapping[str, Array]], Mapping[str, Array]]]) -> None:
+    def __init__(self, versions: dict[tuple[str, int], Run]) -> None:
         self._versions = versions
 
-    def run(self, model: str, version: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        function = self._versions.get((model, version))
-        if function is None:
-            raise RerunError(f"{model} version {version} does not run")
-        return function(inputs)
+    @contextmanager
+    def session(self, model: str, version: int) -> Iterator[Run]:
+        yield self._versions.get((model, version), _missing(model, version))
 
 
 def compare(
     rows: Iterable[LabelledRow],
     rerun: Rerun,
     *,
+    model: str,
     version: int,
     earlier: Mapping[str, int] | None = None,
     policy: QualityPolicy,
@@ -112,22 +141,23 @@ def compare(
     already = pairs.pairs
     unusable = 0
     note = ""
-    for row in rows:
-        if not in_time():
-            note = "the time for it was over"
-            break
-        try:
-            outputs = _again(row, rerun, version=version, output=policy.output, lookup=lookup)
-        except RerunError as error:
-            unusable += 1
-            note = str(error)
-            if unusable > 3 and pairs.pairs == already:
+    with rerun.session(model, version) as run:
+        for row in rows:
+            if not in_time():
+                note = "the time for it was over"
                 break
-            continue
-        pairs.update(
-            previous_right=loss_of(policy, outputs, row.label) <= miss_above,
-            current_right=loss_of(policy, row.outputs, row.label) <= miss_above,
-        )
+            try:
+                outputs = _again(row, run, version=version, output=policy.output, lookup=lookup)
+            except RerunError as error:
+                unusable += 1
+                note = str(error)
+                if unusable > 3 and pairs.pairs == already:
+                    break
+                continue
+            pairs.update(
+                previous_right=loss_of(policy, outputs, row.label) <= miss_above,
+                current_right=loss_of(policy, row.outputs, row.label) <= miss_above,
+            )
     if not pairs.pairs:
         return Comparison(version, None, 0, note or "no labelled row was logged with its inputs")
     needed = -math.log(false_rollback)
@@ -140,9 +170,16 @@ def compare(
     return Comparison(version, pairs.log_evidence >= needed, pairs.pairs, note, pairs.state(), numbers)
 
 
+def _missing(model: str, version: int) -> Run:
+    def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        raise RerunError(f"{model} version {version} does not run")
+
+    return run
+
+
 def _again(
     row: LabelledRow,
-    rerun: Rerun,
+    run: Run,
     *,
     version: int,
     output: str,
@@ -152,7 +189,7 @@ def _again(
     if record is None:
         raise RerunError(f"prediction {row.prediction_id} is no longer in the log")
     inputs = {tensor.name: _row_of(tensor, row.row, record.rows) for tensor in record.inputs}
-    answered = rerun.run(row.model, version, inputs)
+    answered = run(inputs)
     name = output or next(iter(answered), "")
     if name not in answered:
         raise RerunError(f"version {version} has no output {name!r}")

@@ -173,6 +173,8 @@ class ModelWatch:
     def flush(self, hours_of: Callable[[str], float], *, previous: int | None) -> Findings:
         """Count what came; returns the alarms, the moves they ask for, and harms that need a comparison first.
 
+        Such a harm is returned again until `decide_compared` has been told of it.
+
         Parameters
         ----------
         hours_of : callable
@@ -191,18 +193,19 @@ class ModelWatch:
                 harms.append(self._harm)
             else:
                 moves += decide_alarm(alarm, situation)
-        if not harms and self._harm is not None and len(self._harm.rows) >= _COMPARE_EACH_ROWS:
-            harms.append(self._harm)
+        harm = self._harm
+        if not harms and harm is not None and (harm.pairs is None or len(harm.rows) >= _COMPARE_EACH_ROWS):
+            harms.append(harm)
         if self.trial is not None and not self._is_frozen:
             self.trial.flush()
             moves += self._guarded(self.trial, situation)
             moves += self._judged(self.trial, situation, hours_of)
         return Findings(alarms, moves, harms)
 
-    def decide_compared(self, harm: Harm, comparison: Comparison, *, previous: int | None) -> list[Move]:
-        """Moves for a harm whose rows so far were compared; until 2,000 rows, the comparison goes on with new ones."""
+    def decide_compared(self, harm: Harm, comparison: Comparison, *, rows: int, previous: int | None) -> list[Move]:
+        """Moves for a harm whose first `rows` rows were compared; until 2,000, the comparison goes on with new ones."""
         first, done = harm.pairs is None, comparison.better or comparison.rows >= _RECENT_ROWS
-        harm.pairs, harm.rows = comparison.pairs or harm.pairs or {}, []
+        harm.pairs, harm.rows = comparison.pairs or harm.pairs or {}, harm.rows[rows:]
         if self._harm is harm and (done or previous is None):
             self._harm = None
         if not first and not comparison.better:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.control.act import Actor
+from gateway.control.beside import ComparisonBeside
 from gateway.control.checkpoint import CheckpointFile, replace_file
-from gateway.control.compare import Rerun, compare
+from gateway.control.compare import Rerun
 from gateway.control.decisions import Comparison, Move
 from gateway.control.engines import Engines
 from gateway.control.following import ControlStore, StoreView
@@ -31,7 +32,6 @@ from gateway.events.records import KIND_DECISION, SCHEMA, FeedbackRecord, Predic
 from gateway.predictions.segments import HEADER_BYTES, LogRecord
 from gateway.predictions.source import LogSource, SpoolSource
 from gateway.predictions.spool import SpoolError
-from gateway.repository.policy import ModelPolicy
 from gateway.settings import MonitorSettings
 
 __all__ = ("Checkpoint", "Monitor", "OpenSource")
@@ -41,7 +41,9 @@ OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Aw
 
 _READ_AT_ONCE = 4_096
 _STATUS_SECONDS = 1.0
-_COMPARE_SECONDS = 30.0
+_CLOSE_SECONDS = 1.0
+"""The longest that closing waits for a comparison; one that is given up begins again at the next start."""
+
 _LOOKUP_SECONDS = 0.05
 """The longest that one flush looks in the log for predictions that labels name; who sends labels may invent ids."""
 
@@ -113,7 +115,6 @@ class Monitor:
         self._versions = versions
         self._folder = state_dir / "monitor"
         self._settings = settings
-        self._rerun = rerun
         self._lookup = lookup
         self._engines = engines
         self._outbox = outbox
@@ -121,6 +122,7 @@ class Monitor:
         self._note = note
         self._clock = clock
         self._monotonic = monotonic
+        self._beside = ComparisonBeside(rerun, lookup=self._look_up, monotonic=monotonic)
         self._checkpoints = CheckpointFile(self._folder / "checkpoint.msgpack", Checkpoint)
         self._actor = Actor(store, note=note)
         self._join = LabelJoin(self._quality_output, max_predictions=settings.join_predictions)
@@ -212,13 +214,12 @@ class Monitor:
                 self._metrics.alarm(alarm)
             self._actor.add(findings.moves)
             harms += [(model, harm) for harm in findings.harms]
+        self._take_compared()
+        for model, harm in harms:
+            if not self._beside.busy:
+                self._compare(model, harm)
         await self._act()
         await self.publish()
-        for model, harm in harms:
-            await self._compare(model, harm)
-        if harms:
-            await self._act()
-            await self.publish()
         await self._look_for_overdue()
 
     async def refresh(self) -> bool:
@@ -270,6 +271,9 @@ class Monitor:
         if self._source is None:
             return
         await self.flush()
+        if self._beside.busy:
+            await self._beside.settle(_CLOSE_SECONDS)
+            await self.flush()
         self.checkpoint()
         self.write_status()
         await self._source.commit()
@@ -415,30 +419,26 @@ class Monitor:
         if self._outbox is not None:
             await asyncio.to_thread(self._outbox.publish)
 
-    async def _compare(self, model: ModelWatch, harm: Harm) -> None:
+    def _compare(self, model: ModelWatch, harm: Harm) -> None:
         previous = self._previous_of(model)
         if previous is None or harm.alarm.version != model.route.stable:
-            self._actor.add(model.decide_compared(harm, Comparison(0, None, 0, "the route has changed"), previous=None))
-            return
-        comparison = await asyncio.to_thread(self._run_previous, model.policy, harm, previous)
-        self._actor.add(model.decide_compared(harm, comparison, previous=previous))
+            self._decide_unchanged(model, harm)
+        else:
+            self._beside.start(model, harm, previous)
 
-    def _run_previous(self, policy: ModelPolicy, harm: Harm, previous: int) -> Comparison:
-        until = self._monotonic() + _COMPARE_SECONDS
-        try:
-            return compare(
-                harm.rows,
-                self._rerun,
-                version=previous,
-                earlier=harm.pairs,
-                policy=policy.quality,
-                miss_above=harm.miss_above,
-                false_rollback=policy.rollout.false_rollback,
-                lookup=self._look_up,
-                in_time=lambda: self._monotonic() < until,
-            )
-        except Exception as error:  # whatever a model answers must not end the monitor
-            return Comparison(previous, None, 0, f"it failed with {error!r}")
+    def _take_compared(self) -> None:
+        done = self._beside.take()
+        if done is None or self.models.get(done.model.route.model) is not done.model:
+            return
+        model, harm, previous = done.model, done.harm, self._previous_of(done.model)
+        if previous != done.previous or harm.alarm.version != model.route.stable:
+            self._decide_unchanged(model, harm)
+        else:
+            self._actor.add(model.decide_compared(harm, done.comparison, rows=done.rows, previous=previous))
+
+    def _decide_unchanged(self, model: ModelWatch, harm: Harm) -> None:
+        changed = Comparison(0, None, 0, "the route has changed")
+        self._actor.add(model.decide_compared(harm, changed, rows=len(harm.rows), previous=None))
 
     def _quality_output(self, model: str) -> str:
         return self._versions.policy(model).quality.output

@@ -155,6 +155,9 @@ class World:
                 break
             monitor.take(block)
             await monitor.flush()
+            while monitor._beside.busy:
+                await asyncio.sleep(0.001)
+                await monitor.flush()
 
     def run(self, *, flush_every: int = 100) -> Monitor:
         """A monitor that has read everything there is, from its checkpoint on, and was closed."""

@@ -206,6 +206,7 @@ def labelled(number: int, *, rows: int = 2, row: int = 1) -> LabelledRow:
 
 def run_compare(rerun: FixedRerun, rows: list[LabelledRow], **changes: Any) -> Any:
     named: dict[str, Any] = {
+        "model": "m",
         "version": 1,
         "policy": QualityPolicy(),
         "miss_above": 0.5,
