@@ -59,6 +59,8 @@ class RequestDecoder:
         self.checks = SignatureChecks(model, signature, batchable=batchable, limits=limits)
         self._limits = self.checks.limits
         self._max_json_elements = self._limits.max_json_elements
+        # What is no larger keeps every limit of elements and of axes.
+        self._usual_elements = min(self._max_json_elements, self._limits.max_elements, self._limits.max_dimension)
         self._model = model
         self._signature = signature
         self._parser = simdjson.Parser()
@@ -67,6 +69,8 @@ class RequestDecoder:
         if self._usual_spec is not None and (
             NUMPY_OF[self._usual_spec.datatype].kind not in "fiu" or self._usual_spec.datatype in NOT_IN_JSON
         ):
+            self._usual_spec = None
+        if self._usual_spec is not None and len(self._usual_spec.shape) > self._limits.max_rank:
             self._usual_spec = None
 
     def decode(self, body: bytes, json_length: int | None = None) -> InferRequest:
@@ -146,7 +150,7 @@ class RequestDecoder:
             if type(axis) is not int or axis < 1 or (axis != expected and expected != FREE):
                 return None
             size *= axis
-        if len(shape) != len(spec.shape) or size != array.size or not shape or size > self._max_json_elements:
+        if len(shape) != len(spec.shape) or size != array.size or not shape or size > self._usual_elements:
             return None
         start = body.index(b"[", body.index(b'"data"'))
         self._last_usual = (body[:start], body[start + len(fragment) :], tuple(shape), size)

@@ -51,6 +51,7 @@ LARGE_BODY_BYTES = 64 * 1024
 MAX_LARGE_PIPELINED = 4
 CHUNK_LINE_BYTES = 16  # what a chunk may cost beside its content; Go's net/http: 16
 LINGER_SECONDS = 1.0
+FAULT = "the gateway failed on this request"
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:/versions/([^/?]{1,32}))?/infer(?:\?.*)?")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -79,6 +80,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._limits = front.settings.limits
         self._max_body = self._limits.max_body_bytes
         self._max_head = self._limits.max_head_bytes
+        self._max_fields = self._limits.max_head_fields
         self._inference: Inference | None = None
         self._known: Inference
         self._known_url = b""
@@ -316,7 +318,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _begin(self) -> None:
         # Of a request whose head is complete.
-        if self._read > self._max_head or self._unread > self._max_head or len(self.headers) > 64:
+        most = self._max_head
+        if self._read > most or self._unread > most or len(self.headers) > self._max_fields:
             self._check_size()
         target = self._targets.get(self.url) or self._target()
         method = self.parser.get_method()
@@ -422,7 +425,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def _refuse_parse(self, error: httptools.HttpParserError) -> None:
         if isinstance(error, httptools.HttpParserCallbackError):
             _log.error("a request could not be read", exc_info=error)
-            self.refuse(500, "the gateway failed on this request")
+            self.refuse(500, FAULT)
         else:
             self.refuse(400, f"the request is not valid HTTP/1.1: {error}")
 
@@ -515,8 +518,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self._due.append(inference)
         if inference.answer:
             self.answered(inference)
-        else:
+            return
+        try:
             self._front.accept(inference)
+        except Exception:  # a fault of ours fails this request and no other
+            _log.exception("a request could not be taken")
+            inference.keep_alive = False
+            inference.answer = error_answer(500, FAULT, keep_alive=False)
+            self.answered(inference)
 
     def _caught_up(self) -> None:
         self._quiet_since = self.loop.time()

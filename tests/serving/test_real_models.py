@@ -175,7 +175,7 @@ def test_every_datatype_goes_through_an_engine_and_back(tmp_path: Path, without:
     )
     sent: list[dict[str, Array]] = []
 
-    @settings(max_examples=20, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     @given(
         st.integers(0, 5).flatmap(
             lambda n: st.fixed_dictionaries({v: tensors(k, st.just((n,))) for k, v in names.items()})
