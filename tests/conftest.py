@@ -9,12 +9,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
+import hypothesis.internal.conjecture.optimiser
+import hypothesis.internal.conjecture.shrinker
 import pytest
 
 # The test kits are imported as `tests.brokers` however pytest was started.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.brokers import KafkaBroker
+
+# No test asserts a time. The two modules above are imported late otherwise, deep in a test's own stack, where Python
+# 3.11 can fail to parse them (a SystemError about the recursion depth of its AST).
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
 
 
 @pytest.hookimpl(tryfirst=True)
