@@ -19,6 +19,7 @@ from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import (
+    check_flat,
     fragment_of,
     is_array,
     is_loggable,
@@ -182,7 +183,8 @@ class RequestDecoder:
         return request
 
     def _read(self, document: Any, text: bytes, tail: Tail | None, *, tokens: bool = False) -> InferRequest:
-        _check_text(text, self._limits.max_json_depth)
+        brackets = text.count(b"[")
+        _check_text(text, brackets, self._limits.max_json_depth)
         request = InferRequest()
         keys = _keys(document, "the request body")
         if "id" in keys:
@@ -196,12 +198,20 @@ class RequestDecoder:
         count = len(inputs)
         self.checks.input_count(count)
         splittable = not tokens and count == 1 and is_splittable(text)
-        self._read_inputs(inputs, request, text if splittable else None, tail or Tail(b"", 0, self._model))
+        flats = self._read_inputs(inputs, request, text if splittable else None, tail or Tail(b"", 0, self._model))
+        # Where no array is left beside `inputs`, `outputs`, the shapes and these, none of these holds another.
+        if brackets > 1 + ("outputs" in keys) + count + len(flats):
+            for values, spec in flats:
+                check_flat(values, spec)
         asked = _requested(document["outputs"], binary, self._limits.max_tensors) if "outputs" in keys else ()
         request.outputs = self.checks.outputs(asked, rows=request.rows, binary=binary)
         return request
 
-    def _read_inputs(self, inputs: Any, request: InferRequest, text: bytes | None, tail: Tail) -> None:
+    def _read_inputs(
+        self, inputs: Any, request: InferRequest, text: bytes | None, tail: Tail
+    ) -> list[tuple[Any, TensorSpec]]:
+        """Read them into the request; returns the `data` of those that begin flat."""
+        flats = []
         specs = self._signature.inputs
         arrays: list[Array | None] = [None] * len(specs)
         request.fragments = [None] * len(specs)
@@ -214,10 +224,13 @@ class RequestDecoder:
                 raise CallerError(f"input '{spec.name}' is given twice")
             array, flat = self._tensor(tensor, spec, tail)
             arrays[position] = array
-            if flat and text is not None and array.dtype.kind in "fiu":
-                request.fragments[position] = fragment_of(text, array.size)
+            if flat:
+                flats.append((tensor["data"], spec))
+                if text is not None and array.dtype.kind in "fiu":
+                    request.fragments[position] = fragment_of(text, array.size)
         tail.finish()
         request.inputs, request.rows = self.checks.complete(arrays)
+        return flats
 
     def _tensor(self, tensor: Any, spec: TensorSpec, tail: Tail) -> tuple[Array, bool]:
         """The array, and whether it is a flat one in JSON."""
@@ -256,10 +269,10 @@ def _usual_request(array: Array, fragment: bytes) -> InferRequest:
     return request
 
 
-def _check_text(text: bytes, max_depth: int) -> None:
+def _check_text(text: bytes, brackets: int, max_depth: int) -> None:
     if text[0] == _BYTE_ORDER_MARK:
         raise CallerError("the request body is not valid JSON: it starts with a byte order mark")
-    if text.count(b"[") + text.count(b"{") > max_depth and nesting_of(text) > max_depth:
+    if brackets + text.count(b"{") > max_depth and nesting_of(text) > max_depth:
         raise CallerError(f"the request body nests too deeply, more than {max_depth} levels")
 
 

@@ -17,7 +17,17 @@ import simdjson
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
-__all__ = ("fragment_of", "is_array", "is_loggable", "is_object", "is_splittable", "nesting_of", "numbers", "tensor_of")
+__all__ = (
+    "check_flat",
+    "fragment_of",
+    "is_array",
+    "is_loggable",
+    "is_object",
+    "is_splittable",
+    "nesting_of",
+    "numbers",
+    "tensor_of",
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -122,6 +132,17 @@ def tensor_of(values: Any, shape: tuple[int, ...], spec: TensorSpec) -> tuple[Ar
         array = _elements(values if isinstance(values, list) else values.as_list(), shape, dtype, spec)
     _check_size(array.size, shape, size, spec)
     return array.reshape(shape), not nested
+
+
+def check_flat(values: Any, spec: TensorSpec) -> None:
+    """Nothing in `data` that begins flat may be nested: the buffer of numbers would pass over the brackets.
+
+    Raises
+    ------
+    CallerError
+    """
+    if _holds_more(values):
+        raise CallerError(f"'data' of input '{spec.name}' begins flat and then nests")
 
 
 def numbers(values: Any, spec: TensorSpec) -> Array:

@@ -180,7 +180,11 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self._deaf or self._discarding or self.transport.is_closing():
             return
-        if self._body_since:
+        if self.flow.read_paused:
+            # It is not the client who is slow.
+            self._reading_since = now if self._reading_since else 0.0
+            self._body_since = now if self._body_since else 0.0
+        elif self._body_since:
             waited = now - self._body_since
             if waited > limits.body_timeout_seconds:
                 self.refuse(408, f"the request body did not arrive within {limits.body_timeout_seconds:g} seconds")
@@ -198,7 +202,6 @@ class GatewayProtocol(HttpToolsProtocol):
         self.headers = []
         self._inference = None
         self._head_done = False
-        self._discarding = False
         self._reading_since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
@@ -211,7 +214,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_done = True
-        if self._deaf or self.transport.is_closing():
+        if self.transport.is_closing():
+            self._deaf = True
+        if self._deaf or self._discarding:
             return
         if self.headers == self._known_fields and self.url == self._known_url and self._begin_again():
             return
@@ -483,7 +488,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if not left or not self._taken_at:
             self._taken, self._taken_at = taken, now if left else 0.0
         elif now - self._taken_at > limits.write_timeout_seconds:
-            if taken - self._taken < limits.write_timeout_seconds * limits.min_bytes_per_second:
+            if taken - self._taken < max(1, limits.write_timeout_seconds * limits.min_bytes_per_second):
                 self.transport.abort()
                 return True
             self._taken, self._taken_at = taken, now

@@ -362,6 +362,8 @@ TENSORS = [
         "ragged lists": infer(inputs(tensor(shape=[2, 3], data=[[1, 2, 3], [4, 5]]))),
         "a list in the place of a number": infer(inputs(tensor(data=[[], 2, 3]))),
         "lists beside numbers": infer(inputs(tensor(data=[[1, 2, 3], 4]))),
+        "a list behind numbers": infer(inputs(tensor(data=[1, 2, [3]]), outputs=[{"name": "y"}])),
+        "no number in a list behind numbers": infer(inputs(tensor(data=[1, [], [2, 3]]), id="1")),
         "nested otherwise than its shape": infer(inputs(tensor(shape=[2, 3], data=[[1, 2], [3, 4], [5, 6]]))),
         "an object": infer(inputs(tensor(data={}))),
     }),

@@ -32,7 +32,6 @@ async def answered_as_stated(world: World, exchange: Exchange, row: Row, raw: by
 
 
 @pytest.mark.promise("P6")
-@pytest.mark.promise("P16")
 @pytest.mark.parametrize("group", GROUPS)
 async def test_each_row_is_answered_as_stated_and_leaves_nothing_behind(tmp_path: Path, group: str) -> None:
     rows = [row for row in ROWS if row.number in GROUPS[group]]
@@ -64,7 +63,6 @@ async def repeated(world: World, number: int, *, times: int) -> None:
         await Exchange(world).repeat(row.raw, len(row.answers), times=share, closes=row.closes)
 
 
-@pytest.mark.promise("P7")
 @pytest.mark.parametrize("group", GROUPS)
 async def test_a_hundred_repeats_of_each_row_hold_no_memory(tmp_path: Path, group: str) -> None:
     async with hostile_world(tmp_path) as world:
@@ -82,7 +80,6 @@ async def test_a_hundred_repeats_of_each_row_hold_no_memory(tmp_path: Path, grou
         world.check_quiet(most_lines=0)
 
 
-@pytest.mark.promise("P16")
 async def test_two_thousand_unknown_names_make_no_series_and_no_line(tmp_path: Path) -> None:
     async with hostile_world(tmp_path) as world:
         series, exchange = world.series, Exchange(world)

@@ -191,6 +191,7 @@ def test_a_body_that_is_no_request_is_refused(raw: bytes, match: str) -> None:
         ({"data": [[1.0], [2.0]]}, "nested otherwise"),
         ({"data": [[1.0, 2.0], 3]}, "nested otherwise"),
         ({"data": [[[1.0, 2.0]]]}, "nested otherwise"),
+        ({"data": [1.0, [2.0]]}, "begins flat and then nests"),
         ({"data": [[1.0, [2.0]]]}, "nested otherwise"),
         ({"shape": [2, 2], "data": [[1.0, []], [2.0, [3.0, 4.0]]]}, "nested otherwise"),
         ({"data": [None, 1]}, "no FP32"),

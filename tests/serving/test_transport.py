@@ -243,6 +243,27 @@ async def test_nothing_is_answered_after_the_last_answer(tmp_path: Path) -> None
         assert [status for status, _, _ in await asked] == [200, 200]
 
 
+async def test_after_a_body_that_is_too_large_nothing_more_is_run(tmp_path: Path) -> None:
+    async with door(tmp_path, limits={"max_body_bytes": 2048}) as d:
+        d.engine.hold.clear()
+        asked = asyncio.create_task(d.send(post() + post(b"x" * 3000) + post() + get("/v2")))
+        await asyncio.sleep(0.1)
+        d.engine.hold.set()
+        assert [status for status, _, _ in await asked] == [200, 413]
+        assert sorted(record["status"] for record in d.log()) == [200, 413]
+
+
+async def test_a_client_is_not_blamed_for_the_time_it_was_not_read_from(tmp_path: Path) -> None:
+    limits = {"max_pipelined": 1, "head_timeout_seconds": 0.2, "body_timeout_seconds": 0.2}
+    async with door(tmp_path, limits=limits) as d:
+        d.engine.hold.clear()
+        raw = post()
+        asked = asyncio.create_task(d.send(raw * 3 + raw[:-10], raw[-10:], pause=0.05, read=4))
+        await asyncio.sleep(0.6)
+        d.engine.hold.set()
+        assert [status for status, _, _ in await asked] == [200] * 4
+
+
 async def test_a_fault_of_ours_is_logged_and_answered_with_500(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
