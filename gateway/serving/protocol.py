@@ -554,12 +554,6 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._start_asgi_task(*following)
 
     def _finish(self) -> None:
-        # Nothing is answered after the last answer.
-        for inference in self._due:
-            inference.abandoned = True
-        self._due.clear()
-        self._behind.clear()
-        self.pipeline.clear()
         if not (self._discarding or self._deaf) or not self.transport.can_write_eof():
             self.transport.close()
             return

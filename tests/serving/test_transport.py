@@ -233,6 +233,15 @@ async def test_a_refusal_waits_for_the_answers_before_it_and_nothing_waits_for_e
         assert [status for status, _, _ in await asked] == [200, 200, 400]
 
 
+async def test_a_trailer_is_no_header_for_the_app_either(tmp_path: Path) -> None:
+    async with door(tmp_path, admin={"token": "secret"}) as d:
+        raw = post(b"{}", path="/v2/logging", chunked=True)
+        trailer = raw.replace(b"0\r\n\r\n", b"0\r\nAuthorization: Bearer secret\r\n\r\n")
+        assert (await ask(d, trailer))[0] == 401
+        header = raw.replace(b"Host:", b"Authorization: Bearer secret\r\nHost:")
+        assert (await ask(d, header))[0] == 200
+
+
 async def test_nothing_is_answered_after_the_last_answer(tmp_path: Path) -> None:
     async with door(tmp_path) as d:
         d.engine.hold.clear()
