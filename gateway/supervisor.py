@@ -272,7 +272,7 @@ class Supervisor:
         elif self._given.server.grpc:
             self._log.note(f"gRPC is off: the extra is not installed; {HOW_TO_INSTALL}")
         self._log.note(f"metrics on http://{admin.host}:{server.metrics_port}/metrics")
-        self._log.note(f"admin API on http://{admin.host}:{server.admin_port}/api/v1")
+        self._log.note(f"console and admin API on http://{admin.host}:{server.admin_port}/")
         kafka = self._settings.kafka.bootstrap_servers
         self._log.note(f"log in {self._settings.spool_dir}" + (f", shipped to Kafka at {kafka}" if kafka else ""))
 

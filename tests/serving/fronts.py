@@ -134,7 +134,8 @@ async def door(
             cells=cells,
             sockets=lambda model, version: tmp_path / f"{model}-{version}.sock",
         )
-        front.follow(1, {"m": route or Route("m", stable=1)}, {("m", 1): "sha256:01"})
+        digest = "sha256:01" if model_file is None else ""  # an engine of a bare file has none
+        front.follow(1, {"m": route or Route("m", stable=1)}, {("m", 1): digest})
         for served in front.versions.values():
             await served.lane.connect()
         server, port, tasks = await _serve(front, settings)
