@@ -62,7 +62,8 @@ def _sentences(report: Report) -> list[tuple[str, bool]]:
         (f"{len(report.decisions)} decisions, one chain of hashes, unbroken", report.audit_ok),
     ]
     if report.seconds_to_switch is not None:
-        text = f"the last answer of the version rolled back came {report.seconds_to_switch:g} s after the decision"
+        late = max(0.0, report.seconds_to_switch)
+        text = f"the last answer of the version rolled back came {late:g} s after the decision"
         sentences.append((text, report.seconds_to_switch <= 1.0))
     stable, weight = report.route["stable"], report.route["weight"]
     ends = {version: outcome.replace("_", " ") for version, outcome in sorted(report.outcomes.items())}

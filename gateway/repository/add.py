@@ -207,6 +207,8 @@ def _entry(path: str, written: tuple[int, str]) -> FileEntry:
 
 
 def _given_card(model_file: Path) -> bytes | None:
+    if (model_file.parent / MANIFEST_NAME).exists():
+        return None  # the card of another version, which speaks of that one
     try:
         with open(model_file.parent / CARD_NAME, "rb") as file:
             return file.read(MAX_CARD_BYTES)

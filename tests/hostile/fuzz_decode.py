@@ -39,11 +39,12 @@ class Target:
     def __init__(self) -> None:
         from gateway.protocol.datatypes import Signature, TensorSpec
         from gateway.protocol.decode import RequestDecoder
+        from gateway.protocol.encode import tensor_head
         from gateway.protocol.errors import CallerError
         from gateway.serving.records import tensor_records
 
         self.refusal = CallerError
-        self._records = tensor_records
+        self._records, self._head = tensor_records, tensor_head
         outputs = (TensorSpec("x", "FP32", (-1,)), TensorSpec("y", "BYTES", (-1, 2)))
         shapes = (
             (("x", "FP32", (-1, 3)),),
@@ -77,7 +78,8 @@ class Target:
 
     def _check(self, request: Any, choice: int) -> None:
         specs = self.signatures[choice].inputs
-        logged = json.loads(self._records(specs, request.inputs, request.fragments, max_bytes=1 << 16))
+        heads = [self._head(spec) for spec in specs]
+        logged = json.loads(self._records(heads, request.inputs, request.fragments, max_bytes=1 << 16))
         json.dumps(request.parameters, allow_nan=False).encode()
         for spec, array, fragment, tensor in zip(specs, request.inputs, request.fragments, logged, strict=True):
             if len(array.shape) != len(spec.shape) or tensor["shape"] != list(array.shape):

@@ -63,6 +63,7 @@ async def repeated(world: World, number: int, *, times: int) -> None:
         await Exchange(world).repeat(row.raw, len(row.answers), times=share, closes=row.closes)
 
 
+@pytest.mark.promise("P7")
 @pytest.mark.parametrize("group", GROUPS)
 async def test_a_hundred_repeats_of_each_row_hold_no_memory(tmp_path: Path, group: str) -> None:
     async with hostile_world(tmp_path) as world:

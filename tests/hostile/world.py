@@ -210,7 +210,13 @@ async def _start_engine(
     outputs = (TensorSpec("y", inputs[0].datatype, inputs[0].shape),)
     engine = FakeEngine(tmp_path / f"{model}-1.sock")
     engine.hello = Hello(
-        signature=Signature(inputs, outputs), pid=1, model=model, version=1, batchable=model == "m", max_rows=8
+        signature=Signature(inputs, outputs),
+        pid=1,
+        model=model,
+        version=1,
+        digest="sha256:01",
+        batchable=model == "m",
+        max_rows=8,
     )
     if model == "nan":
         engine.run = lambda arrays: [np.full_like(arrays[0], np.nan)]
