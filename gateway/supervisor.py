@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import time
 from collections import deque
@@ -170,7 +171,6 @@ class Supervisor:
         self._engines: dict[tuple[str, int], _Engine] = {}
         self._refused: dict[Path, str] = {}
         self._stop = asyncio.Event()
-        self._wake = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Supervisor {len(self._children)} processes, engines {sorted(self._engines)}>"
@@ -294,9 +294,7 @@ class Supervisor:
     async def _watch_store(self) -> None:
         revision, scanned = -1, 0.0
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
-            self._wake.clear()
+            await asyncio.sleep(POLL_SECONDS)
             try:
                 current = await asyncio.to_thread(self._store.revision)
                 if current != revision or time.monotonic() - scanned > SCAN_SECONDS:
@@ -608,7 +606,5 @@ def _resident_bytes(pid: int) -> int:
 def _beat(path: Path, now: float) -> float:
     try:
         return float(BEAT.unpack(path.read_bytes())[0])
-    except (OSError, ValueError, msgspec.MsgspecError):
-        return now
-    except Exception:  # a beat half written
+    except (OSError, struct.error):  # not there yet, or half written
         return now
