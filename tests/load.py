@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from tests.checker import History
+
 ROWS = [
     [8.0, 1.0, 6.0, 71.0, 83.0, 0.0],
     [17.0, 3.0, 4.0, 55.0, 61.5, 0.0],
@@ -50,6 +52,8 @@ class Load:
         Pinned, by path.
     fresh : bool
         A new connection for every request.
+    history : History, optional
+        Where each request is written down before it leaves and each answer when it is there.
     """
 
     _numbers = itertools.count(1)
@@ -65,6 +69,7 @@ class Load:
         connections: int = 4,
         pause_seconds: float = 0.004,
         fresh: bool = False,
+        history: History | None = None,
     ) -> None:
         self.name = f"load{next(self._numbers)}"
         self.sent: list[str] = []
@@ -78,6 +83,7 @@ class Load:
         if fresh:
             self._headers["connection"] = "close"
         self._pause_seconds = pause_seconds
+        self._history = history
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(slot,)) for slot in range(connections)]
 
@@ -116,6 +122,8 @@ class Load:
             body = json.dumps({"id": request_id, "inputs": self._inputs[number % len(self._inputs)]})
             self.sent.append(request_id)
             started = time.time()
+            if self._history is not None:
+                self._history.sent(request_id, at=started)
             try:
                 if connection is None:
                     connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
@@ -129,18 +137,26 @@ class Load:
                 connection = None
                 self._over.wait(RECONNECT_SECONDS)
                 continue
-            self.answers.append(
-                Answer(
-                    started,
-                    time.time(),
-                    request_id,
-                    response.status,
-                    response.getheader("gateway-prediction-id", ""),
-                    response.getheader("gateway-model-version", ""),
-                    response.getheader("gateway-arm", ""),
-                    json.loads(raw),
-                )
+            answer = Answer(
+                started,
+                time.time(),
+                request_id,
+                response.status,
+                response.getheader("gateway-prediction-id", ""),
+                response.getheader("gateway-model-version", ""),
+                response.getheader("gateway-arm", ""),
+                json.loads(raw),
             )
+            if self._history is not None:
+                self._history.answered(
+                    request_id,
+                    sent=started,
+                    received=answer.received,
+                    status=answer.status,
+                    prediction_id=answer.prediction_id,
+                    body=answer.body,
+                )
+            self.answers.append(answer)
             if response.will_close:
                 connection.close()
                 connection = None
