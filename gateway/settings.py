@@ -86,7 +86,12 @@ class LimitSettings(_Section):
 class EngineSettings(_Section):
     threads: int = Field(1, ge=1, description="onnxruntime's intra-op threads of one engine.")
     start_timeout_seconds: float = Field(30.0, gt=0, description="Time to load and warm up a version.")
-    hang_seconds: float = Field(10.0, gt=0, description="A run longer than this ends the engine.")
+    hang_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="A run is stopped at its deadline, and after this at the latest; an engine that has not moved "
+        "for a second more is killed and replaced.",
+    )
     max_resident_bytes: int = Field(2**30, ge=2**26, description="An engine beyond this is replaced.")
     crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
     crash_window_seconds: float = Field(60.0, gt=0)

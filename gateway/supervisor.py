@@ -44,6 +44,7 @@ POLL_SECONDS = 0.2
 SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
 UNLOAD_SECONDS = 2.0
+STOP_RUN_SECONDS = 1.0
 STOP_SECONDS = 5.0
 BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0)
 STEADY_SECONDS = 30.0
@@ -411,6 +412,7 @@ class Supervisor:
             beat=str(paths.beat),
             state=str(paths.state),
             threads=self._settings.engine.threads,
+            hang_seconds=self._settings.engine.hang_seconds,
         )
         arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
         child = _Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._engine_ended(key, status))
@@ -492,8 +494,8 @@ class Supervisor:
                     self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
                     if resident > limits.max_resident_bytes:
                         self._end_engine(engine, key, f"holds {resident} bytes (engine.max_resident_bytes)")
-                    elif now - _beat(engine.paths.beat, now) > limits.hang_seconds:
-                        self._end_engine(engine, key, f"did not move for {limits.hang_seconds:g} s")
+                    elif now - _beat(engine.paths.beat, now) > limits.hang_seconds + STOP_RUN_SECONDS:
+                        self._end_engine(engine, key, f"did not move for {limits.hang_seconds + STOP_RUN_SECONDS:g} s")
 
     def _end_engine(self, engine: _Engine, key: tuple[str, int], why: str) -> None:
         self._log.warn(f"engine {key[0]}/{key[1]} {why}; it is replaced")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from gateway.engine.wire import RUN, FrameReader, Hello, decode_tensors, encode_failure, encode_hello, encode_result
+from gateway.engine.wire import RUN, FrameReader, Hello, decode_run, encode_failure, encode_hello, encode_result
 from gateway.protocol.datatypes import Signature, TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -51,7 +51,7 @@ class FakeEngine:
             while received := await reader.read(1 << 16):
                 for kind, count, frame_id, payload in list(frames.feed(received)):
                     assert kind == RUN
-                    inputs = decode_tensors(payload, count)
+                    _, inputs = decode_run(payload, count)
                     self.batches.append(len(inputs[0]) if inputs[0].ndim else 1)
                     await self.hold.wait()
                     try:
@@ -107,3 +107,29 @@ def save_adder(path: Path) -> Path:
     node = helper.make_node("Add", ["a", "b"], ["y"])
     shape = (TensorProto.INT64, ["n"])
     return save_model(path, [node], inputs={"a": shape, "b": shape}, outputs={"y": shape})
+
+
+def save_looper(path: Path) -> Path:
+    """y = n, counted up to one by one: 2**62 takes for ever."""
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["sum", "one"], ["next"])],
+        "step",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.INT64, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.INT64, [1]),
+        ],
+        initializer=[helper.make_tensor("one", TensorProto.INT64, [1], [1])],
+    )
+    nodes = [
+        helper.make_node("Squeeze", ["n"], ["turns"]),
+        helper.make_node("Constant", [], ["go"], value=helper.make_tensor("go", TensorProto.BOOL, [], [True])),
+        helper.make_node("Sub", ["n", "n"], ["zero"]),
+        helper.make_node("Loop", ["turns", "go", "zero"], ["y"], body=step),
+    ]
+    shape = (TensorProto.INT64, [1])
+    return save_model(path, nodes, inputs={"n": shape}, outputs={"y": shape})

@@ -41,4 +41,10 @@ def run_approved(order: EngineOrder) -> None:
         labels=read_labels(version.folder.parent, policy.labels),
         omitted=session.omitted,
     )
-    run_engine(session, Path(order.socket), hello=hello, beat_path=Path(order.beat))
+    run_engine(
+        session,
+        Path(order.socket),
+        hello=hello,
+        max_run_seconds=order.hang_seconds,
+        beat_path=Path(order.beat),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("EngineError", "EngineGone", "EngineStartFailed", "RunFailed", "WireError")
+__all__ = ("EngineError", "EngineGone", "EngineStartFailed", "RunFailed", "RunStopped", "WireError")
 
 
 class EngineError(Exception):
@@ -19,6 +19,10 @@ class EngineGone(EngineError):
 
 class RunFailed(EngineError):
     """Raised when the model itself failed on these inputs; the text is the runtime's own and not for callers."""
+
+
+class RunStopped(EngineError):
+    """Raised when a run was stopped at its deadline, or was not begun since that was past; nobody is to blame yet."""
 
 
 class WireError(EngineError):

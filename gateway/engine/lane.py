@@ -18,7 +18,7 @@ import numpy as np
 
 from gateway.engine.address import short_address
 from gateway.engine.errors import WireError
-from gateway.engine.wire import FAILURE, HELLO, RESULT, FrameReader, Hello, decode_result, encode_run
+from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, GatewayError, ModelFailed, Overloaded
 
 __all__ = ("Job", "Lane")
@@ -233,15 +233,17 @@ class Lane:
     def _send(self, jobs: list[Job], link: _Link) -> None:
         self._next_id += 1
         now = time.perf_counter()
-        rows = 0
+        rows, latest = 0, 0.0
         for job in jobs:
             job.sent_at = now
             rows += job.rows
+            if job.deadline > latest:
+                latest = job.deadline
         for job in jobs:
             job.batch_rows = rows
         parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
         try:
-            frame = b"".join(encode_run(self._next_id, parts))
+            frame = b"".join(encode_run(self._next_id, parts, deadline=latest))
         except (ValueError, TypeError) as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
             self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))
@@ -283,6 +285,12 @@ class Lane:
         else:
             failure = ModelFailed(f"model '{self.model}' version {self.version} failed on this request")
             self._fail([job for job in jobs if job.failure is None], failure)
+        self._flush()
+
+    def _stopped(self, frame_id: int) -> None:
+        jobs = self._in_flight.pop(frame_id)
+        late = [job for job in jobs if job.failure is None]
+        self._fail(late, DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time"))
         self._flush()
 
     def _retry_singly(self, jobs: list[Job]) -> None:
@@ -328,6 +336,8 @@ class _Link(asyncio.Protocol):
                     lane._result(frame_id, *decode_result(payload, count))  # noqa: SLF001
                 elif kind == FAILURE:
                     lane._failed(frame_id)  # noqa: SLF001
+                elif kind == STOPPED:
+                    lane._stopped(frame_id)  # noqa: SLF001
                 elif kind == HELLO:
                     lane._connected(self, msgspec.json.decode(payload, type=Hello))  # noqa: SLF001
         except (WireError, msgspec.MsgspecError):

@@ -18,10 +18,13 @@ import msgspec
 import numpy as np
 
 from gateway.engine.address import short_address
-from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed
-from gateway.engine.wire import FAILURE, HELLO, RESULT, FrameReader, Hello, decode_result, encode_run
+from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed, RunStopped
+from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
 
 __all__ = ("BlockingEngine", "connect_engine", "open_engine")
+
+STOP_SECONDS = 0.5
+"""How long an engine may take to stop a run, before it is given up."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -69,6 +72,8 @@ class BlockingEngine:
         ------
         RunFailed
             The model failed on these inputs.
+        RunStopped
+            The model did not end in time; the engine goes on.
         EngineGone
             The engine ended or did not answer in time.
         KeyError
@@ -78,7 +83,8 @@ class BlockingEngine:
         parts = [[np.asarray(inputs[spec.name])] for spec in self.signature.inputs]
         try:
             self._socket.settimeout(self._timeout)
-            self._socket.sendall(b"".join(encode_run(self._next_id, parts)))
+            deadline = time.monotonic() + self._timeout
+            self._socket.sendall(b"".join(encode_run(self._next_id, parts, deadline=deadline)))
         except OSError as error:
             raise EngineGone(f"the engine cannot be reached: {error}") from None
         while True:
@@ -87,6 +93,8 @@ class BlockingEngine:
                 break
         if kind == FAILURE:
             raise RunFailed(str(payload, "utf-8"))
+        if kind == STOPPED:
+            raise RunStopped(f"the run was stopped after {self._timeout:g} s")
         if kind != RESULT:
             raise EngineGone(f"the engine answered with a frame of kind {kind}")
         arrays = decode_result(payload, count)[1]
@@ -96,7 +104,7 @@ class BlockingEngine:
         self._socket.close()
 
     def _receive(self) -> tuple[int, int, int, memoryview]:
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self._timeout + STOP_SECONDS
         while not self._frames:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._socket], [], [], left)[0]:

@@ -12,7 +12,7 @@ class EngineOrder(msgspec.Struct, frozen=True):
 
     `folder` is the version's folder, `staged` the private folder its files are copied to while they are hashed;
     only the version with `digest` is loaded. An engine that cannot serve the version leaves `{"state": "failed",
-    "reason"}` in the file `state`: another attempt would fail in the same way.
+    "reason"}` in the file `state`: another attempt would fail in the same way. `hang_seconds`: the longest run.
     """
 
     model: str
@@ -24,3 +24,4 @@ class EngineOrder(msgspec.Struct, frozen=True):
     beat: str
     state: str
     threads: int
+    hang_seconds: float

@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from gateway.engine.errors import EngineStartFailed, RunFailed
+from gateway.engine.errors import EngineStartFailed, RunFailed, RunStopped
+from gateway.engine.watch import RunWatch
 from gateway.protocol.datatypes import FREE, NUMPY_OF, ONNX_OF, Signature, TensorSpec
 
 __all__ = ("ModelSession",)
@@ -60,6 +61,8 @@ class ModelSession:
         if not self.signature.outputs:
             raise EngineStartFailed(f"{model_file.name} has no output that is a tensor")
         self.omitted = {node.name: node.type for node in self._session.get_outputs() if node.type not in ONNX_OF}
+        self._options = ort.RunOptions()
+        self._watch = RunWatch(self._stop_run)
         self._output_names = [spec.name for spec in self.signature.outputs]
         self._bfloat16 = any(spec.datatype == "BF16" for spec in (*self.signature.inputs, *self.signature.outputs))
         if self._bfloat16 and any(spec.datatype == "BYTES" for spec in self.signature.inputs):
@@ -71,13 +74,15 @@ class ModelSession:
     def __repr__(self) -> str:
         return f"<ModelSession {len(self.signature.inputs)} inputs, outputs {', '.join(self._output_names)}>"
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def run(self, inputs: dict[str, Array], *, until: float = math.inf) -> list[Array]:
         """Run the model once.
 
         Parameters
         ----------
-        inputs : mapping of name to array
+        inputs : dict of name to array
             Dtypes as in `NUMPY_OF`, shapes as in the signature.
+        until : float
+            In seconds of `time.monotonic`: a run that lasts longer is stopped between two of its nodes.
 
         Returns
         -------
@@ -88,19 +93,34 @@ class ModelSession:
         ------
         RunFailed
             With onnxruntime's text, which names nodes and source files: for the log, not for callers.
+        RunStopped
+            It was past `until`.
         """
-        try:
-            if self._bfloat16:
-                return self._run_values(inputs)
-            outputs: list[Array] = self._session.run(self._output_names, dict(inputs))
-        except Exception as error:
-            raise RunFailed(str(error)) from None
-        return outputs
+        while True:
+            self._watch.begin(until)
+            try:
+                if self._bfloat16:
+                    return self._run_values(inputs)
+                outputs: list[Array] = self._session.run(self._output_names, inputs, self._options)
+            except Exception as error:
+                if not self._options.terminate:
+                    raise RunFailed(str(error)) from None
+                self._options = ort.RunOptions()
+                if time.monotonic() >= until:
+                    raise RunStopped("the run was stopped at its deadline") from None
+                # Else the stop was meant for the run before this one, and came too late for it.
+            else:
+                return outputs
+            finally:
+                self._watch.end()
 
-    def _run_values(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def _stop_run(self) -> None:
+        self._options.terminate = True
+
+    def _run_values(self, inputs: dict[str, Array]) -> list[Array]:
         # onnxruntime hands out no numpy array of bfloat16 and takes none, but its values can be made of the bits.
         values = {name: _value(array) for name, array in inputs.items()}
-        return [_array(value) for value in self._session.run_with_ort_values(self._output_names, values)]
+        return [_array(value) for value in self._session.run_with_ort_values(self._output_names, values, self._options)]
 
     def warm_up(self) -> None:
         """Run once on zeros, free axes taken as one; a model that refuses zeros is left to its callers."""

@@ -3,8 +3,9 @@
 A frame is a header and a payload, little endian: ``length u32`` of the payload, ``kind u8``, one byte unused, ``count
 u16`` of tensors, ``id u64``. A tensor is ``code u8, rank u8, ordinal u16, size u32`` (``size`` is the number of
 strings of a BYTES tensor, else 0), ``rank`` dimensions as i64, ``nbytes u64``, then its bytes, padded to 8. Strings
-are ``length u32`` and UTF-8 each. An engine greets with HELLO, answers RUN with RESULT (which starts with the
-nanoseconds of the run as u64) or FAILURE (UTF-8 text, for the log).
+are ``length u32`` and UTF-8 each. An engine greets with HELLO, answers RUN (which starts with the deadline as f64: the
+seconds of the machine's monotonic clock after which no answer is wanted) with RESULT (which starts with the nanoseconds
+of the run as u64), FAILURE (UTF-8 text, for the log) or STOPPED (nothing; the deadline came first).
 """
 
 from __future__ import annotations
@@ -29,26 +30,30 @@ __all__ = (
     "MAX_FRAME_BYTES",
     "RESULT",
     "RUN",
+    "STOPPED",
     "FrameReader",
     "Hello",
     "decode_result",
+    "decode_run",
     "decode_tensors",
     "encode_failure",
     "encode_hello",
     "encode_result",
     "encode_run",
+    "encode_stopped",
 )
 
 HEADER = struct.Struct("<IBxHQ")
 BEAT = struct.Struct("<d")
 """A beat file holds the monotonic time, in seconds, at which the engine was last seen between two runs."""
 
-HELLO, RUN, RESULT, FAILURE = 1, 2, 3, 4
+HELLO, RUN, RESULT, FAILURE, STOPPED = 1, 2, 3, 4, 5
 MAX_FRAME_BYTES = 2**31
 
 _TENSOR = struct.Struct("<BBHI")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_F64 = struct.Struct("<d")
 _CODES = tuple(NUMPY_OF)
 _CODE_OF = {datatype: code for code, datatype in enumerate(_CODES)}
 _DTYPES = tuple(NUMPY_OF[datatype] for datatype in _CODES)
@@ -89,7 +94,13 @@ def encode_failure(frame_id: int, text: str) -> bytes:
     return HEADER.pack(len(payload), FAILURE, 0, frame_id) + payload
 
 
-def encode_run(frame_id: int, parts: Sequence[Sequence[Array]]) -> list[bytes | memoryview]:
+def encode_stopped(frame_id: int) -> bytes:
+    return HEADER.pack(0, STOPPED, 0, frame_id)
+
+
+def encode_run(
+    frame_id: int, parts: Sequence[Sequence[Array]], *, deadline: float = math.inf
+) -> list[bytes | memoryview]:
     """The pieces of a RUN frame.
 
     Parameters
@@ -97,14 +108,16 @@ def encode_run(frame_id: int, parts: Sequence[Sequence[Array]]) -> list[bytes | 
     frame_id : int
     parts : sequence over inputs, each a sequence of arrays
         The arrays of one input have equal datatype and equal axes but the first; they are sent joined along it.
+    deadline : float
+        In seconds of `time.monotonic`, which is one clock for all processes of a machine.
 
     Returns
     -------
     list of buffers
         To be written in order; array bytes are not copied.
     """
-    pieces: list[bytes | memoryview] = [b""]
-    length = sum(_put_tensor(pieces, ordinal, arrays) for ordinal, arrays in enumerate(parts))
+    pieces: list[bytes | memoryview] = [b"", _F64.pack(deadline)]
+    length = 8 + sum(_put_tensor(pieces, ordinal, arrays) for ordinal, arrays in enumerate(parts))
     pieces[0] = HEADER.pack(length, RUN, len(parts), frame_id)
     return pieces
 
@@ -115,6 +128,19 @@ def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> l
     length = 8 + sum(_put_tensor(pieces, ordinal, (array,)) for ordinal, array in enumerate(arrays))
     pieces[0] = HEADER.pack(length, RESULT, len(arrays), frame_id)
     return pieces
+
+
+def decode_run(payload: memoryview, count: int) -> tuple[float, list[Array]]:
+    """The deadline, in seconds of `time.monotonic`, and the inputs in the signature's order.
+
+    Raises
+    ------
+    WireError
+        The bytes are no run.
+    """
+    if len(payload) < 8:
+        raise WireError(f"a run of {len(payload)} bytes on an engine's socket has no deadline")
+    return _F64.unpack_from(payload)[0], decode_tensors(payload[8:], count)
 
 
 def decode_result(payload: memoryview, count: int) -> tuple[int, list[Array]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.engine.errors import EngineGone, RunFailed
+from gateway.engine.errors import EngineGone, RunFailed, RunStopped
 from gateway.protocol.datatypes import FREE, Signature
 from gateway.repository.errors import ModelFileError
 from gateway.repository.manifest import Batching
@@ -77,7 +77,7 @@ def _rows_that_run(runner: Runner, reference: Mapping[str, Array] | None) -> tup
     for guess in made_up_rows(runner.signature.inputs, generator):
         try:
             rows, answers = _run_alone(runner, guess)
-        except EngineGone:
+        except (EngineGone, RunStopped):
             # A made-up row may be one that no caller sends, such as a zero to divide by.
             break
         if answers:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed
+from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed, RunStopped
 from gateway.engine.oneshot import connect_engine, open_engine
-from tests.engines import save_divider, save_doubler
+from tests.engines import save_divider, save_doubler, save_looper
 
 
 def test_a_model_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -37,6 +37,14 @@ def test_an_engine_that_stops_moving_is_given_up_in_time(tmp_path: Path) -> None
         os.kill(engine.hello.pid, signal.SIGSTOP)
         with pytest.raises(EngineGone, match="did not answer within"):
             engine.run({"x": np.ones((1, 3), "f4")})
+
+
+def test_a_run_without_end_is_stopped_at_its_deadline_and_the_same_engine_goes_on(tmp_path: Path) -> None:
+    with open_engine(save_looper(tmp_path / "m.onnx"), timeout_seconds=0.3) as engine:
+        for _ in range(3):
+            with pytest.raises(RunStopped):
+                engine.run({"n": np.array([2**62])})
+            assert engine.run({"n": np.array([5])})["y"].tolist() == [5]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 100], ids=["empty", "text", "zeros"])

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engine.errors import WireError
-from gateway.engine.wire import HEADER, RUN, FrameReader, decode_result, decode_tensors, encode_result, encode_run
+from gateway.engine.wire import (
+    HEADER,
+    RUN,
+    FrameReader,
+    decode_result,
+    decode_run,
+    decode_tensors,
+    encode_result,
+    encode_run,
+)
 from gateway.protocol.datatypes import NUMPY_OF
 from tests.tensors import same, tensors
 
@@ -38,20 +47,25 @@ def test_frames_come_whole_however_the_stream_is_cut(sent: list[np.ndarray[Any, 
 
 def test_rows_of_several_requests_are_joined_in_order() -> None:
     one, two = np.ones((1, 2), "f4"), np.zeros((3, 2), "f4")
-    [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[one, two]])))
-    assert decode_tensors(payload, count)[0].tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
+    [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[one, two]], deadline=7.5)))
+    deadline, [tensor] = decode_run(payload, count)
+    assert deadline == 7.5 and tensor.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
 
 
 def test_an_array_that_is_not_contiguous_is_sent_as_it_reads() -> None:
     array = np.arange(6, dtype="i8").reshape(2, 3).T
     [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[array]])))
-    assert decode_tensors(payload, count)[0].tolist() == array.tolist()
+    assert decode_run(payload, count)[1][0].tolist() == array.tolist()
 
 
 @given(st.binary(max_size=200), st.integers(0, 5))
 def test_bytes_that_are_no_tensors_raise_only_a_wire_error(payload: bytes, count: int) -> None:
     try:
         decode_tensors(memoryview(payload), count)
+    except WireError:
+        pass
+    try:
+        decode_run(memoryview(payload), count)
     except WireError:
         pass
 

@@ -1,4 +1,4 @@
-"""Valid requests that end or overwhelm a real engine: rows 71 and 72 of the hostile table."""
+"""Valid requests that end or overwhelm a real engine: rows 71 to 74 of the hostile table."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from tests.engines import save_divider, save_model
+from tests.engines import save_divider, save_looper, save_model
 from tests.serving.fronts import door, get, post
 
 
-def ints(**values: list[int]) -> bytes:
+def ints(*, headers: str = "", **values: list[int]) -> bytes:
     tensors = [{"name": name, "shape": [len(data)], "datatype": "INT64", "data": data} for name, data in values.items()]
-    return post({"inputs": tensors})
+    return post({"inputs": tensors}, headers=headers)
 
 
 @pytest.mark.promise("P5")
@@ -41,3 +41,17 @@ async def test_an_output_of_a_tebibyte_is_a_failed_model_and_the_next_request_is
             assert status == 500 and body["error"] == "model 'm' version 1 failed on this request"
         [(status, _, body)] = await d.send(ints(n=[1, 2]), read=1)
         assert status == 200 and body["outputs"][0]["data"] == [0.0, 0.0]
+
+
+@pytest.mark.promise("P5")
+async def test_a_value_that_makes_a_loop_run_for_hours_is_answered_at_the_deadline_and_the_engine_goes_on(
+    tmp_path: Path,
+) -> None:
+    async with door(tmp_path, model_file=save_looper(tmp_path / "model.onnx")) as d:
+        hello = d.front.versions["m", 1].lane.hello
+        for _ in range(2):
+            [(status, _, body)] = await d.send(ints(n=[2**62], headers="Gateway-Timeout-Ms: 300\r\n"), read=1)
+            assert status == 504 and body["error"] == "model 'm' version 1 did not answer in time"
+            [(status, _, body)] = await d.send(ints(n=[7]), read=1)
+            assert status == 200 and body["outputs"][0]["data"] == [7]
+        assert d.front.versions["m", 1].lane.hello is hello, "the engine that was reached first answers still"
