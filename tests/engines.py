@@ -23,7 +23,13 @@ class FakeEngine:
     """Answers frames as it is told; `batches` notes the rows of each."""
 
     def __init__(
-        self, path: Path, *, signature: Signature = DOUBLER, batchable: bool = True, max_rows: int = 8
+        self,
+        path: Path,
+        *,
+        signature: Signature = DOUBLER,
+        batchable: bool = True,
+        max_rows: int = 8,
+        logging: dict[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.batches: list[int] = []
@@ -31,7 +37,14 @@ class FakeEngine:
         self.hold.set()
         self.run: Callable[[list[Array]], list[Array]] = lambda inputs: [inputs[0] * 2]
         self.hello = Hello(
-            signature=signature, pid=1, model="m", version=1, digest="sha256:01", batchable=batchable, max_rows=max_rows
+            signature=signature,
+            pid=1,
+            model="m",
+            version=1,
+            digest="sha256:01",
+            batchable=batchable,
+            max_rows=max_rows,
+            **(logging or {}),
         )
         self._writers: list[asyncio.StreamWriter] = []
 

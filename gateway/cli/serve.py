@@ -63,6 +63,7 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
     from gateway.repository.errors import RepositoryError
     from gateway.repository.manifest import scan, verify
     from gateway.repository.policy import PolicyError, load_policy
+    from gateway.repository.redaction import redaction_of
 
     faults = 0
     try:
@@ -74,7 +75,10 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
         typer.echo(f"{path}: {reason}")
     for name in sorted({version.model for version in versions}):
         try:
-            load_policy(settings.models / name)
+            policy = load_policy(settings.models / name)
+            for version in versions:
+                if version.model == name:
+                    redaction_of(version, policy.logging.redact)
         except PolicyError as error:
             faults += 1
             typer.echo(str(error))

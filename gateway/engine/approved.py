@@ -12,6 +12,7 @@ from gateway.engine.wire import Hello
 from gateway.repository.labels import read_labels
 from gateway.repository.manifest import load_version
 from gateway.repository.policy import load_policy
+from gateway.repository.redaction import redaction_of
 from gateway.repository.staging import stage
 
 __all__ = ("run_approved",)
@@ -27,6 +28,7 @@ def run_approved(order: EngineOrder) -> None:
     """
     version = load_version(Path(order.folder))
     policy = load_policy(version.folder.parent)
+    redaction = redaction_of(version, policy.logging.redact)
     session = ModelSession(stage(version, Path(order.staged), expected_digest=order.digest), threads=order.threads)
     session.warm_up()
     hello = Hello(
@@ -37,7 +39,9 @@ def run_approved(order: EngineOrder) -> None:
         digest=order.digest,
         batchable=version.manifest.batching.allows(exact=policy.batching.exact),
         max_rows=policy.batching.max_rows,
-        redact=policy.logging.redact,
+        redact=redaction.inputs,
+        redact_columns=redaction.columns,
+        sample=policy.logging.sample,
         labels=read_labels(version.folder.parent, policy.labels),
         omitted=session.omitted,
     )

@@ -68,7 +68,9 @@ class Hello(msgspec.Struct, frozen=True):
     """An engine's greeting: what it serves and how.
 
     `batchable`: rows of several requests may share a run of up to `max_rows` (a larger request goes alone).
-    `redact`: names of inputs whose content must not be logged. `labels`: for an output, the names of its classes.
+    `redact`: names of inputs whose content must not be logged, `redact_columns` the same for columns of an input, each
+    with its place in a row. `sample`: share of predictions that are logged with their tensors. `labels`: for an
+    output, the names of its classes.
     `omitted`: outputs that are no tensors and so not answered, with onnxruntime's name of their type.
     """
 
@@ -80,6 +82,8 @@ class Hello(msgspec.Struct, frozen=True):
     batchable: bool = False
     max_rows: int = 1
     redact: tuple[str, ...] = ()
+    redact_columns: dict[str, dict[str, int]] = {}
+    sample: float = 1.0
     labels: dict[str, tuple[str, ...]] = {}
     omitted: dict[str, str] = {}
 

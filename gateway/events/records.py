@@ -37,7 +37,8 @@ class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `sha256` of its
     little-endian bytes and a `summary` (count, min, max, mean, not_finite). A `redacted` one has neither. NaN and
-    infinities are null.
+    infinities are null. `redacted_columns` tells which columns of `data` are null because they must not be logged, by
+    name and place in a row; a summary leaves them out, and has no `sha256`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: str | None = None
     summary: dict[str, float] | None = None
     redacted: bool = False
+    redacted_columns: dict[str, int] | None = None
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -63,7 +65,9 @@ class PredictionRecord(msgspec.Struct, frozen=True):
     `id` is `<boot>-<seq>`: `boot` names one life of one front (14 hex digits, sorting by time), `seq` counts its
     records from 1 without a gap (10 hex digits in the id), so a missing record can be told by anyone who reads the
     log. `weight` is the canary's share in percent when the request was routed. `key` is the SHA-256 of the routing
-    key, cut to 16 hex digits. `parameters.event_time`, where the caller gave it, is the time the request speaks of.
+    key, cut to 16 hex digits. `sample` is the share of such records that are logged with their tensors; one that is
+    not `sampled` has everything but them. `parameters.event_time`, where the caller gave it, is the time the request
+    speaks of.
     """
 
     id: str
@@ -85,6 +89,8 @@ class PredictionRecord(msgspec.Struct, frozen=True):
     request_id: str | None = None
     key: str | None = None
     error: str | None = None
+    sample: float = 1.0
+    sampled: bool = True
     schema: int = SCHEMA
 
 

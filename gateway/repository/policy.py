@@ -107,9 +107,15 @@ class RolloutPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoggingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What of a prediction is logged; a redacted input is named in the record and has no data."""
+    """What of a prediction is logged; what is left out is named in the record.
+
+    `redact`: inputs, or columns of inputs by their name in the profile, whose content is never logged.
+    `sample`: share of answered predictions that are logged with their tensors, chosen by the hash of the routing key
+    (without one, of the prediction's id); of the others everything else is logged. Failed ones are always whole.
+    """
 
     redact: tuple[str, ...] = ()
+    sample: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

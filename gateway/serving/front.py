@@ -34,7 +34,7 @@ from gateway.protocol.limits import Limits
 from gateway.protocol.request import InferRequest, RequestedOutput
 from gateway.routing.table import Choice, Route, choose, hash_key, point_of
 from gateway.serving.answers import error_answer, infer_answer, status_of
-from gateway.serving.records import prediction_record, record_time, tensor_records
+from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
@@ -227,6 +227,8 @@ class Front:
         self._draw = draw
         self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
         self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
+        self._refused = cells.counter("gateway_log_events_total", {"state": "refused"})
+        self._sampled_out = cells.counter("gateway_log_events_total", {"state": "sampled_out"})
         self._limits = msgspec.convert(settings.limits, Limits, from_attributes=True)
         self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
@@ -337,13 +339,19 @@ class Front:
             dropped = spool.dropped
             spool.append(records)
         except SpoolError as error:
+            self._count_spooled(inferences[0].served, records[: error.written])
             self._refuse(inferences, answers, error)
             return
         dropped = spool.dropped - dropped
-        self._spooled.inc(len(records) - dropped)
+        self._count_spooled(inferences[0].served, records[: len(records) - dropped])
         self._dropped.inc(dropped)
         self._count(inferences, answers, now=now)
         self._release(inferences, answers)
+
+    def _count_spooled(self, served: ServedVersion, records: Sequence[tuple[int, bytes]]) -> None:
+        self._spooled.inc(len(records))
+        if served.sample < 1:
+            self._sampled_out.inc(sum(is_sampled_out(record) for _, record in records))
 
     def count_feedback(self, model: str, labels: int) -> None:
         """Count labels that are in the log."""
@@ -448,27 +456,35 @@ class Front:
         failure = inference.failure
         inputs = outputs = b"[]"
         error = None
+        key = None if inference.key is None else hash_key(inference.key)
         signature = served.signature
+        sampled, sampling = True, b""
         if failure is None and signature is not None:
             status = 200
+            if served.sample < 1:
+                sampled, sampling = sampling_of(served.sample, key or hash_key(event_id.decode()))
             said = inference.said()
             flats = [
                 encode_flat(output) if said is None or position in said else None
                 for position, output in enumerate(inference.outputs)
             ]
             body = inference.body_of(event_id, flats)
-            outputs = tensor_records(served.output_heads, inference.outputs, flats, max_bytes=self._max_tensor_bytes)
+            if sampled:
+                outputs = tensor_records(
+                    served.output_heads, inference.outputs, flats, max_bytes=self._max_tensor_bytes
+                )
         else:
             error = str(failure)
             status = status_of(failure) if failure else 500
             body = b'{"error":%b}' % encode_string(error)
-        if inference.inputs and signature is not None:
+        if inference.inputs and signature is not None and sampled:
             inputs = tensor_records(
                 served.input_heads,
                 inference.inputs,
                 inference.fragments,
                 max_bytes=self._max_tensor_bytes,
                 redacted=served.redacted,
+                redacted_columns=served.redacted_columns,
             )
         queue = inference.sent_at - inference.queued_at if inference.sent_at else 0.0
         record = prediction_record(
@@ -487,8 +503,9 @@ class Front:
             outputs=outputs,
             parameters=inference.parameters,
             request_id=inference.request_id,
-            key=None if inference.key is None else hash_key(inference.key),
+            key=key,
             error=error,
+            sampling=sampling,
         )
         return record, body, status
 
@@ -514,7 +531,7 @@ class Front:
     ) -> None:
         # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
         written = error.written
-        self._spooled.inc(written)
+        self._refused.inc(len(inferences) - written)
         now = time.perf_counter()
         self._count(inferences[:written], answers[:written], now=now)
         self._release(inferences[:written], answers[:written])

@@ -6,8 +6,9 @@ The form is `gateway/events/records.py`'s; a test holds the two against each oth
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,20 @@ from gateway.protocol.binary import pack_strings, tensor_to_bytes
 from gateway.protocol.datatypes import numbers_of
 from gateway.protocol.encode import encode_flat
 
-__all__ = ("feedback_record", "prediction_head", "prediction_record", "record_time", "tensor_records")
+__all__ = (
+    "feedback_record",
+    "is_sampled_out",
+    "prediction_head",
+    "prediction_record",
+    "record_time",
+    "sampling_of",
+    "tensor_records",
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+# The last key of its record, so that it can be told from what a caller wrote.
+_SAMPLED_OUT = b',"sampled":false'
 
 
 def record_time(seconds: float) -> bytes:
@@ -64,6 +76,7 @@ def prediction_record(
     request_id: str | None,
     key: str | None,
     error: str | None,
+    sampling: bytes = b"",
 ) -> bytes:
     """One prediction record.
 
@@ -75,6 +88,8 @@ def prediction_record(
         Queue, inference and total, in microseconds.
     inputs, outputs : bytes
         From `tensor_records`.
+    sampling : bytes
+        From `sampling_of`, where not all are logged whole.
     """
     rest = b""
     if request_id is not None:
@@ -97,7 +112,7 @@ def prediction_record(
             inputs,
             outputs,
             orjson.dumps(parameters) if parameters else b"{}",
-            rest,
+            rest + sampling,
         )
     )
 
@@ -109,6 +124,7 @@ def tensor_records(
     *,
     max_bytes: int,
     redacted: frozenset[int] = frozenset(),
+    redacted_columns: Mapping[int, dict[str, int]] = MappingProxyType({}),
 ) -> bytes:
     """Tensors as they are logged.
 
@@ -122,6 +138,8 @@ def tensor_records(
         A tensor with more bytes, as counted in binary, is logged as digest and summary.
     redacted : set of int
         Positions of tensors whose content must not be logged.
+    redacted_columns : mapping of int to dict
+        By position of a tensor of rank 2, the columns whose content must not be logged, each with its place in a row.
     """
     parts = []
     for position, array in enumerate(arrays):
@@ -129,12 +147,38 @@ def tensor_records(
         shown = b"%d,%d" % shape if len(shape) == 2 else b",".join([b"%d" % axis for axis in shape])
         if position in redacted:
             parts.append(b'%b%b],"redacted":true}' % (heads[position], shown))
+        elif position in redacted_columns:
+            rest = _without_columns(array, redacted_columns[position], max_bytes=max_bytes)
+            parts.append(b"%b%b],%b" % (heads[position], shown, rest))
         elif (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
             parts.append(b"%b%b],%b" % (heads[position], shown, orjson.dumps(_summary(array))[1:]))
         else:
             flat = flats[position]
             parts.append(b'%b%b],"data":%b}' % (heads[position], shown, encode_flat(array) if flat is None else flat))
     return b"[%b]" % b",".join(parts)
+
+
+def sampling_of(sample: float, hashed: str) -> tuple[bool, bytes]:
+    """Whether a prediction is logged with its tensors, and what its record says of it.
+
+    Parameters
+    ----------
+    sample : float
+        The share that is, below 1.
+    hashed : str
+        SHA-256 of the routing key, or of the record's id where there is none, cut to 16 hex digits.
+
+    >>> sampling_of(0.5, "7fffffffffffffff"), sampling_of(0.5, "8000000000000000")
+    ((True, b',"sample":0.5'), (False, b',"sample":0.5,"sampled":false'))
+    """
+    if int(hashed, 16) < sample * 2**64:
+        return True, b',"sample":%b' % orjson.dumps(sample)
+    return False, b',"sample":%b%b' % (orjson.dumps(sample), _SAMPLED_OUT)
+
+
+def is_sampled_out(record: bytes) -> bool:
+    """Whether a record of `prediction_record` is without its tensors."""
+    return record.endswith(_SAMPLED_OUT + b"}")
 
 
 def feedback_record(
@@ -154,6 +198,20 @@ def feedback_record(
             "label": label,
         }
     )
+
+
+def _without_columns(array: Array, columns: dict[str, int], *, max_bytes: int) -> bytes:
+    """The rest of a tensor object, of which nothing tells what some columns hold."""
+    places = list(columns.values())
+    if (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
+        # A digest of the whole would tell a column of few values to whoever tries them all.
+        content: dict[str, Any] = {"summary": _summary(np.delete(array, places, axis=1))["summary"]}
+    else:
+        flat = orjson.loads(encode_flat(array))
+        for place in places:
+            flat[place :: array.shape[1]] = [None] * len(array)
+        content = {"data": flat}
+    return orjson.dumps({**content, "redacted_columns": columns})[1:]
 
 
 def _summary(array: Array) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class ServedVersion:
         self.signature: Signature | None = None
         self.decoder: RequestDecoder | None = None
         self.redacted: frozenset[int] = frozenset()
+        self.redacted_columns: dict[int, dict[str, int]] = {}
+        self.sample = 1.0
         self.input_heads: tuple[bytes, ...] = ()
         self.answer_head = b""
         self.output_heads: tuple[bytes, ...] = ()
@@ -62,6 +64,12 @@ class ServedVersion:
         self.signature = hello.signature
         inputs = hello.signature.inputs
         self.redacted = frozenset(place for place, spec in enumerate(inputs) if spec.name in hello.redact)
+        self.redacted_columns = {
+            place: hello.redact_columns[spec.name]
+            for place, spec in enumerate(inputs)
+            if spec.name in hello.redact_columns
+        }
+        self.sample = hello.sample
         self.input_heads = tuple(tensor_head(spec) for spec in inputs)
         self.labels = hello.labels
         self.omitted = hello.omitted

@@ -250,10 +250,12 @@ class _Web:
         dropped = front.spool.dropped
         try:
             front.spool.append(records)
-        except SpoolError:
+        except SpoolError as error:
+            front.count_feedback(model, error.written)
             raise LogUnavailable("the feedback could not be logged; send it again later") from None
-        if front.spool.dropped > dropped:
-            front.count_dropped(len(records))
+        if lost := front.spool.dropped - dropped:
+            front.count_dropped(lost)
+            front.count_feedback(model, len(records) - lost)
             raise LogUnavailable("the log is full and drops what comes, so the feedback was not kept")
         front.count_feedback(model, len(records))
         return _json({"accepted": len(records)})
