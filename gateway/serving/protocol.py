@@ -83,7 +83,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._max_fields = self._limits.max_head_fields
         self._inference: Inference | None = None
         self._known: Inference
-        self._known_url = b""
+        self._known_url = self._known_line = b""
         self._known_fields: list[tuple[bytes, bytes]] | None = None
         self._plain = False
         self._content: list[bytes] = []
@@ -91,6 +91,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._behind: deque[Behind] = deque()
         self._running: RequestResponseCycle | None = None
         self._host = b""
+        self._piece = b""  # the read that is parsed, behind what came of its head in earlier ones
+        self._half_head = b""
         self._head_done = False
         self._upgrading = False
         self._chunked = False
@@ -150,6 +152,10 @@ class GatewayProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         size = self._read = len(data)
         self._unread += size
+        self._piece = data
+        if self._half_head:
+            self._piece = self._half_head + data
+            self._half_head = b""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -158,6 +164,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._feed_past_upgrades(data, upgrade)
         if self._reading_since:
             self._read_in_part()
+        self._piece = b""
         if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
 
@@ -218,9 +225,9 @@ class GatewayProtocol(HttpToolsProtocol):
             self._deaf = True
         if self._deaf or self._discarding:
             return
-        if self.headers == self._known_fields and self.url == self._known_url and self._begin_again():
-            return
         try:
+            if self.headers == self._known_fields and self.url == self._known_url and self._begin_again():
+                return
             self._begin()
         except HeadRefused as refused:
             self.refuse(refused.status, refused.text)
@@ -230,6 +237,8 @@ class GatewayProtocol(HttpToolsProtocol):
         parser = self.parser
         if parser.get_method() != b"POST" or not parser.should_keep_alive() or self._stopping:
             return False
+        if not (self._unread and self._piece.startswith(self._known_line)):
+            self._check_protocol(b"POST")
         self._chunked = False
         self._inference = self._known.again()
         return True
@@ -328,6 +337,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._check_size()
         target = self._targets.get(self.url) or self._target()
         method = self.parser.get_method()
+        self._check_protocol(method)
         if target is None or method != b"POST":
             if method not in METHODS:
                 raise HeadRefused(405, f"the method {method.decode('latin-1')} is not supported")
@@ -344,6 +354,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._read_fields(inference)
         if self._inference is inference and inference.keep_alive and inference.refused is None and self._plain:
             self._known, self._known_url, self._known_fields = inference.again(), self.url, self.headers
+            self._known_line = b"POST %b HTTP/" % self.url
 
     def _target(self) -> tuple[str, bytes | None] | None:
         check_target(self.url, max_bytes=self._limits.max_target_bytes)
@@ -354,6 +365,18 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self._targets) < MAX_TARGETS:
             self._targets[self.url] = target
         return target
+
+    def _check_protocol(self, method: bytes) -> None:
+        # The parser takes RTSP/1.1 for HTTP/1.1 and does not say so. What stands behind the target is looked for in the
+        # read: at its start, or behind the head before.
+        target = b" %b " % self.url
+        line, piece = method + target, self._piece
+        if self._unread and piece.startswith(line + b"HTTP/"):
+            return
+        at = piece.find(line, 0 if self._unread else 1) + len(method)
+        self._piece = piece[max(0, at) :].partition(target)[2].lstrip(b" ")
+        if self._piece.startswith(b"RTSP/"):
+            raise HeadRefused(505, "RTSP is not spoken here; expected HTTP/1.1 or HTTP/1.0")
 
     def _check_size(self) -> None:
         limits = self._limits
@@ -459,6 +482,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         limits = self._limits
         if not self._head_done:
+            self._half_head = self._piece if self._unread else self._piece[1:]  # not the head before it
             if self._unread > self._max_head:
                 if len(self.url) > limits.max_target_bytes:
                     self.refuse(414, f"the request target is longer than {limits.max_target_bytes} bytes")

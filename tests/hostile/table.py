@@ -103,6 +103,7 @@ def _line(line: str) -> bytes:
 
 
 GOOD = json.dumps(inputs()).encode()
+_RTSP = post().replace(b"HTTP/1.1", b"RTSP/1.1")
 CHUNKS = b"%x\r\n%b\r\n0\r\n" % (len(GOOD), GOOD)
 
 TRANSPORT = [
@@ -177,7 +178,10 @@ TRANSPORT = [
         "HTTP/0.9": b"GET /v2\r\n\r\n",
         "HTTP/2.0": _line("GET /v2 HTTP/2.0"),
         "HTTP/2.0, kept alive": _head("Connection: keep-alive", line="GET /v2 HTTP/2.0"),
+        "RTSP": _line("GET /v2 RTSP/1.1"),
+        "RTSP/1.0 for an inference": _line("POST /v2/models/m/infer RTSP/1.0"),
     }),
+    Row(22, "HTTP, then RTSP", post() * 2 + _RTSP, (200, 200, 505), "RTSP", closes=True, records=2),
     *_closed(22, 400, "not valid HTTP/1.1", {
         "HTTP/1.9": _line("GET /v2 HTTP/1.9"),
         "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

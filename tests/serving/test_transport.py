@@ -84,6 +84,26 @@ async def test_a_target_may_have_4_kib_and_no_byte_more(tmp_path: Path, path: st
             assert (await ask(d, raw))[0] == expected
 
 
+async def test_rtsp_is_no_http_wherever_its_head_is_cut(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        rtsp = get("/v2/models/m").replace(b"HTTP/1.1", b"RTSP/1.1")
+        for cut in range(1, len(rtsp), 3):
+            status, headers, body = await ask(d, rtsp[:cut], rtsp[cut:], pause=0.005)
+            assert (status, headers["connection"]) == (505, "close") and "RTSP" in body["error"]
+        rtsp = post().replace(b"HTTP/1.1", b"RTSP/1.1")
+        for before in (post(), post() * 2):
+            answers = await d.send(before + rtsp[:15], rtsp[15:] + get("/v2"), pause=0.02)
+            assert [status for status, _, _ in answers] == [200] * before.count(b"POST") + [505]
+        assert (await ask(d, b"GET  /v2   RTSP/1.0\r\nHost: a\r\n\r\n"))[0] == 505
+
+
+async def test_a_header_that_speaks_of_rtsp_is_a_header(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        raw = post(headers="User-Agent: player RTSP/1.0\r\n")
+        answers = await d.send(raw + raw + raw[:30], raw[30:], pause=0.02, read=3)
+        assert [status for status, _, _ in answers] == [200, 200, 200]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("path", "taken"), [("/v2/models/m/infer", 200), (FEEDBACK, 400)])
 async def test_a_body_may_have_its_limit_as_it_is_sent(tmp_path: Path, path: str, taken: int, chunked: bool) -> None:
