@@ -58,6 +58,11 @@ class LimitSettings(_Section):
     max_head_fields: int = Field(100, ge=8, le=10_000, description="Headers of one request. Apache: 100.")
     max_target_bytes: int = Field(4096, ge=256, description="Path and query. nginx: 8 KiB with the whole line.")
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body. Triton: 64 MiB.")
+    max_held_body_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="Bodies above 64 KiB that one front holds at a time: coming in, or unanswered.",
+    )
     max_chunks: int = Field(65_536, ge=1, description="Chunks of one request body. Triton: 65 536.")
     max_chunk_overhead_bytes: int = Field(
         16 * 2**10, ge=1024, description="Chunk extensions and trailers of one body. Go, node: 16 KiB."

@@ -34,6 +34,7 @@ from gateway.protocol.limits import Limits
 from gateway.protocol.request import InferRequest, RequestedOutput
 from gateway.routing.table import Choice, Route, choose, hash_key, point_of
 from gateway.serving.answers import error_answer, infer_answer, status_of
+from gateway.serving.bodies import BodyRoom, HeldBody
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
@@ -66,6 +67,7 @@ class Inference(Job):
         "connection",
         "encoding",
         "fragments",
+        "held_body",
         "json_length",
         "keep_alive",
         "key",
@@ -100,6 +102,7 @@ class Inference(Job):
         self.parameters: dict[str, Any] = {}
         self.requested: tuple[RequestedOutput, ...] | None = None
         self.fragments: list[bytes | None] = []
+        self.held_body: HeldBody  # there for a large body only
         self.served: ServedVersion
         self.route: Route
         self.choice: Choice
@@ -216,6 +219,7 @@ class Front:
         self.name = name
         self.spool = spool
         self.cells = cells
+        self.bodies = BodyRoom(settings.limits.max_held_body_bytes)
         self.draining = False
         self.revision = -1
         self._was_ready = False

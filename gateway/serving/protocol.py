@@ -28,8 +28,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.protocol.errors import BodyTooLarge, GatewayError
-from gateway.serving.answers import error_answer
+from gateway.protocol.errors import BodyTooLarge, GatewayError, Overloaded
+from gateway.serving.answers import error_answer, status_of
+from gateway.serving.bodies import LARGE_BODY_BYTES, HeldBody
 from gateway.serving.front import Front, Inference, path_pin
 from gateway.serving.head import (
     METHODS,
@@ -47,7 +48,6 @@ from gateway.serving.head import (
 __all__ = ("GatewayProtocol", "read_gateway_header")
 
 MAX_TARGETS = 1024
-LARGE_BODY_BYTES = 64 * 1024
 MAX_LARGE_PIPELINED = 4
 CHUNK_LINE_BYTES = 16  # what a chunk may cost beside its content; Go's net/http: 16
 LINGER_SECONDS = 1.0
@@ -87,6 +87,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._known_fields: list[tuple[bytes, bytes]] | None = None
         self._plain = False
         self._content: list[bytes] = []
+        self._held_body: HeldBody | None = None
+        self._waiting_large = 0
         self._due: deque[Inference] = deque()
         self._behind: deque[Behind] = deque()
         self._running: RequestResponseCycle | None = None
@@ -143,6 +145,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._inference.abandoned = True
         self._due.clear()
         self._behind.clear()
+        self._held_body = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -173,7 +176,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._deaf or self.transport.is_closing():
             return
         self._deaf = True
-        self._inference = None
+        self._inference = self._held_body = None
         self._content = []
         refusal = Inference(self, "", pinned=None)
         refusal.keep_alive = False
@@ -254,7 +257,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._received += len(body)
         inference = self._inference
         if self._received > self._max_body:
-            self._refuse_body(inference)
+            self._refuse_body(inference, BodyTooLarge(self._body_too_large()))
         elif inference is None:
             self._content.append(body)
         else:
@@ -267,10 +270,15 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._discarding or self._deaf or self._upgrading:
             return
         inference = self._inference
+        if received > LARGE_BODY_BYTES and not self._hold(received):
+            return
         if inference is None:
             self._start_asgi()
             return
         self._inference = None
+        if received > LARGE_BODY_BYTES and self._held_body is not None:
+            inference.held_body, self._held_body = self._held_body, None
+            self._waiting_large += 1
         self._enqueue(inference)
         if received > LARGE_BODY_BYTES and len(self._due) + len(self._behind) >= MAX_LARGE_PIPELINED:
             self.flow.pause_reading()
@@ -280,6 +288,8 @@ class GatewayProtocol(HttpToolsProtocol):
         due = self._due
         while due and due[0].answer:
             first = due.popleft()
+            if self._waiting_large:
+                self._let_go(first)
             if self.transport.is_closing():
                 continue
             self._written += len(first.answer)
@@ -292,6 +302,8 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._running is not None:
+            vars(self._running).pop("held_body", None)
         self._quiet_since = self.loop.time()
         self._continue_behind()
         if self.busy:
@@ -433,22 +445,34 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._upgrading:
             return
         if length > self._max_body:
-            self._refuse_body(inference)
+            self._refuse_body(inference, BodyTooLarge(self._body_too_large()))
         elif expects and version == "1.1" and not self.busy and (inference is None or inference.refused is None):
             self.transport.write(_CONTINUE)
 
-    def _refuse_body(self, inference: Inference | None) -> None:
-        text = f"the request body is larger than {self._max_body} bytes (limits.max_body_bytes)"
+    def _refuse_body(self, inference: Inference | None, error: GatewayError) -> None:
         if inference is None:
-            self.refuse(413, text)
+            self.refuse(status_of(error), str(error))
             return
         # Answered before the rest of the body is read, which is thrown away: the connection cannot go on.
-        inference.refused = BodyTooLarge(text)
+        inference.refused = error
         inference.keep_alive = False
         inference.body = []
-        self._inference = None
+        self._inference = self._held_body = None
         self._discarding = True
         self._enqueue(inference)
+
+    def _body_too_large(self) -> str:
+        return f"the request body is larger than {self._max_body} bytes (limits.max_body_bytes)"
+
+    def _hold(self, size: int) -> bool:
+        # Of a large body so much has come; it is refused where the front holds too much already.
+        room = self._front.bodies
+        if self._held_body is None:
+            self._held_body = room.open()
+        if self._held_body.grow(size):
+            return True
+        self._refuse_body(self._inference, Overloaded(room.full))
+        return False
 
     def _refuse_parse(self, error: httptools.HttpParserError) -> None:
         if isinstance(error, httptools.HttpParserCallbackError):
@@ -489,6 +513,8 @@ class GatewayProtocol(HttpToolsProtocol):
                 else:
                     self.refuse(431, self._head_too_large())
             return
+        if self._received > LARGE_BODY_BYTES and not self._hold(self._received):
+            return
         counted = self._received + CHUNK_LINE_BYTES * self._chunks
         if not self._body_since:
             self._body_since = self.loop.time()
@@ -518,6 +544,12 @@ class GatewayProtocol(HttpToolsProtocol):
             self._taken, self._taken_at = taken, now
         return False
 
+    def _let_go(self, inference: Inference) -> None:
+        held = getattr(inference, "held_body", None)
+        if held is not None:
+            held.close()
+            self._waiting_large -= 1
+
     def _start_asgi(self) -> None:
         url, headers = self.url, self.headers
         super().on_message_begin()
@@ -532,6 +564,8 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_body(b"".join(self._content))
         super().on_message_complete()
         self._content = []
+        if self._held_body is not None:
+            vars(self.cycle)["held_body"], self._held_body = self._held_body, None
         if self._stopping:
             self.cycle.keep_alive = False
         if self._behind and len(self.pipeline) > waiting:

@@ -300,6 +300,19 @@ async def test_a_message_beyond_the_limit_is_refused_and_the_connection_goes_on(
     assert code == "RESOURCE_EXHAUSTED" and "4096" in details
 
 
+async def test_large_messages_that_wait_are_bounded_together(tmp_path: Path) -> None:
+    async with two_doors(tmp_path, limits={"max_held_body_bytes": 2**20}) as two:
+        large = request_of({"x": ("FP32", np.ones((60_000, 3), "f4"))})
+        two.engine.hold.clear()
+        first = asyncio.create_task(two.call("ModelInfer", large))
+        await until(lambda: two.front.bodies.held_bytes > 720_000)
+        code, details = await two.refused("ModelInfer", large)
+        assert code == "UNAVAILABLE" and "limits.max_held_body_bytes" in details
+        two.engine.hold.set()
+        assert len((await first).raw_output_contents[0]) == 720_000
+        await until(lambda: not two.front.bodies.held_bytes)
+
+
 async def test_metadata_beyond_the_limit_of_heads_is_refused_and_the_connection_goes_on(tmp_path: Path) -> None:
     async with two_doors(tmp_path, limits={"max_head_bytes": 4096}) as two:
         await two.call("ModelInfer", row(), metadata=(("x", "y" * 3000),))

@@ -322,3 +322,59 @@ async def test_a_stop_lets_half_a_request_to_the_app_come_whole(tmp_path: Path) 
         assert (status, headers["connection"]) == (200, "close")
         assert await reader.read() == b""
         writer.close()
+
+
+LARGE = 300 * 1024
+INFER, LABELS = "/v2/models/m/infer", "/v2/models/m/feedback"
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("path", [INFER, LABELS])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_front_holds_so_many_bytes_of_bodies_and_no_more(tmp_path: Path, path: str, chunked: bool) -> None:
+    async with door(tmp_path, limits={"max_held_body_bytes": 2**20}) as d:
+        raw = post(padded(LARGE), path=path, chunked=chunked)
+        slow = [await d.connect() for _ in range(3)]
+        for _, writer in slow:
+            writer.write(raw[:-20])
+        while d.front.bodies.held_bytes < 3 * (LARGE - 20):
+            await asyncio.sleep(0.01)
+        status, headers, body = await ask(d, raw)
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert "limits.max_held_body_bytes" in body["error"]
+        assert (await ask(d, post()))[0] == 200  # what is small is not counted
+        slow[0][1].write(raw[-20:])
+        assert (await read_answer(slow[0][0]))[0] == (200 if path == INFER else 400)
+        assert (await ask(d, raw))[0] == (200 if path == INFER else 400)
+        for _, writer in slow:
+            writer.transport.abort()
+        async with asyncio.timeout(5):
+            while d.front.bodies.held_bytes:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.promise("P7")
+async def test_bodies_are_held_until_they_are_answered(tmp_path: Path) -> None:
+    async with door(tmp_path, limits={"max_held_body_bytes": 2**20}) as d:
+        d.engine.hold.clear()
+        waiting = [await d.connect() for _ in range(3)]
+        for _, writer in waiting:
+            writer.write(post(padded(LARGE)))
+        while d.front.bodies.held_bytes < 3 * LARGE:
+            await asyncio.sleep(0.01)
+        status, _, body = await ask(d, post(padded(LARGE)))
+        assert status == 503 and "limits.max_held_body_bytes" in body["error"]
+        d.engine.hold.set()
+        for reader, writer in waiting:
+            assert (await read_answer(reader))[0] == 200
+            writer.close()
+        assert d.front.bodies.held_bytes == 0
+        assert (await ask(d, post(padded(LARGE))))[0] == 200
+
+
+async def test_a_refused_body_is_held_no_longer(tmp_path: Path) -> None:
+    async with door(tmp_path, limits={"max_body_bytes": LARGE}) as d:
+        for body in (padded(LARGE)[:-1] + b"x", padded(LARGE + 1)):
+            for headers in ("", "Content-Encoding: gzip\r\n"):
+                assert (await ask(d, post(body, headers=headers, chunked=True)))[0] in (400, 413)
+        assert d.front.bodies.held_bytes == 0

@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 
-from gateway.protocol.errors import CallerError, DeadlineExceeded, EngineUnavailable, GatewayError
+from gateway.protocol.errors import CallerError, DeadlineExceeded, EngineUnavailable, GatewayError, Overloaded
+from gateway.serving.bodies import LARGE_BODY_BYTES
 from gateway.serving.front import Front, Inference
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.calls import OtherCalls
@@ -76,6 +77,11 @@ class InferenceService:
         waiter = _Waiter()
         inference = GrpcInference(waiter, message)
         inference.read_head(context.invocation_metadata() or (), context.time_remaining())
+        size = message.ByteSize()
+        if size > LARGE_BODY_BYTES:
+            inference.held_body = self._front.bodies.open()
+            if not inference.held_body.grow(size) and inference.refused is None:
+                inference.refused = Overloaded(self._front.bodies.full)
         self._front.accept(inference)
         return inference, waiter
 

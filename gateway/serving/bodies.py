@@ -1,0 +1,69 @@
+"""How much of large request bodies one front holds at a time, over all of its connections."""
+
+from __future__ import annotations
+
+__all__ = ("LARGE_BODY_BYTES", "BodyRoom", "HeldBody")
+
+LARGE_BODY_BYTES = 64 * 1024
+"""Bodies up to this are not counted; what else bounds them (connections, queues) keeps them small together."""
+
+
+class BodyRoom:
+    """Counts the bytes of large bodies, from their arrival until their requests are answered.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Of all of them together.
+
+    >>> room = BodyRoom(100)
+    >>> body = room.open()
+    >>> body.grow(80), room.open().grow(30), room
+    (True, False, <BodyRoom 80 of 100 bytes>)
+    >>> body.close()
+    >>> room
+    <BodyRoom 0 of 100 bytes>
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<BodyRoom {self.held_bytes} of {self.max_bytes} bytes>"
+
+    @property
+    def full(self) -> str:
+        """Why a body was refused, for its caller."""
+        return f"the gateway holds {self.max_bytes} bytes of request bodies already (limits.max_held_body_bytes)"
+
+    def open(self) -> HeldBody:
+        """A body of which nothing is held yet."""
+        return HeldBody(self)
+
+
+class HeldBody:
+    """One body's share of the room, given back when it is closed or nobody has it any more."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, room: BodyRoom) -> None:
+        self._room = room
+        self._size = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+    def grow(self, size: int) -> bool:
+        """Hold `size` bytes in all; False where there is no room for them, and what was held stays held."""
+        room = self._room
+        if room.held_bytes + size - self._size > room.max_bytes:
+            return False
+        room.held_bytes += size - self._size
+        self._size = size
+        return True
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self._room.held_bytes -= self._size
+        self._size = 0
