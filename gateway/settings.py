@@ -97,7 +97,12 @@ class EngineSettings(_Section):
         description="A run is stopped at its deadline, and after this at the latest; an engine that has not moved "
         "for a second more is killed and replaced.",
     )
-    max_resident_bytes: int = Field(2**30, ge=2**26, description="An engine beyond this is replaced.")
+    max_resident_bytes: int = Field(
+        2**30,
+        ge=2**27,
+        description="Memory of one engine: a run that would take it beyond fails, a model that needs more to be loaded "
+        "is not served, and an engine that got beyond all the same is replaced.",
+    )
     crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
     crash_window_seconds: float = Field(60.0, gt=0)
     frames_in_flight: int = Field(2, ge=1, le=16, description="Batches one front may have in one engine.")

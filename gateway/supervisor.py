@@ -24,6 +24,7 @@ import setproctitle
 
 from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir, refusal, write_json
 from gateway.control.store import Refused, Snapshot, Store, StoreError
+from gateway.engine.memory import resident_bytes
 from gateway.engine.order import EngineOrder
 from gateway.engine.wire import BEAT
 from gateway.lasting import lasting
@@ -413,6 +414,7 @@ class Supervisor:
             state=str(paths.state),
             threads=self._settings.engine.threads,
             hang_seconds=self._settings.engine.hang_seconds,
+            max_resident_bytes=self._settings.engine.max_resident_bytes,
         )
         arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
         child = _Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._engine_ended(key, status))
@@ -490,7 +492,7 @@ class Supervisor:
                 elif engine.state == "starting" and now - engine.child.started > limits.start_timeout_seconds:
                     self._end_engine(engine, key, f"was not ready within {limits.start_timeout_seconds:g} s")
                 elif engine.state == "ready":
-                    resident = _resident_bytes(process.pid)
+                    resident = resident_bytes(process.pid)
                     self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
                     if resident > limits.max_resident_bytes:
                         self._end_engine(engine, key, f"holds {resident} bytes (engine.max_resident_bytes)")
@@ -595,14 +597,6 @@ def _answers(host: str, port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
 
 
 def _beat(path: Path, now: float) -> float:

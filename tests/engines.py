@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,12 @@ async def fake_engine(path: Path, **options: Any) -> AsyncIterator[FakeEngine]:
 
 
 def save_model(
-    path: Path, nodes: list[Any], *, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, tuple[int, list[Any]]]
+    path: Path,
+    nodes: list[Any],
+    *,
+    inputs: dict[str, tuple[int, list[Any]]],
+    outputs: dict[str, tuple[int, list[Any]]],
+    weights: Iterable[onnx.TensorProto] = (),
 ) -> Path:
     """An ONNX file of a few nodes; inputs and outputs are name -> (TensorProto type, shape)."""
     graph = helper.make_graph(
@@ -96,6 +101,7 @@ def save_model(
         "tiny",
         [helper.make_tensor_value_info(name, *spec) for name, spec in inputs.items()],
         [helper.make_tensor_value_info(name, *spec) for name, spec in outputs.items()],
+        initializer=list(weights),
     )
     onnx.save(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)]), str(path))
     return path
@@ -146,3 +152,9 @@ def save_looper(path: Path) -> Path:
     ]
     shape = (TensorProto.INT64, [1])
     return save_model(path, nodes, inputs={"n": shape}, outputs={"y": shape})
+
+
+def save_filler(path: Path) -> Path:
+    """y = the sum of n[0] x n[1] zeros, which are all made in memory, four bytes each."""
+    nodes = [helper.make_node("ConstantOfShape", ["n"], ["z"]), helper.make_node("ReduceSum", ["z"], ["y"])]
+    return save_model(path, nodes, inputs={"n": (TensorProto.INT64, [2])}, outputs={"y": (TensorProto.FLOAT, [1, 1])})

@@ -1,7 +1,7 @@
 """Runs an engine as long as its parent lives; light to import, since a crashed engine must be back soon.
 
-`python -m gateway.engine ORDER` takes an `EngineOrder` as JSON; `python -m gateway.engine MODEL.onnx SOCKET THREADS`
-serves a file as it is, for looking at it.
+`python -m gateway.engine ORDER` takes an `EngineOrder` as JSON; `python -m gateway.engine MODEL.onnx SOCKET THREADS
+[MAX_RESIDENT_BYTES]` serves a file as it is, for looking at it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import setproctitle
 
 from gateway.engine.approved import run_approved
 from gateway.engine.errors import EngineStartFailed
+from gateway.engine.loading import load_session
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
-from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
 from gateway.parent import die_with_parent
 from gateway.repository.errors import RepositoryError
@@ -32,8 +32,9 @@ def main(arguments: list[str]) -> int:
             order = msgspec.json.decode(arguments[0], type=EngineOrder)
             setproctitle.setproctitle(f"gateway: engine {order.model}/{order.version}")
             run_approved(order)
-        elif len(arguments) == 3:
-            session = ModelSession(Path(arguments[0]), threads=int(arguments[2]))
+        elif len(arguments) in (3, 4):
+            limit = int(arguments[3]) if len(arguments) == 4 else None
+            session = load_session(Path(arguments[0]), threads=int(arguments[2]), max_resident_bytes=limit)
             hello = Hello(signature=session.signature, pid=os.getpid(), omitted=session.omitted)
             run_engine(session, Path(arguments[1]), hello=hello)
         else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gateway.engine.loading import load_session
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
-from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
 from gateway.repository.labels import read_labels
 from gateway.repository.manifest import load_version
@@ -29,8 +29,11 @@ def run_approved(order: EngineOrder) -> None:
     version = load_version(Path(order.folder))
     policy = load_policy(version.folder.parent)
     redaction = redaction_of(version, policy.logging.redact)
-    session = ModelSession(stage(version, Path(order.staged), expected_digest=order.digest), threads=order.threads)
-    session.warm_up()
+    session = load_session(
+        stage(version, Path(order.staged), expected_digest=order.digest),
+        threads=order.threads,
+        max_resident_bytes=order.max_resident_bytes,
+    )
     hello = Hello(
         signature=session.signature,
         pid=os.getpid(),

@@ -13,7 +13,7 @@ from tests.engines import save_doubler, save_looper
 
 def test_a_stop_that_comes_too_late_for_its_run_does_not_harm_the_next(tmp_path: Path) -> None:
     session = ModelSession(save_doubler(tmp_path / "m.onnx"))
-    session._stop_run()  # noqa: SLF001  as the watch does when the run ends in that moment
+    session._stop_run()  # as the watch does when the run ends in that moment
     assert session.run({"x": np.ones((1, 3), "f4")})[0].tolist() == [[2, 2, 2]]
 
 

@@ -529,7 +529,7 @@ ELSEWHERE = [
     Elsewhere(30, _SLOW, "test_clients_that_reset_within_a_body", "the client resets"),
     Elsewhere(71, _ENGINES, "test_an_input_that_crashes_the_runtime", "needs a real engine"),
     Elsewhere(72, _ENGINES, "test_an_output_of_a_tebibyte", "needs a real engine"),
-    Elsewhere(73, "", "", "an engine beyond engine.max_resident_bytes is ended by the supervisor, not by a front"),
-    Elsewhere(74, "tests/serving/test_protocol.py", "test_an_answer_that_does_not_come_is_a_504", "a hanging engine"),
+    Elsewhere(73, _ENGINES, "test_a_run_that_asks_for_two_gibibytes", "needs a real engine"),
+    Elsewhere(74, _ENGINES, "test_a_value_that_makes_a_loop_run_for_hours", "needs a real engine"),
     Elsewhere(92, "tests/hostile/test_table.py", "test_two_thousand_unknown_names", "needs many names"),
 ]

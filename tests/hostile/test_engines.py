@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from tests.engines import save_divider, save_looper, save_model
+from gateway.engine.memory import resident_bytes
+from tests.engines import save_divider, save_filler, save_looper, save_model
 from tests.serving.fronts import door, get, post
 
 
@@ -54,4 +55,22 @@ async def test_a_value_that_makes_a_loop_run_for_hours_is_answered_at_the_deadli
             assert status == 504 and body["error"] == "model 'm' version 1 did not answer in time"
             [(status, _, body)] = await d.send(ints(n=[7]), read=1)
             assert status == 200 and body["outputs"][0]["data"] == [7]
+        assert d.front.versions["m", 1].lane.hello is hello, "the engine that was reached first answers still"
+
+
+@pytest.mark.promise("P5")
+@pytest.mark.promise("P7")
+async def test_a_run_that_asks_for_two_gibibytes_fails_alone_and_the_engine_stays_within_its_memory(
+    tmp_path: Path,
+) -> None:
+    model_file = save_filler(tmp_path / "model.onnx")
+    async with door(tmp_path, model_file=model_file) as d:
+        hello = d.front.versions["m", 1].lane.hello
+        assert hello is not None
+        for _ in range(3):
+            [(status, _, body)] = await d.send(ints(n=[2**19, 2**10]), read=1)
+            assert status == 500 and body["error"] == "model 'm' version 1 failed on this request"
+            [(status, _, body)] = await d.send(ints(n=[2**10, 2**10]), read=1)
+            assert status == 200 and body["outputs"][0]["data"] == [0.0]
+            assert 0 < resident_bytes(hello.pid) < 2**30
         assert d.front.versions["m", 1].lane.hello is hello, "the engine that was reached first answers still"

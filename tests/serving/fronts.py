@@ -96,7 +96,7 @@ def get(path: str, *, headers: str = "") -> bytes:
 @contextlib.asynccontextmanager
 async def real_engine(path: Path, model_file: Path) -> AsyncIterator[None]:
     """onnxruntime in a process of its own."""
-    command = [sys.executable, "-m", "gateway.engine", str(model_file), str(path), "1"]
+    command = [sys.executable, "-m", "gateway.engine", str(model_file), str(path), "1", str(2**30)]
     process = await asyncio.create_subprocess_exec(*command)
     try:
         async with asyncio.timeout(20):
