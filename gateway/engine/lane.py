@@ -36,8 +36,10 @@ class Job:
     rows : int
     deadline : float
         `time.perf_counter()` after which no answer is wanted.
-    outputs : list of arrays
-        In the signature's order, once the job is done and `failure` is None.
+    results : list of arrays
+        What the run gave, in the signature's order, once the job is done and `failure` is None.
+    row : int
+        Where the job's rows begin in them.
     queued_at, sent_at : float
         `time.perf_counter()`.
     inference_ns : int
@@ -55,8 +57,9 @@ class Job:
         "failure",
         "inference_ns",
         "inputs",
-        "outputs",
         "queued_at",
+        "results",
+        "row",
         "rows",
         "sent_at",
     )
@@ -65,13 +68,21 @@ class Job:
         self.inputs: list[Array] = []
         self.rows = 1
         self.deadline = 0.0
-        self.outputs: list[Array] = []
+        self.results: list[Array] = []
+        self.row = 0
         self.failure: GatewayError | None = None
         self.queued_at = 0.0
         self.sent_at = 0.0
         self.inference_ns = 0
         self.batch_rows = 0
         self.abandoned = False
+
+    @property
+    def outputs(self) -> list[Array]:
+        """The job's own part of `results`."""
+        if self.rows == self.batch_rows:
+            return self.results
+        return [result[self.row : self.row + self.rows] for result in self.results]
 
 
 class Lane:
@@ -270,11 +281,11 @@ class Lane:
         else:
             start = 0
             for job in jobs:
-                stop = start + job.rows
                 if job.failure is None:
-                    job.outputs = outputs if len(jobs) == 1 else [output[start:stop] for output in outputs]
+                    job.results = outputs
+                    job.row = start
                     job.inference_ns = nanoseconds
-                start = stop
+                start += job.rows
             self._deliver(jobs)
         self._flush()
 

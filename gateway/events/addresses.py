@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ("AddressError", "format_id", "parse_id")
+__all__ = ("ID_BYTES", "AddressError", "format_id", "parse_id")
+
+ID_BYTES = 25
+"""Length of an event id."""
 
 _ID = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})")
 

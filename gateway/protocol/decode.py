@@ -266,6 +266,7 @@ def _usual_request(array: Array, fragment: bytes) -> InferRequest:
     request.inputs = [array]
     request.rows = array.shape[0]
     request.fragments = [fragment]
+    request.plain = True
     return request
 
 

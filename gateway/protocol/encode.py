@@ -18,6 +18,7 @@ from gateway.protocol.datatypes import TensorSpec, numbers_of
 __all__ = (
     "encode_flat",
     "encode_flat_with_tokens",
+    "encode_rows",
     "encode_string",
     "encode_tensor",
     "encode_tensor_in_binary",
@@ -39,6 +40,23 @@ def encode_flat(array: Array) -> bytes:
     if flat.dtype.kind in "OUT" or flat.dtype.itemsize == 2 and flat.dtype.kind == "f":
         return orjson.dumps(flat.tolist())
     return orjson.dumps(flat, option=_OPTIONS)
+
+
+def encode_rows(array: Array) -> list[bytes] | None:
+    """The elements of each row (along the first axis) as JSON, without brackets.
+
+    None where they are not all finite numbers or booleans of a kind that can be written at once.
+
+    >>> encode_rows(np.array([[0.1, 2.0], [3.0, 4.0]], "f4"))
+    [b'0.1,2.0', b'3.0,4.0']
+    """
+    dtype = array.dtype
+    if dtype.kind not in "fiub" or (dtype.kind == "f" and dtype.itemsize == 2) or not array.size:
+        return None
+    text = orjson.dumps(array.reshape(len(array), -1), option=_OPTIONS)
+    if b"null" in text:
+        return None
+    return text[2:-2].split(b"],[")
 
 
 def encode_flat_with_tokens(array: Array) -> bytes:

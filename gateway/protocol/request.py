@@ -60,9 +60,11 @@ class InferRequest:
         The deadline the caller asked for, in microseconds; 0 for none.
     fragments : list of bytes or None
         The JSON text of each input's `data` where it could be told apart in the body: the log takes it as it is.
+    plain : bool
+        One input in JSON whose text is known, every output in JSON, and nothing else.
     """
 
-    __slots__ = ("fragments", "id", "inputs", "outputs", "parameters", "rows", "timeout_us")
+    __slots__ = ("fragments", "id", "inputs", "outputs", "parameters", "plain", "rows", "timeout_us")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -72,3 +74,4 @@ class InferRequest:
         self.parameters: dict[str, Any] = {}
         self.timeout_us = 0
         self.fragments: list[bytes | None] = []
+        self.plain = False

@@ -8,186 +8,37 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import msgspec
 
-from gateway.engine.lane import Job, Lane
-from gateway.events.records import KIND_PREDICTION
+from gateway.engine.lane import Lane
+from gateway.events.records import KIND_PREDICTION, Arm
 from gateway.predictions.spool import SpoolError, SpoolWriter
-from gateway.protocol.classification import classify
 from gateway.protocol.compression import inflate
-from gateway.protocol.datatypes import TensorSpec
-from gateway.protocol.decode import RequestDecoder
-from gateway.protocol.encode import encode_flat, encode_string, encode_tensor, encode_tensor_in_binary, tensor_head
+from gateway.protocol.encode import encode_flat, encode_rows, encode_string
 from gateway.protocol.errors import (
-    CallerError,
     EngineUnavailable,
     GatewayError,
     LogUnavailable,
-    ModelFailed,
     UnknownModel,
 )
 from gateway.protocol.limits import Limits
-from gateway.protocol.request import InferRequest, RequestedOutput
 from gateway.routing.table import Choice, Route, choose, hash_key, point_of
-from gateway.serving.answers import error_answer, infer_answer, status_of
-from gateway.serving.bodies import BodyRoom, HeldBody
+from gateway.serving.answers import status_of
+from gateway.serving.bodies import BodyRoom
+from gateway.serving.inference import Inference
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
+from gateway.serving.stencil import Stencil
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
 
-__all__ = ("Connection", "Front", "Inference", "parse_pin", "path_pin")
+__all__ = ("Front",)
 
-
-class Connection(Protocol):
-    """Where an answer goes."""
-
-    def answered(self, inference: Inference) -> None:
-        """`inference.answer` is ready."""
-
-
-class Inference(Job):
-    """One inference request, from its head to its answer: in JSON and binary, over HTTP.
-
-    Another protocol overrides what reads the request and what writes its answer: `read`, `body_of`, `release` and
-    `refuse`.
-    """
-
-    __slots__ = (
-        "accepts",
-        "answer",
-        "arrived",
-        "blocks",
-        "body",
-        "choice",
-        "connection",
-        "encoding",
-        "fragments",
-        "held_body",
-        "json_length",
-        "keep_alive",
-        "key",
-        "model",
-        "parameters",
-        "pinned",
-        "refused",
-        "request_id",
-        "requested",
-        "route",
-        "served",
-        "timeout_ms",
-    )
-
-    def __init__(self, connection: Connection, model: str, *, pinned: int | None) -> None:
-        super().__init__()
-        self.connection = connection
-        self.model = model
-        self.pinned = pinned
-        self.key: str | None = None
-        self.timeout_ms = 0
-        self.keep_alive = True
-        self.body: list[bytes] = []
-        self.json_length: int | None = None
-        self.encoding: str | None = None
-        self.accepts: str | None = None
-        self.blocks: Sequence[bytes | memoryview] = ()
-        self.refused: GatewayError | None = None
-        self.answer = b""
-        self.arrived = 0.0
-        self.request_id: str | None = None
-        self.parameters: dict[str, Any] = {}
-        self.requested: tuple[RequestedOutput, ...] | None = None
-        self.fragments: list[bytes | None] = []
-        self.held_body: HeldBody  # there for a large body only
-        self.served: ServedVersion
-        self.route: Route
-        self.choice: Choice
-
-    def again(self) -> Inference:
-        """Another inference with the same head."""
-        other = Inference(self.connection, self.model, pinned=self.pinned)
-        other.key = self.key
-        other.timeout_ms = self.timeout_ms
-        other.json_length = self.json_length
-        other.encoding = self.encoding
-        other.accepts = self.accepts
-        return other
-
-    def read(self, decoder: RequestDecoder) -> InferRequest:
-        """The request, for the version it was routed to; asked for once.
-
-        Raises
-        ------
-        CallerError
-        """
-        pieces, self.body = self.body, []
-        return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces), self.json_length)
-
-    def said(self) -> Sequence[int] | None:
-        """Positions of the outputs that `body_of` wants as flat JSON arrays; None for all of them."""
-        if self.requested is None:
-            return None
-        return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
-
-    def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
-        """The body of the answer to a finished inference; `flats` are its outputs as flat JSON arrays, where said."""
-        served = self.served
-        if self.requested is None:
-            tensors: Iterable[bytes] = map(encode_tensor, served.output_heads, self.outputs, flats)
-        else:
-            tensors, self.blocks = self._requested(flats)
-        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
-            served.answer_head,
-            b"" if self.request_id is None else b'"id":%b,' % encode_string(self.request_id),
-            event_id,
-            b",".join(tensors),
-        )
-
-    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
-        """Answer with what the log holds now; `failure` tells why when `status` is no success."""
-        self.answer = infer_answer(
-            body,
-            prediction_id=event_id,
-            version=self.served.label,
-            arm=self.choice.arm.encode(),
-            keep_alive=self.keep_alive,
-            status=status,
-            blocks=self.blocks,
-            encoding=self.accepts,
-        )
-        self.connection.answered(self)
-
-    def give_up(self, fault: Exception) -> None:
-        """Keep nothing of a request or answer that cannot be written down."""
-        name = type(fault).__name__
-        self.failure = ModelFailed(f"the answer of model '{self.model}' cannot be written down ({name})")
-        self.inputs, self.outputs, self.parameters, self.request_id = [], [], {}, None
-
-    def refuse(self, error: GatewayError) -> None:
-        """Answer with an error that stands in no record."""
-        self.answer = error_answer(status_of(error), str(error), keep_alive=self.keep_alive)
-        self.connection.answered(self)
-
-    def _requested(self, flats: Sequence[bytes | None]) -> tuple[list[bytes], list[bytes | memoryview]]:
-        served, tensors, blocks = self.served, [], []
-        for asked in self.requested or ():
-            position = asked.position
-            head, output, flat = served.output_heads[position], self.outputs[position], flats[position]
-            if asked.classes:
-                spec = served.output_specs[position]
-                head, flat = tensor_head(TensorSpec(spec.name, "BYTES", spec.shape)), None
-                output = classify(output, asked.classes, spec=spec, labels=served.labels.get(spec.name, ()))
-            if asked.binary:
-                tensor, block = encode_tensor_in_binary(head, output)
-                blocks.append(block)
-            else:
-                tensor = encode_tensor(head, output, flat)
-            tensors.append(tensor)
-        return tensors, blocks
+Answer = tuple[bytes, bytes, int, bool]
+"""Event id, body, HTTP status, and whether the body is the whole answer, head and all."""
 
 
 class Front:
@@ -327,9 +178,21 @@ class Front:
         boot = spool.boot.encode()
         sequence = spool.next_sequence
         records: list[tuple[int, bytes]] = []
-        answers: list[tuple[bytes, bytes, int]] = []
+        answers: list[Answer] = []
+        results: object = None
+        rows: Sequence[bytes] | None = None
         for inference in inferences:
             event_id = b"%b-%010x" % (boot, sequence)
+            if inference.plain and inference.failure is None and inference.keep_alive:
+                if inference.results is not results:
+                    results = inference.results
+                    rows = _rows_of(inference)
+                if rows is not None and (stencil := _stencil_of(inference)) is not None:
+                    record, answer = _fill(stencil, inference, rows, event_id, now, stamp, sequence)
+                    records.append((KIND_PREDICTION, record))
+                    answers.append((event_id, answer, 200, True))
+                    sequence += 1
+                    continue
             try:
                 record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
             except Exception as fault:
@@ -337,7 +200,7 @@ class Front:
                 inference.give_up(fault)
                 record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
             records.append((KIND_PREDICTION, record))
-            answers.append((event_id, body, status))
+            answers.append((event_id, body, status, False))
             sequence += 1
         try:
             dropped = spool.dropped
@@ -379,7 +242,15 @@ class Front:
             served.lane.expire(now)
 
     def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
-        served = ServedVersion(model, version, digest=digest, gateway=self.name, cells=self.cells, limits=self._limits)
+        served = ServedVersion(
+            model,
+            version,
+            digest=digest,
+            gateway=self.name,
+            cells=self.cells,
+            limits=self._limits,
+            max_logged_bytes=self._max_tensor_bytes,
+        )
         served.lane = Lane(
             model,
             version,
@@ -446,6 +317,7 @@ class Front:
         inference.parameters = request.parameters
         inference.requested = request.outputs
         inference.fragments = request.fragments
+        inference.plain = request.plain and inference.accepts is None
         seconds = self._timeout_seconds
         if inference.timeout_ms:
             seconds = min(seconds, inference.timeout_ms / 1000)
@@ -513,26 +385,30 @@ class Front:
         )
         return record, body, status
 
-    def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
-        last = served = arm = status = None
-        for inference, (_, _, ended) in zip(inferences, answers, strict=True):
-            if inference.served is not served or inference.choice.arm != arm or ended != status:
-                served, arm, status = inference.served, inference.choice.arm, ended
-                requests, durations = served.requests(arm, status), served.durations(arm)
-            requests.inc()
-            durations.observe(now - inference.arrived)
-            if inference.sent_at:
-                served.queue_seconds.observe(inference.sent_at - inference.queued_at)
+    def _count(self, inferences: Sequence[Inference], answers: Sequence[Answer], *, now: float) -> None:
+        groups: dict[tuple[Arm, int], list[float]] = {}
+        ran: list[Inference] = []
+        for inference, answer in zip(inferences, answers, strict=True):
+            group = (inference.choice.arm, answer[2])
+            if group in groups:
+                groups[group].append(now - inference.arrived)
+            else:
+                groups[group] = [now - inference.arrived]
             if inference.inference_ns:
-                last = inference
-        if last is not None:
-            last.served.inference_seconds.observe(last.inference_ns / 1e9)
-            last.served.batch_rows.observe(last.batch_rows)
-            last.served.tally.add(inferences, now=now, time=time.time())
+                ran.append(inference)
+        if not inferences:
+            return
+        served = inferences[0].served
+        for (arm, status), seconds in groups.items():
+            served.requests(arm, status).inc(len(seconds))
+            served.durations(arm).observe_many(seconds)
+        served.queue_seconds.observe_many([each.sent_at - each.queued_at for each in inferences if each.sent_at])
+        if ran:
+            served.inference_seconds.observe(ran[-1].inference_ns / 1e9)
+            served.batch_rows.observe(ran[-1].batch_rows)
+            served.tally.add(ran, now=now, time=time.time())
 
-    def _refuse(
-        self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], error: SpoolError
-    ) -> None:
+    def _refuse(self, inferences: Sequence[Inference], answers: list[Answer], error: SpoolError) -> None:
         # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
         written = error.written
         self._refused.inc(len(inferences) - written)
@@ -543,32 +419,51 @@ class Front:
             inference.served.requests(inference.choice.arm, 503).inc()
             inference.refuse(LogUnavailable("the prediction could not be logged, so it is not answered"))
 
-    def _release(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]]) -> None:
-        for inference, (event_id, body, status) in zip(inferences, answers, strict=True):
-            inference.release(body, event_id=event_id, status=status)
+    def _release(self, inferences: Sequence[Inference], answers: Sequence[Answer]) -> None:
+        for inference, (event_id, body, status, whole) in zip(inferences, answers, strict=True):
+            if whole:
+                inference.answer = body
+                inference.connection.answered(inference)
+            else:
+                inference.release(body, event_id=event_id, status=status)
 
 
-def path_pin(model: str, value: bytes) -> int:
-    """A version from a path; what is no version cannot be found.
-
-    Raises
-    ------
-    UnknownModel
-    """
-    try:
-        return parse_pin(value)
-    except CallerError:
-        shown = value[:32].decode("latin-1")
-        raise UnknownModel(f"Request for unknown model: '{model}' version {shown} is not found") from None
+def _rows_of(inference: Inference) -> Sequence[bytes] | None:
+    """The elements of each row of the run's output, as JSON; None where no such rows are, or are no plain numbers."""
+    results = inference.results
+    if len(results) != 1 or not results[0].ndim or len(results[0]) != inference.batch_rows:
+        return None
+    return encode_rows(results[0])
 
 
-def parse_pin(value: bytes) -> int:
-    """A version from the `Gateway-Version` header.
+def _stencil_of(inference: Inference) -> Stencil | None:
+    choice, result = inference.choice, inference.results[0]
+    shape = inference.inputs[0].shape
+    return inference.served.stencil(choice, inference.route.weight, shape, (inference.rows, *result.shape[1:]))
 
-    Raises
-    ------
-    CallerError
-    """
-    if not value.isdigit() or len(value) > 9 or value.startswith(b"0"):
-        raise CallerError(f"a version is a positive whole number, got '{value[:32].decode('latin-1')}'")
-    return int(value)
+
+def _fill(
+    stencil: Stencil,
+    inference: Inference,
+    rows: Sequence[bytes],
+    event_id: bytes,
+    now: float,
+    stamp: bytes,
+    sequence: int,
+) -> tuple[bytes, bytes]:
+    """Record and answer of a plain request; `rows` are the elements of each row of its run's output."""
+    first, count = inference.row, inference.rows
+    flat = rows[first] if count == 1 else b",".join(rows[first : first + count])
+    key = inference.key
+    record = stencil.record % (
+        event_id,
+        stamp,
+        sequence,
+        (inference.sent_at - inference.queued_at) * 1e6,
+        inference.inference_ns // 1000,
+        (now - inference.arrived) * 1e6,
+        inference.fragments[0],
+        flat,
+        b"" if key is None else b',"key":"%b"' % hash_key(key).encode(),
+    )
+    return record, stencil.answer % (event_id, stencil.answer_bytes + len(flat), event_id, flat)

@@ -11,7 +11,7 @@ import re
 
 from gateway.protocol.compression import accepted_encoding, content_encoding
 from gateway.protocol.errors import CallerError, EncodingNotSupported
-from gateway.serving.front import Inference, parse_pin
+from gateway.serving.inference import Inference, parse_pin
 
 __all__ = (
     "METHODS",

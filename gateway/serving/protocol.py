@@ -31,7 +31,7 @@ from uvicorn.server import ServerState
 from gateway.protocol.errors import BodyTooLarge, GatewayError, Overloaded
 from gateway.serving.answers import error_answer, status_of
 from gateway.serving.bodies import LARGE_BODY_BYTES, HeldBody
-from gateway.serving.front import Front, Inference, path_pin
+from gateway.serving.front import Front
 from gateway.serving.head import (
     METHODS,
     READ,
@@ -44,6 +44,7 @@ from gateway.serving.head import (
     size_of,
     without_upgrade,
 )
+from gateway.serving.inference import Inference, path_pin
 
 __all__ = ("GatewayProtocol", "read_gateway_header")
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gateway.engine.lane import Lane
 from gateway.engine.wire import Hello
 from gateway.events.records import Arm
-from gateway.protocol.datatypes import Signature, TensorSpec
+from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
 from gateway.protocol.limits import Limits
+from gateway.routing.table import Choice
 from gateway.serving.answers import outcome_of
 from gateway.serving.records import prediction_head
+from gateway.serving.stencil import Stencil, make_stencil
 from gateway.serving.tally import RunTally
 from gateway.telemetry.cells import CellFile, Counter, Histogram
 
 __all__ = ("ServedVersion",)
+
+
+MAX_STENCILS = 256
 
 
 class ServedVersion:
@@ -25,7 +31,17 @@ class ServedVersion:
     `decoder` and `signature` are None until its engine has been reached for the first time.
     """
 
-    def __init__(self, model: str, version: int, *, digest: str, gateway: str, cells: CellFile, limits: Limits) -> None:
+    def __init__(
+        self,
+        model: str,
+        version: int,
+        *,
+        digest: str,
+        gateway: str,
+        cells: CellFile,
+        limits: Limits,
+        max_logged_bytes: int,
+    ) -> None:
         self.model = model
         self.version = version
         self.digest = digest
@@ -45,7 +61,9 @@ class ServedVersion:
         self._gateway = gateway
         self._cells = cells
         self._limits = limits
+        self._max_logged_bytes = max_logged_bytes
         self._record_heads: dict[tuple[Arm, float, str], bytes] = {}
+        self._stencils: dict[tuple[Arm, float, str, tuple[int, ...], tuple[int, ...]], Stencil | None] = {}
         self._requests: dict[tuple[str, int], Counter] = {}
         self._durations: dict[str, Histogram] = {}
         labels = {"model": model, "version": str(version)}
@@ -71,6 +89,7 @@ class ServedVersion:
         }
         self.sample = hello.sample
         self.input_heads = tuple(tensor_head(spec) for spec in inputs)
+        self._stencils.clear()
         self.labels = hello.labels
         self.omitted = hello.omitted
         self.decoder = RequestDecoder(self.model, hello.signature, batchable=hello.batchable, limits=self._limits)
@@ -97,6 +116,19 @@ class ServedVersion:
             )
         return head
 
+    def stencil(
+        self, choice: Choice, weight: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> Stencil | None:
+        """What plain requests of these shapes have in common; None when they are not logged as they are."""
+        key = (choice.arm, weight, choice.reason, input_shape, output_shape)
+        try:
+            return self._stencils[key]
+        except KeyError:
+            if len(self._stencils) > MAX_STENCILS:
+                self._stencils.clear()
+            stencil = self._stencils[key] = self._make_stencil(choice, weight, input_shape, output_shape)
+            return stencil
+
     def requests(self, arm: str, status: int) -> Counter:
         """The counter of requests on one arm that ended with this status."""
         counter = self._requests.get((arm, status))
@@ -116,6 +148,24 @@ class ServedVersion:
             )
         return histogram
 
+    def _make_stencil(
+        self, choice: Choice, weight: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> Stencil | None:
+        if self.signature is None or self.redacted or self.redacted_columns or self.sample < 1:
+            return None
+        for spec, shape in ((self.signature.inputs[0], input_shape), (self.signature.outputs[0], output_shape)):
+            if NUMPY_OF[spec.datatype].itemsize * math.prod(shape) > self._max_logged_bytes:
+                return None
+        return make_stencil(
+            self.record_head(choice.arm, weight, choice.reason),
+            rows=input_shape[0],
+            input_head=_with_shape(self.input_heads[0], input_shape),
+            output_head=_with_shape(self.output_heads[0], output_shape),
+            answer_head=self.answer_head,
+            version=self.label,
+            arm=choice.arm.encode(),
+        )
+
     def metadata(self, versions: list[str]) -> dict[str, Any]:
         """The V2 model metadata."""
         signature = self.signature or Signature((), ())
@@ -129,3 +179,7 @@ class ServedVersion:
         if self.omitted:
             metadata["omitted_outputs"] = [{"name": name, "type": kind} for name, kind in self.omitted.items()]
         return metadata
+
+
+def _with_shape(head: bytes, shape: tuple[int, ...]) -> bytes:
+    return b"%b%b]" % (head, b",".join([b"%d" % axis for axis in shape]))

@@ -20,7 +20,8 @@ from gateway.protocol.extensions import EXTENSIONS
 from gateway.serving.answers import status_of
 from gateway.serving.endpoints import Endpoint, routes, with_version
 from gateway.serving.feedback import read_feedback
-from gateway.serving.front import Front, path_pin
+from gateway.serving.front import Front
+from gateway.serving.inference import path_pin
 from gateway.serving.logging_settings import LOGGING, keep_logging
 from gateway.serving.model_config import model_config
 from gateway.serving.openapi import describe, describe_model

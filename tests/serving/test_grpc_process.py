@@ -79,6 +79,7 @@ def test_without_the_extra_the_gateway_serves_http_and_says_how_to_get_grpc(tmp_
 
 def test_bytes_that_are_no_http2_end_their_connection_and_write_no_log(tmp_path: Path) -> None:
     with running_gateway(tmp_path) as gateway:
+        eventually(lambda: "gateway: ready" in gateway.output.read_text())
         before = gateway.output.read_text()
         for content in (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 64):
             with socket.create_connection(("127.0.0.1", gateway.grpc_port), timeout=20) as connection:

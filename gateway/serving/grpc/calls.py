@@ -16,10 +16,11 @@ from google.protobuf.json_format import ParseDict
 from gateway import __version__
 from gateway.engine.wire import Hello
 from gateway.protocol.errors import EngineUnavailable, UnknownModel
-from gateway.serving.front import Front, path_pin
+from gateway.serving.front import Front
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.inference import shown_name
 from gateway.serving.grpc.methods import Call, Context
+from gateway.serving.inference import path_pin
 from gateway.serving.logging_settings import LOGGING, keep_logging
 from gateway.serving.model_config import model_config
 from gateway.serving.repository_calls import RepositoryCalls, authorize

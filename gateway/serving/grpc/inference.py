@@ -9,10 +9,10 @@ from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import GatewayError
 from gateway.protocol.request import InferRequest
-from gateway.serving.front import Connection, Inference, path_pin
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.requests import read_request
 from gateway.serving.grpc.tensors import put_outputs
+from gateway.serving.inference import Connection, Inference, path_pin
 from gateway.serving.protocol import read_gateway_header
 
 __all__ = ("GrpcInference", "shown_name")

@@ -1,0 +1,195 @@
+"""One inference request, from its head to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from gateway.engine.lane import Job
+from gateway.protocol.classification import classify
+from gateway.protocol.datatypes import TensorSpec
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.encode import encode_string, encode_tensor, encode_tensor_in_binary, tensor_head
+from gateway.protocol.errors import CallerError, GatewayError, ModelFailed, UnknownModel
+from gateway.protocol.request import InferRequest, RequestedOutput
+from gateway.routing.table import Choice, Route
+from gateway.serving.answers import error_answer, infer_answer, status_of
+from gateway.serving.bodies import HeldBody
+from gateway.serving.version import ServedVersion
+
+__all__ = ("Connection", "Inference", "parse_pin", "path_pin")
+
+
+class Connection(Protocol):
+    """Where an answer goes."""
+
+    def answered(self, inference: Inference) -> None:
+        """`inference.answer` is ready."""
+
+
+class Inference(Job):
+    """One inference request, from its head to its answer: in JSON and binary, over HTTP.
+
+    Another protocol overrides what reads the request and what writes its answer: `read`, `body_of`, `release` and
+    `refuse`.
+    """
+
+    __slots__ = (
+        "accepts",
+        "answer",
+        "arrived",
+        "blocks",
+        "body",
+        "choice",
+        "connection",
+        "encoding",
+        "fragments",
+        "held_body",
+        "json_length",
+        "keep_alive",
+        "key",
+        "model",
+        "parameters",
+        "pinned",
+        "plain",
+        "refused",
+        "request_id",
+        "requested",
+        "route",
+        "served",
+        "timeout_ms",
+    )
+
+    def __init__(self, connection: Connection, model: str, *, pinned: int | None) -> None:
+        super().__init__()
+        self.connection = connection
+        self.model = model
+        self.pinned = pinned
+        self.key: str | None = None
+        self.timeout_ms = 0
+        self.keep_alive = True
+        self.body: list[bytes] = []
+        self.json_length: int | None = None
+        self.encoding: str | None = None
+        self.accepts: str | None = None
+        self.blocks: Sequence[bytes | memoryview] = ()
+        self.refused: GatewayError | None = None
+        self.answer = b""
+        self.arrived = 0.0
+        self.request_id: str | None = None
+        self.parameters: dict[str, Any] = {}
+        self.requested: tuple[RequestedOutput, ...] | None = None
+        self.fragments: list[bytes | None] = []
+        self.plain = False
+        self.held_body: HeldBody  # there for a large body only
+        self.served: ServedVersion
+        self.route: Route
+        self.choice: Choice
+
+    def again(self) -> Inference:
+        """Another inference with the same head."""
+        other = Inference(self.connection, self.model, pinned=self.pinned)
+        other.key = self.key
+        other.timeout_ms = self.timeout_ms
+        other.json_length = self.json_length
+        other.encoding = self.encoding
+        other.accepts = self.accepts
+        return other
+
+    def read(self, decoder: RequestDecoder) -> InferRequest:
+        """The request, for the version it was routed to; asked for once.
+
+        Raises
+        ------
+        CallerError
+        """
+        pieces, self.body = self.body, []
+        return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces), self.json_length)
+
+    def said(self) -> Sequence[int] | None:
+        """Positions of the outputs that `body_of` wants as flat JSON arrays; None for all of them."""
+        if self.requested is None:
+            return None
+        return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
+
+    def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
+        """The body of the answer to a finished inference; `flats` are its outputs as flat JSON arrays, where said."""
+        served = self.served
+        if self.requested is None:
+            tensors: Iterable[bytes] = map(encode_tensor, served.output_heads, self.outputs, flats)
+        else:
+            tensors, self.blocks = self._requested(flats)
+        return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
+            served.answer_head,
+            b"" if self.request_id is None else b'"id":%b,' % encode_string(self.request_id),
+            event_id,
+            b",".join(tensors),
+        )
+
+    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
+        """Answer with what the log holds now; `failure` tells why when `status` is no success."""
+        self.answer = infer_answer(
+            body,
+            prediction_id=event_id,
+            version=self.served.label,
+            arm=self.choice.arm.encode(),
+            keep_alive=self.keep_alive,
+            status=status,
+            blocks=self.blocks,
+            encoding=self.accepts,
+        )
+        self.connection.answered(self)
+
+    def give_up(self, fault: Exception) -> None:
+        """Keep nothing of a request or answer that cannot be written down."""
+        name = type(fault).__name__
+        self.failure = ModelFailed(f"the answer of model '{self.model}' cannot be written down ({name})")
+        self.inputs, self.results, self.parameters, self.request_id = [], [], {}, None
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error that stands in no record."""
+        self.answer = error_answer(status_of(error), str(error), keep_alive=self.keep_alive)
+        self.connection.answered(self)
+
+    def _requested(self, flats: Sequence[bytes | None]) -> tuple[list[bytes], list[bytes | memoryview]]:
+        served, tensors, blocks = self.served, [], []
+        for asked in self.requested or ():
+            position = asked.position
+            head, output, flat = served.output_heads[position], self.outputs[position], flats[position]
+            if asked.classes:
+                spec = served.output_specs[position]
+                head, flat = tensor_head(TensorSpec(spec.name, "BYTES", spec.shape)), None
+                output = classify(output, asked.classes, spec=spec, labels=served.labels.get(spec.name, ()))
+            if asked.binary:
+                tensor, block = encode_tensor_in_binary(head, output)
+                blocks.append(block)
+            else:
+                tensor = encode_tensor(head, output, flat)
+            tensors.append(tensor)
+        return tensors, blocks
+
+
+def path_pin(model: str, value: bytes) -> int:
+    """A version from a path; what is no version cannot be found.
+
+    Raises
+    ------
+    UnknownModel
+    """
+    try:
+        return parse_pin(value)
+    except CallerError:
+        shown = value[:32].decode("latin-1")
+        raise UnknownModel(f"Request for unknown model: '{model}' version {shown} is not found") from None
+
+
+def parse_pin(value: bytes) -> int:
+    """A version from the `Gateway-Version` header.
+
+    Raises
+    ------
+    CallerError
+    """
+    if not value.isdigit() or len(value) > 9 or value.startswith(b"0"):
+        raise CallerError(f"a version is a positive whole number, got '{value[:32].decode('latin-1')}'")
+    return int(value)
