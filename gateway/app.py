@@ -102,6 +102,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     from uvicorn import Config
 
     from gateway.control.store import Store
+    from gateway.predictions.commit import GroupCommit
     from gateway.predictions.spool import SpoolWriter
     from gateway.serving.follower import Follower, RouteTable
     from gateway.serving.front import Front
@@ -110,13 +111,21 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     from gateway.serving.web import create_web
 
     loop = asyncio.get_running_loop()
-    spool = SpoolWriter(settings.spool_dir / f"front-{slot}", slot=slot, settings=settings.spool)
+    stream = settings.spool_dir / f"front-{slot}"
+    spool = SpoolWriter(stream, slot=slot, settings=settings.spool, deferred=settings.spool.fsync != "never")
+    if spool.cut:
+        log.warn(f"cut {spool.cut} bytes off the end of {stream}: a record that was never finished")
+    commit = None
+    if settings.spool.fsync != "never":
+        seconds, waiting = settings.spool.fsync_interval_seconds, settings.spool.max_waiting_answers
+        commit = GroupCommit(spool, loop=loop, max_waiting=waiting, every_seconds=seconds)
     front = Front(
         settings,
         name=gateway_name(settings),
         spool=spool,
         cells=cells,
         sockets=lambda model, version: engine_paths(settings.run_dir, model, version).socket,
+        commit=commit if settings.spool.fsync == "always" else None,
     )
 
     def apply(table: RouteTable) -> None:
@@ -175,6 +184,8 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         follower.stop()
         for served in front.versions.values():
             served.lane.close()
+        if commit is not None:
+            await commit.close()
         spool.close()
         log.note("drained")
 

@@ -113,7 +113,12 @@ class SpoolSettings(_Section):
     max_bytes: int = Field(4 * 2**30, ge=2**20, description="Size of the whole spool.")
     max_age_hours: float = Field(24.0 * 7, gt=0, description="Older segments are removed (after shipping, with Kafka).")
     fsync: Literal["always", "interval", "never"] = Field("never", description="kill -9 loses nothing in any mode.")
-    fsync_interval_seconds: float = Field(1.0, gt=0)
+    fsync_interval_seconds: float = Field(
+        1.0, gt=0, description='Between two syncs with "interval"; a disk that refused is tried again so often.'
+    )
+    max_waiting_answers: int = Field(
+        4096, ge=1, description='Answers of one front that may wait for the disk with fsync = "always"; then 503.'
+    )
     full: Literal["block", "drop"] = Field("block", description="When no space is left: refuse predictions, or drop.")
 
 

@@ -30,6 +30,7 @@ __all__ = (
     "segment_name",
     "spool_size",
     "split_name",
+    "whole_bytes",
 )
 
 HEADER_BYTES = 17
@@ -41,6 +42,7 @@ MAX_PAYLOAD_BYTES = 64 * 2**20
 LOCK_NAME = "writer.lock"
 
 _SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
+_BLOCK_BYTES = 2**20
 _HEADER = struct.Struct("<IIQB")
 _CHECKED_FROM = RECORD_HEAD.size
 
@@ -99,6 +101,23 @@ def end_of_records(path: Path) -> int:
             break
         offset = after
     return offset
+
+
+def whole_bytes(file: int) -> int | None:
+    """Return the offset after the last record of a segment when all up to there check; None when one does not.
+
+    Zeros are what a file holds where its blocks were never written, and no record.
+    """
+    offset, asked = 0, _BLOCK_BYTES
+    while True:
+        block = os.pread(file, asked, offset)
+        found = scan(block, "")
+        offset += found.end
+        if found.damaged:
+            return offset if not any(block[found.end :]) and len(block) < asked else None
+        if not found.records and (len(block) < asked or found.needed <= asked):
+            return offset
+        asked = max(_BLOCK_BYTES, found.needed)
 
 
 def segment_name(boot: str, sequence: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from google_crc32c import value as crc32c
 
+from gateway.predictions.disk import Disk, LocalDisk, SyncDebt
 from gateway.predictions.segments import (
     HEADER_BYTES,
     LOCK_NAME,
@@ -24,6 +25,7 @@ from gateway.predictions.segments import (
     segment_name,
     split_name,
     spool_size,
+    whole_bytes,
 )
 from gateway.settings import SpoolSettings
 
@@ -37,6 +39,7 @@ _MIN_SEGMENT_BYTES = 4096
 # A stream that writes little closes its segment after this time, so that retention by age can remove it.
 _SEGMENT_SECONDS = 3600.0
 _PROBE_BYTES = 4096
+_PROBE_NAME = "probe"
 
 
 class SpoolError(Exception):
@@ -69,6 +72,9 @@ class SpoolWriter:
         Seconds since 1970.
     reserve_bytes : int, optional
         Bytes this writer leaves free below `settings.max_bytes` and on the disk; the default is `reserve_of`.
+    deferred : bool
+        Nothing is brought to the disk here: whoever asked for it does so with `take_debt` and `settle`, in a thread.
+    disk : Disk, optional
 
     Raises
     ------
@@ -84,6 +90,8 @@ class SpoolWriter:
         settings: SpoolSettings,
         clock: Callable[[], float] = time.time,
         reserve_bytes: int | None = None,
+        deferred: bool = False,
+        disk: Disk | None = None,
     ) -> None:
         if not 0 <= slot <= 255:
             raise ValueError(f"slot is {slot}; expected 0 to 255")
@@ -93,8 +101,11 @@ class SpoolWriter:
         self.full = False
         self.dropped = 0
         self.unsynced = 0
+        self.cut = 0
         self._clock = clock
+        self._disk = disk or LocalDisk()
         self._fsync = settings.fsync
+        self._deferred = deferred
         self._fsync_interval = settings.fsync_interval_seconds
         self._drop = settings.full == "drop"
         self._max_bytes = settings.max_bytes
@@ -106,11 +117,15 @@ class SpoolWriter:
         self._file = _NO_FILE
         self._path = directory
         self._dirty = False
+        self.unsure = False
+        self._retired: list[int] = []
+        self._renamed: list[Path] = []
         self._synced_at = clock()
         self._begun_at = clock()
         self._lock = self._take_lock()
         try:
             self.boot = self._next_boot(slot)
+            self.cut = self._cut_torn_tail()
             self._look_for_room()
         except OSError as error:
             os.close(self._lock)
@@ -154,7 +169,7 @@ class SpoolWriter:
                 self._begin_segment()
             if size > self._room:
                 raise SpoolFull(f"the spool has reached its limit of {self._max_bytes} bytes")
-            done = os.write(self._file, frame)
+            done = self._disk.write(self._file, frame)
             if done != size:
                 self._write_rest(frame, done)
         except (OSError, SpoolError) as error:
@@ -164,8 +179,8 @@ class SpoolWriter:
         self.size_bytes += size
         self._room -= size
         self._dirty = True
-        self.full = False
-        if self._fsync == "always":
+        self.full = self.unsure
+        if self._fsync == "always" and not self._deferred:
             self._sync_batch(len(records))
 
     def tick(self) -> None:
@@ -181,9 +196,9 @@ class SpoolWriter:
             if self.size_bytes and (self.full or not 0 <= now - self._begun_at <= _SEGMENT_SECONDS):
                 self._begin_segment()
             if self.full and self._room > _PROBE_BYTES:
-                self._probe()
-                self.full = False
-            if self._fsync == "interval" and self._dirty and not 0 <= now - self._synced_at < self._fsync_interval:
+                os.close(self._probe())
+                self.full = self.unsure
+            if not self._deferred and (self.unsure or self._fsync == "interval" and self._is_sync_due(now)):
                 self.sync()
         except (OSError, SpoolError):
             self.full = True
@@ -196,30 +211,72 @@ class SpoolWriter:
         SpoolError
             When the disk refused; what was written since the last call may not survive a power loss.
         """
-        if self._file == _NO_FILE:
-            return
-        self._synced_at = self._clock()
+        error = None
         try:
-            os.fdatasync(self._file)
-        except OSError as error:
-            # After a failed sync the kernel calls the pages clean: a second sync of this file would prove nothing.
-            self._abandon_segment()
-            raise _translated(error, self.directory) from None
+            self.take_debt().pay(self._disk)
+        except OSError as fault:
+            error = fault
+        failure = self.settle(error)
+        if failure is not None:
+            raise failure
+
+    @property
+    def owes(self) -> bool:
+        """Whether something has been written that a power loss may take, and shall not (`fsync` is not "never")."""
+        return self._fsync != "never" and (self._dirty or bool(self._retired) or bool(self._renamed))
+
+    def take_debt(self) -> SyncDebt:
+        """Take over what is not on the disk yet; the next debt is taken only when this one is settled.
+
+        A disk that refused before is tried with a file beside the log, so that it shows when it takes anything again.
+
+        Raises
+        ------
+        OSError
+            To be settled as if the disk had refused.
+        """
+        self._synced_at = self._clock()
+        last = []
+        if self._dirty:
+            last.append(os.dup(self._file))
+        elif self.unsure:
+            last.append(self._probe())
+        debt = SyncDebt((*self._retired, *last), tuple(self._renamed))
+        self._retired, self._renamed, self._dirty = [], [], False
+        return debt
+
+    def settle(self, error: OSError | None) -> SpoolError | None:
+        """Take note of how a debt was paid; returns what to tell those who waited, and who wait by now.
+
+        After a failure nothing written so far can be relied on, and the next record begins another file.
+        """
+        if error is None:
+            if self.unsure:
+                self.unsure = self.full = False
+            return None
+        self.unsure = self.full = True
         self._dirty = False
+        self._leave_segment()
+        for file in self._retired:
+            os.close(file)
+        self._retired = []
+        return _translated(error, self.directory)
 
     def close(self) -> None:
         """Close the segment and let go of the lock. A second call does nothing."""
         if self._lock == _NO_FILE:
             return
         try:
-            self._end_segment()
+            if self.owes:
+                self.sync()
+            self._leave_segment()
         finally:
             os.close(self._lock)
             self._lock = _NO_FILE
 
     def _take_lock(self) -> int:
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_folder()
             lock = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _translated(error, self.directory) from None
@@ -245,11 +302,34 @@ class SpoolWriter:
             os.pwrite(self._lock, boot.encode("ascii"), 0)
         return boot
 
+    def _make_folder(self) -> None:
+        if not self.directory.is_dir():
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._fsync != "never":
+                self._renamed += [self.directory.parent, self.directory.parent.parent]
+
+    def _cut_torn_tail(self) -> int:
+        """Cut what a killed writer left unfinished off the last segment; returns its bytes.
+
+        A record that is whole and does not check stays, and so does all behind it: its readers shall tell.
+        """
+        for name in list_segments(self.directory)[-1:]:
+            file = os.open(self.directory / name, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                size = os.fstat(file).st_size
+                whole = whole_bytes(file)
+                if whole is not None and whole < size:
+                    self._disk.cut(file, whole)
+                    return size - whole
+            finally:
+                os.close(file)
+        return 0
+
     def _look_for_room(self) -> None:
         """Count the spool and the free disk; see whether the open segment is still there."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         if self._file != _NO_FILE and not self._path.exists():
-            self._abandon_segment()
+            self._leave_segment()
         disk = os.statvfs(self.directory)
         used = spool_size(self.directory.parent)
         self._room = min(self._max_bytes - used, disk.f_bavail * disk.f_frsize) - self._reserve
@@ -257,40 +337,44 @@ class SpoolWriter:
     def _begin_segment(self) -> None:
         if self._lock == _NO_FILE:
             raise SpoolError(f"the writer of {self.directory} is closed")
-        self._end_segment()
+        self._leave_segment()
         self._look_for_room()
         path = self.directory / segment_name(self.boot, self.next_sequence)
         # A file of this name exists only when nothing whole could be written to it before.
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._file, self._path, self.size_bytes = file, path, 0
+        self._file, self._path = self._disk.begin(path), path
         self._begun_at = self._clock()
         if self._fsync != "never":
-            _sync_folder(self.directory)
+            self._renamed.append(self.directory)
 
-    def _end_segment(self) -> None:
-        if self._file == _NO_FILE:
-            return
-        if self._fsync != "never" and self._dirty:
-            self.sync()
-        self._abandon_segment()
-
-    def _abandon_segment(self) -> None:
+    def _leave_segment(self) -> None:
+        """Write no more to the open segment; what it owes to the disk is kept for the next debt."""
         file, self._file = self._file, _NO_FILE
         self.size_bytes = 0
-        self._dirty = False
-        if file != _NO_FILE:
+        if file == _NO_FILE:
+            return
+        if self._dirty and self._fsync != "never":
+            self._retired.append(file)
+        else:
             os.close(file)
+        self._dirty = False
 
-    def _probe(self) -> None:
-        """Write and take back a few bytes beside the log, to learn whether the disk takes any."""
-        os.pwrite(self._lock, bytes(_PROBE_BYTES), _PROBE_BYTES)
-        os.ftruncate(self._lock, _PROBE_BYTES)
+    def _probe(self) -> int:
+        """Write a few bytes beside the log, to learn whether the disk takes any; returns their file, without a name."""
+        path = self.directory / _PROBE_NAME
+        file = self._disk.begin(path)
+        try:
+            path.unlink(missing_ok=True)
+            self._disk.write(file, bytes(_PROBE_BYTES))
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
     def _write_rest(self, frame: bytes, done: int) -> None:
         """Go on after a short write; when the disk refuses, cut the file back to the last whole record."""
         try:
             while done < len(frame):
-                done += os.write(self._file, frame[done:])
+                done += self._disk.write(self._file, frame[done:])
         except OSError:
             count, whole = _whole_records(frame, done)
             self.next_sequence += count
@@ -298,23 +382,29 @@ class SpoolWriter:
             self._room -= whole
             self._dirty = True
             try:
-                os.ftruncate(self._file, self.size_bytes)
+                self._disk.cut(self._file, self.size_bytes)
             except OSError:
                 # Readers pass over a torn record at the end of a segment that is not the last.
-                self._abandon_segment()
+                self._leave_segment()
             raise
 
     def _refuse(self, error: OSError | SpoolError, records: Sequence[tuple[int, bytes]], end: int) -> None:
         self.full = True
         refused = end - self.next_sequence
         if isinstance(error, OSError) and error.errno not in _NO_SPACE:
-            self._abandon_segment()
+            self._leave_segment()
+        written = len(records) - refused
+        if written and self._fsync == "always" and not self._deferred:
+            self._sync_batch(written)
         if not self._drop:
             failure = _translated(error, self.directory) if isinstance(error, OSError) else error
-            failure.written = len(records) - refused
+            failure.written = written
             raise failure from None
         self.dropped += refused
         self.next_sequence = end
+
+    def _is_sync_due(self, now: float) -> bool:
+        return self.owes and not 0 <= now - self._synced_at < self._fsync_interval
 
     def _sync_batch(self, count: int) -> None:
         try:
@@ -347,11 +437,3 @@ def _whole_records(frame: bytes, written: int) -> tuple[int, int]:
             break
         count, used = count + 1, after
     return count, used
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from gateway.engine.lane import Lane
 from gateway.events.records import KIND_PREDICTION, Arm
+from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
 from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat, encode_rows, encode_string
@@ -54,6 +56,8 @@ class Front:
         This front's metrics.
     sockets : callable
         (model, version) to the path of the engine's socket.
+    commit : GroupCommit, optional
+        Of the spool, where an answer leaves only when its record would survive a power loss.
     """
 
     def __init__(
@@ -65,10 +69,12 @@ class Front:
         cells: CellFile,
         sockets: Callable[[str, int], Path],
         draw: Callable[[], float] = random.random,
+        commit: GroupCommit | None = None,
     ) -> None:
         self.settings = settings
         self.name = name
         self.spool = spool
+        self.commit = commit
         self.cells = cells
         self.bodies = BodyRoom(settings.limits.max_held_body_bytes)
         self.draining = False
@@ -84,6 +90,7 @@ class Front:
         self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
         self._refused = cells.counter("gateway_log_events_total", {"state": "refused"})
         self._sampled_out = cells.counter("gateway_log_events_total", {"state": "sampled_out"})
+        self._unsynced = cells.counter("gateway_log_events_total", {"state": "unsynced"})
         self._limits = msgspec.convert(settings.limits, Limits, from_attributes=True)
         self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
@@ -163,6 +170,9 @@ class Front:
         except GatewayError as error:
             inference.refuse(error)
             return
+        if self.commit is not None and self.commit.full:
+            self._refuse([inference], "the disk of the prediction log does not keep up")
+            return
         try:
             self._admit(inference)
             inference.served.lane.submit(inference)
@@ -202,18 +212,23 @@ class Front:
             records.append((KIND_PREDICTION, record))
             answers.append((event_id, body, status, False))
             sequence += 1
+        dropped = spool.dropped
         try:
-            dropped = spool.dropped
             spool.append(records)
         except SpoolError as error:
-            self._count_spooled(inferences[0].served, records[: error.written])
-            self._refuse(inferences, answers, error)
-            return
+            # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
+            written = error.written
+            self._refuse(inferences[written:])
+            inferences, records, answers = inferences[:written], records[:written], answers[:written]
+            if not written:
+                return
         dropped = spool.dropped - dropped
         self._count_spooled(inferences[0].served, records[: len(records) - dropped])
         self._dropped.inc(dropped)
-        self._count(inferences, answers, now=now)
-        self._release(inferences, answers)
+        if self.commit is None:
+            self._release(inferences, answers, now)
+        else:
+            self.commit.after(partial(self._committed, inferences, answers), records=len(inferences))
 
     def _count_spooled(self, served: ServedVersion, records: Sequence[tuple[int, bytes]]) -> None:
         self._spooled.inc(len(records))
@@ -228,6 +243,11 @@ class Front:
     def count_dropped(self, events: int) -> None:
         """Count events that a full log has dropped."""
         self._dropped.inc(events)
+
+    def count_unsynced(self, events: int) -> bool:
+        """Count events in the log that a power loss may take, as the disk refused; whether to refuse their senders."""
+        self._unsynced.inc(events)
+        return self.settings.spool.full == "block"
 
     def tick(self, now: float) -> None:
         """Expire what is late; call it several times a second with `time.perf_counter()`."""
@@ -408,18 +428,26 @@ class Front:
             served.batch_rows.observe(ran[-1].batch_rows)
             served.tally.add(ran, now=now, time=time.time())
 
-    def _refuse(self, inferences: Sequence[Inference], answers: list[Answer], error: SpoolError) -> None:
-        # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
-        written = error.written
-        self._refused.inc(len(inferences) - written)
-        now = time.perf_counter()
-        self._count(inferences[:written], answers[:written], now=now)
-        self._release(inferences[:written], answers[:written])
-        for inference in inferences[written:]:
-            inference.served.requests(inference.choice.arm, 503).inc()
-            inference.refuse(LogUnavailable("the prediction could not be logged, so it is not answered"))
+    def _committed(self, inferences: Sequence[Inference], answers: Sequence[Answer], error: SpoolError | None) -> None:
+        if error is not None and self.count_unsynced(len(inferences)):
+            for inference in inferences:
+                inference.served.requests(inference.choice.arm, 503).inc()
+                inference.refuse(LogUnavailable("the prediction may not survive in the log, so it is not answered"))
+        else:
+            self._release(inferences, answers, time.perf_counter())
 
-    def _release(self, inferences: Sequence[Inference], answers: Sequence[Answer]) -> None:
+    def _refuse(
+        self,
+        inferences: Sequence[Inference],
+        why: str = "the prediction could not be logged, so it is not answered",
+    ) -> None:
+        self._refused.inc(len(inferences))
+        for inference in inferences:
+            inference.served.requests(inference.choice.arm, 503).inc()
+            inference.refuse(LogUnavailable(why))
+
+    def _release(self, inferences: Sequence[Inference], answers: Sequence[Answer], now: float) -> None:
+        self._count(inferences, answers, now=now)
         for inference, (event_id, body, status, whole) in zip(inferences, answers, strict=True):
             if whole:
                 inference.answer = body

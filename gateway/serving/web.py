@@ -259,7 +259,18 @@ class _Web:
             front.count_feedback(model, len(records) - lost)
             raise LogUnavailable("the log is full and drops what comes, so the feedback was not kept")
         front.count_feedback(model, len(records))
+        await self._until_durable(len(records))
         return _json({"accepted": len(records)})
+
+    async def _until_durable(self, records: int) -> None:
+        front = self._front
+        if front.commit is None:
+            return
+        try:
+            await front.commit.durable()
+        except SpoolError:
+            if front.count_unsynced(records):
+                raise LogUnavailable("the feedback may not survive in the log; send it again later") from None
 
     async def index(self, request: Request) -> Response:
         return _json(await self._calls.index(await request.body(), repository=_repository(request)))

@@ -60,7 +60,7 @@ class Metric:
 _ARMS = ("stable", "canary", "shadow", "pinned")
 _OUTCOMES = ("ok", "client_error", "model_error", "unavailable", "timeout")
 _FEEDBACK_STATES = ("received", "joined", "repeated", "unmatched")
-_EVENT_STATES = ("spooled", "sampled_out", "shipped", "dropped", "refused", "dead_letter")
+_EVENT_STATES = ("spooled", "sampled_out", "shipped", "dropped", "refused", "unsynced", "dead_letter")
 _DECISIONS = (
     "version_approved",
     "version_rejected",
@@ -226,7 +226,8 @@ CATALOG: Mapping[str, Metric] = _table(
             "gateway_log_events_total",
             "counter",
             "Events of the log: written to the spool, of these without their tensors, acknowledged by Kafka, "
-            "dropped as the spool was full, refused with their requests for the same reason, set aside.",
+            "dropped as the spool was full, refused with their requests for the same reason, "
+            "written while the disk refused to sync, set aside.",
             ("state",),
             {"state": _EVENT_STATES},
             filled={"state": _EVENT_STATES},

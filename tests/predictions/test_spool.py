@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.events.addresses import format_id
+from gateway.predictions.disk import FakeDisk, Fault
 from gateway.predictions.lookup import find
 from gateway.predictions.reader import LogRecord, SpoolReader
 from gateway.predictions.segments import HEADER_BYTES, list_segments, split_name
@@ -24,8 +25,13 @@ SMALL = SpoolSettings(segment_bytes=4096)
 PAYLOADS = st.lists(st.tuples(st.integers(1, 3), st.binary(max_size=300)), min_size=1, max_size=8)
 
 
-def writer_in(folder: Path, **changes: object) -> SpoolWriter:
-    return SpoolWriter(folder / "front-0", slot=0, settings=SpoolSettings(**{"segment_bytes": 4096} | changes))
+def writer_in(folder: Path, *, disk: FakeDisk | None = None, **changes: object) -> SpoolWriter:
+    settings = SpoolSettings(**{"segment_bytes": 4096} | changes)
+    return SpoolWriter(folder / "front-0", slot=0, settings=settings, disk=disk)
+
+
+def next_step(disk: FakeDisk, error: int, *, taken: int = 0, steps: int = 1) -> Fault:
+    return Fault(disk.steps + 1, error, taken=taken, steps=steps)
 
 
 def read_everything(folder: Path) -> list[LogRecord]:
@@ -49,14 +55,13 @@ def test_records_come_back_in_order_with_kind_boot_sequence_and_bytes(tmp_path: 
     ]
 
 
-def test_a_batch_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = writer_in(tmp_path)
+def test_a_batch_is_one_write(tmp_path: Path) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk)
     writer.append([(1, b"first opens the segment")])
-    sizes = []
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda file, frame: sizes.append(len(frame)) or write(file, frame))
+    before = disk.steps
     writer.append([(1, b"abc"), (1, b"defg")])
-    assert sizes == [2 * HEADER_BYTES + 7]
+    assert disk.steps == before + 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +113,38 @@ def test_a_file_cut_at_any_byte_gives_every_record_before_the_cut(tmp_path: Path
         reader.close()
 
 
-def test_a_torn_tail_of_an_older_life_is_passed_over_and_counted(tmp_path: Path) -> None:
+def test_the_torn_tail_of_the_life_before_is_cut_and_told(tmp_path: Path) -> None:
+    for tail in (b"\x05", b"\x09\0\0\0half a header", bytes(2000)):
+        writer = writer_in(tmp_path)
+        assert writer.cut == 0
+        writer.append([(1, b"kept")])
+        writer.close()
+        last = tmp_path / "front-0" / list_segments(tmp_path / "front-0")[-1]
+        with last.open("ab") as file:
+            file.write(tail)
+        second = writer_in(tmp_path)
+        assert second.cut == len(tail)
+        second.close()
+    reader = SpoolReader(tmp_path)
+    assert [record.payload for record in reader.read()] == [b"kept"] * 3
+    assert (reader.torn, reader.corrupt) == (0, 0)
+
+
+def test_a_record_that_does_not_check_is_never_cut_off(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    writer.append([(1, b"kept"), (1, b"damaged"), (1, b"behind")])
+    writer.close()
+    (segment,) = (tmp_path / "front-0").glob("*.seg")
+    block = bytearray(segment.read_bytes())
+    block[block.index(b"damaged")] ^= 1
+    segment.write_bytes(block + b"torn")
+    assert writer_in(tmp_path).cut == 0
+    reader = SpoolReader(tmp_path)
+    assert [record.payload for record in reader.read()] == [b"kept", b"behind"]
+    assert reader.corrupt == 1
+
+
+def test_a_reader_at_a_tail_that_is_cut_goes_on_behind_it(tmp_path: Path) -> None:
     writer = writer_in(tmp_path)
     writer.append([(1, b"kept"), (1, b"torn")])
     writer.close()
@@ -116,11 +152,10 @@ def test_a_torn_tail_of_an_older_life_is_passed_over_and_counted(tmp_path: Path)
     os.truncate(segment, segment.stat().st_size - 1)
     reader = SpoolReader(tmp_path)
     assert [record.payload for record in reader.read()] == [b"kept"]
-    assert reader.torn == 0
     second = writer_in(tmp_path)
     second.append([(1, b"next life")])
     assert [record.payload for record in reader.read()] == [b"next life"]
-    assert reader.torn == 1
+    assert (reader.torn, reader.corrupt) == (0, 0)
 
 
 def test_boots_never_repeat_when_the_clock_stands_or_goes_back(tmp_path: Path) -> None:
@@ -202,32 +237,15 @@ def test_a_spool_at_its_limit_drops_and_counts_when_told_to(tmp_path: Path) -> N
     assert reader.missing == writer.dropped
 
 
-def no_space_after(first: int) -> object:
-    """Return a write that takes `first` bytes of the next frame and then finds no space."""
-    left = [first]
-    write = os.write
-
-    def writes(file: int, frame: bytes) -> int:
-        if left[0] <= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        done = write(file, frame[: left[0]])
-        left[0] -= done
-        return done
-
-    return writes
-
-
 @pytest.mark.parametrize("first", range(0, 3 * (HEADER_BYTES + 10)))
-def test_a_write_that_stops_at_any_byte_leaves_whole_records_and_says_how_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
-) -> None:
-    writer = writer_in(tmp_path)
+def test_a_write_that_stops_at_any_byte_leaves_whole_records_and_says_how_many(tmp_path: Path, first: int) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk)
     writer.append([(1, b"before")])
     batch = [(1, b"0123456789")] * 3
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "write", no_space_after(first))
-        with pytest.raises(SpoolFull, match="No space left") as refused:
-            writer.append(batch)
+    disk.fault = next_step(disk, errno.ENOSPC, taken=first)
+    with pytest.raises(SpoolFull, match="No space left") as refused:
+        writer.append(batch)
     whole = first // (HEADER_BYTES + 10)
     assert refused.value.written == whole
     assert writer.full
@@ -239,18 +257,23 @@ def test_a_write_that_stops_at_any_byte_leaves_whole_records_and_says_how_many(
     assert (reader.corrupt, reader.torn, reader.missing) == (0, 0, 0)
 
 
-def test_a_file_that_cannot_be_cut_back_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = writer_in(tmp_path)
+@pytest.mark.parametrize("first", [1, 20, 40])
+def test_a_short_write_is_gone_on_with(tmp_path: Path, first: int) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk)
     writer.append([(1, b"before")])
+    disk.fault = next_step(disk, 0, taken=first)
+    writer.append([(1, b"0123456789")] * 2)
+    assert [record.payload for record in read_everything(tmp_path)] == [b"before", b"0123456789", b"0123456789"]
 
-    def refuses(file: int, size: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
 
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "write", no_space_after(5))
-        disk.setattr(os, "ftruncate", refuses)
-        with pytest.raises(SpoolFull):
-            writer.append([(1, b"torn")])
+def test_a_file_that_cannot_be_cut_back_is_left_behind(tmp_path: Path) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk)
+    writer.append([(1, b"before")])
+    disk.fault = next_step(disk, errno.ENOSPC, taken=5, steps=2)
+    with pytest.raises(SpoolFull):
+        writer.append([(1, b"torn")])
     writer.append([(1, b"after")])
     reader = SpoolReader(tmp_path)
     assert [record.payload for record in reader.read()] == [b"before", b"after"]
@@ -268,32 +291,26 @@ def test_a_full_device_is_refused_or_dropped_and_the_next_append_finds_space_aga
     if policy == "block":
         with pytest.raises(SpoolFull):
             writer.append([(1, b"refused")])
-        writer._abandon_segment()
+        writer._leave_segment()
     else:
         writer.append([(1, b"dropped")])
         assert writer.dropped == 1
-        writer._abandon_segment()
+        writer._leave_segment()
     assert writer.full
     writer.append([(1, b"after")])
     assert [record.payload for record in read_everything(tmp_path)] == [b"before", b"after"]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS])
-def test_a_disk_fault_is_an_error_and_the_next_append_tries_another_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    writer = writer_in(tmp_path)
+def test_a_disk_fault_is_an_error_and_the_next_append_tries_another_file(tmp_path: Path, number: int) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk)
     writer.append([(1, b"before")])
-
-    def faulty(file: int, frame: bytes) -> int:
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "write", faulty)
-        with pytest.raises(SpoolError) as failed:
-            writer.append([(1, b"lost")])
-        assert not isinstance(failed.value, SpoolFull)
-        assert failed.value.written == 0
+    disk.fault = next_step(disk, number)
+    with pytest.raises(SpoolError) as failed:
+        writer.append([(1, b"lost")])
+    assert not isinstance(failed.value, SpoolFull)
+    assert failed.value.written == 0
     writer.append([(1, b"after")])
     assert len(list_segments(tmp_path / "front-0")) == 2
     assert [record.sequence for record in read_everything(tmp_path)] == [1, 2]
@@ -310,46 +327,69 @@ def test_a_spool_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
     assert [record.payload for record in read_everything(tmp_path)] == [b"after"]
 
 
+class SyncCounter(FakeDisk):
+    """Counts the syncs of files."""
+
+    syncs = 0
+
+    def sync(self, file: int, /) -> None:
+        super().sync(file)
+        self.syncs += 1
+
+
 @pytest.mark.parametrize("mode", ["always", "interval", "never"])
-def test_fsync_comes_before_the_return_at_the_tick_or_never(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
+def test_fsync_comes_before_the_return_at_the_tick_or_never(tmp_path: Path, mode: str) -> None:
     now = [0.0]
-    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings(fsync=mode), clock=lambda: now[0])
-    synced = []
-    monkeypatch.setattr(os, "fdatasync", synced.append)
+    disk = SyncCounter(tmp_path)
+    spool = SpoolSettings(fsync=mode)
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=spool, clock=lambda: now[0], disk=disk)
     writer.append([(1, b"x")])
-    after_append = len(synced)
+    after_append = disk.syncs
     now[0] = 0.5
     writer.tick()
-    assert len(synced) == after_append
+    assert disk.syncs == after_append
     now[0] = 2.0
     writer.tick()
     writer.tick()
-    assert (after_append, len(synced)) == {"always": (1, 1), "interval": (0, 1), "never": (0, 0)}[mode]
+    assert (after_append, disk.syncs) == {"always": (1, 1), "interval": (0, 1), "never": (0, 0)}[mode]
 
 
 @pytest.mark.parametrize("policy", ["block", "drop"])
-def test_a_failed_fsync_promises_nothing_and_leaves_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
-    writer = writer_in(tmp_path, fsync="always", full=policy)
-
-    def fails(file: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "fdatasync", fails)
-        if policy == "block":
-            with pytest.raises(SpoolError) as failed:
-                writer.append([(1, b"unsure")])
-            assert failed.value.written == 0
-        else:
+def test_a_failed_fsync_promises_nothing_and_leaves_the_file(tmp_path: Path, policy: str) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk, fsync="always", full=policy)
+    disk.fault = Fault(3, errno.EIO)
+    if policy == "block":
+        with pytest.raises(SpoolError) as failed:
             writer.append([(1, b"unsure")])
-            assert (writer.unsynced, writer.dropped) == (1, 0)
+        assert failed.value.written == 0
+    else:
+        writer.append([(1, b"unsure")])
+        assert (writer.unsynced, writer.dropped) == (1, 0)
+    assert writer.full
     writer.append([(1, b"sure")])
+    assert not writer.full
     assert len(list_segments(tmp_path / "front-0")) == 2
     assert [record.sequence for record in read_everything(tmp_path)] == [1, 2]
+
+
+def test_a_disk_that_refused_to_sync_is_tried_again_without_a_record(tmp_path: Path) -> None:
+    now = [0.0]
+    disk = FakeDisk(tmp_path)
+    spool = SpoolSettings(fsync="interval")
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=spool, clock=lambda: now[0], disk=disk)
+    writer.append([(1, b"x")])
+    disk.fault = next_step(disk, errno.EIO, steps=2)
+    now[0] = 2.0
+    writer.tick()
+    assert writer.full and writer.unsure
+    now[0] = 3.0
+    writer.tick()
+    assert writer.full, "the second failure"
+    now[0] = 4.0
+    writer.tick()
+    assert not writer.full
+    assert [path.name for path in (tmp_path / "front-0").iterdir() if path.suffix != ".seg"] == ["writer.lock"]
 
 
 def test_a_quiet_stream_closes_its_segment_after_an_hour(tmp_path: Path) -> None:
@@ -471,26 +511,28 @@ def test_a_disk_without_space_does_what_was_chosen_and_recovers_without_a_restar
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 10_000
 
 
-@pytest.mark.parametrize("policy", ["block", "drop"])
-def test_a_failed_fsync_of_a_closed_segment_refuses_the_batch_that_came_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
-    writer = writer_in(tmp_path, fsync="interval", full=policy)
-    writer.append([(1, b"x" * 3000)])
-
-    def fails(file: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "fdatasync", fails)
-        if policy == "block":
-            with pytest.raises(SpoolError, match="Input/output error"):
-                writer.append([(1, b"y" * 3000)])
-        else:
-            writer.append([(1, b"y" * 3000)])
-    assert writer.dropped == (policy == "drop")
+def test_with_interval_a_closed_segment_is_synced_with_the_next_and_its_failure_shows(tmp_path: Path) -> None:
+    now = [0.0]
+    disk = SyncCounter(tmp_path)
+    spool = SpoolSettings(fsync="interval", segment_bytes=4096)
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=spool, clock=lambda: now[0], disk=disk)
+    for _ in range(3):
+        writer.append([(1, b"x" * 3000)])
+    assert disk.syncs == 0
+    now[0] = 2.0
+    writer.tick()
+    assert (disk.syncs, writer.full, writer.owes) == (3, False, False)
+    for _ in range(3):
+        writer.append([(1, b"y" * 3000)])
+    disk.fault = next_step(disk, errno.EIO)
+    now[0] = 4.0
+    writer.tick()
+    assert writer.full
     writer.append([(1, b"after")])
-    assert [record.payload[:1] for record in read_everything(tmp_path)] == [b"x", b"a"]
+    now[0] = 6.0
+    writer.tick()
+    assert not writer.full
+    assert [record.sequence for record in read_everything(tmp_path)] == list(range(1, 8))
 
 
 def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:

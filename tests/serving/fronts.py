@@ -15,6 +15,8 @@ from typing import Any
 from uvicorn import Config
 
 from gateway.control.store import Store
+from gateway.predictions.commit import GroupCommit
+from gateway.predictions.disk import Disk
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.spool import SpoolWriter
 from gateway.routing.table import Route
@@ -117,11 +119,15 @@ async def door(
     route: Route | None = None,
     model_file: Path | None = None,
     engine_options: dict[str, Any] | None = None,
+    disk: Disk | None = None,
     **sections: dict[str, Any],
 ) -> AsyncIterator[Door]:
-    """A front before a fake engine, or before a real one of `model_file`."""
+    """A front before a fake engine, or before a real one of `model_file`; its spool is on `disk`."""
     settings = load_settings(overrides={"state_dir": tmp_path, **sections})
-    spool = SpoolWriter(settings.spool_dir / "front-0", slot=0, settings=settings.spool)
+    waits, stream = settings.spool.fsync == "always", settings.spool_dir / "front-0"
+    spool = SpoolWriter(stream, slot=0, settings=settings.spool, deferred=waits, disk=disk)
+    loop, waiting = asyncio.get_running_loop(), settings.spool.max_waiting_answers
+    commit = GroupCommit(spool, loop=loop, max_waiting=waiting, disk=disk) if waits else None
     cells = CellFile(tmp_path / "front.cells")
     path = tmp_path / "m-1.sock"
     async with (
@@ -133,6 +139,7 @@ async def door(
             spool=spool,
             cells=cells,
             sockets=lambda model, version: tmp_path / f"{model}-{version}.sock",
+            commit=commit,
         )
         digest = "sha256:01" if model_file is None else ""  # an engine of a bare file has none
         front.follow(1, {"m": route or Route("m", stable=1)}, {("m", 1): digest})
@@ -150,6 +157,8 @@ async def door(
             for served in front.versions.values():
                 served.lane.close()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if commit is not None:
+                await commit.close()
             spool.close()
             cells.close()
 
