@@ -76,6 +76,12 @@ class LimitSettings(_Section):
     max_id_length: int = Field(128, ge=1, le=1024, description="Characters of a request's `id`.")
     max_pipelined: int = Field(64, ge=1, description="Requests one connection may send before it is answered.")
     max_queue_requests: int = Field(4096, ge=1, description="Requests waiting for one version in one front.")
+    max_queue_bytes: int = Field(
+        64 * 2**20, ge=1024, description="Bodies of the requests waiting for one version in one front."
+    )
+    max_queue_wait_ms: int = Field(
+        2000, ge=1, description="A request is refused when what waits before it takes longer than this."
+    )
     max_connections: int = Field(1024, ge=1, description="Open connections of one front.")
     request_timeout_ms: int = Field(10_000, ge=1, description="Deadline of a request; a client may ask for less.")
     head_timeout_seconds: float = Field(5.0, gt=0, description="Time to send a request's head.")
@@ -106,6 +112,12 @@ class EngineSettings(_Section):
     crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
     crash_window_seconds: float = Field(60.0, gt=0)
     frames_in_flight: int = Field(2, ge=1, le=16, description="Batches one front may have in one engine.")
+    max_batch_bytes: int = Field(
+        4 * 2**20, ge=1024, description="Requests go together up to this size; a larger one goes alone."
+    )
+    max_batch_ms: int = Field(
+        100, ge=1, description="Requests go together as long as their run is expected to take no longer."
+    )
 
 
 class SpoolSettings(_Section):

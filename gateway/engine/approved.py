@@ -34,14 +34,17 @@ def run_approved(order: EngineOrder) -> None:
         threads=order.threads,
         max_resident_bytes=order.max_resident_bytes,
     )
+    batching = version.manifest.batching
     hello = Hello(
         signature=session.signature,
         pid=os.getpid(),
         model=order.model,
         version=order.version,
         digest=order.digest,
-        batchable=version.manifest.batching.allows(exact=policy.batching.exact),
+        batchable=batching.allows(exact=policy.batching.exact),
         max_rows=policy.batching.max_rows,
+        max_delay_us=policy.batching.max_delay_us,
+        batching=f"{batching.verdict}: {batching.reason}",
         redact=redaction.inputs,
         redact_columns=redaction.columns,
         sample=policy.logging.sample,

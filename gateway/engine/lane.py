@@ -1,12 +1,14 @@
-"""A front's way to one engine: queue, batches, deadlines.
+"""A front's way to one engine: what waits goes out in frames, what comes back is handed to its requests.
 
 What arrived in one pass of the loop goes as one frame; while `frames_in_flight` frames are out, what arrives waits and
-forms the next one. No timer adds delay. Order is first come, first served.
+forms the next one. No timer adds delay, unless the model asks for one. Order is first come, first served within a
+rank. `docs/batching.md` tells the rules.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,71 +20,17 @@ import numpy as np
 
 from gateway.engine.address import short_address
 from gateway.engine.errors import WireError
+from gateway.engine.job import Job
+from gateway.engine.waiting import QueueLimits, WaitingLine
 from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
+from gateway.protocol.datatypes import FREE
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, GatewayError, ModelFailed, Overloaded
 
-__all__ = ("Job", "Lane")
+__all__ = ("Lane", "QueueLimits")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-
-class Job:
-    """One request on its way through an engine.
-
-    Attributes
-    ----------
-    inputs : list of arrays
-        In the signature's order.
-    rows : int
-    deadline : float
-        `time.perf_counter()` after which no answer is wanted.
-    results : list of arrays
-        What the run gave, in the signature's order, once the job is done and `failure` is None.
-    row : int
-        Where the job's rows begin in them.
-    queued_at, sent_at : float
-        `time.perf_counter()`.
-    inference_ns : int
-        Of the run the job was part of.
-    batch_rows : int
-        Rows of that run.
-    abandoned : bool
-        The caller has gone; a job that still waits is dropped.
-    """
-
-    __slots__ = (
-        "abandoned",
-        "batch_rows",
-        "deadline",
-        "failure",
-        "inference_ns",
-        "inputs",
-        "queued_at",
-        "results",
-        "row",
-        "rows",
-        "sent_at",
-    )
-
-    def __init__(self) -> None:
-        self.inputs: list[Array] = []
-        self.rows = 1
-        self.deadline = 0.0
-        self.results: list[Array] = []
-        self.row = 0
-        self.failure: GatewayError | None = None
-        self.queued_at = 0.0
-        self.sent_at = 0.0
-        self.inference_ns = 0
-        self.batch_rows = 0
-        self.abandoned = False
-
-    @property
-    def outputs(self) -> list[Array]:
-        """The job's own part of `results`."""
-        if self.rows == self.batch_rows:
-            return self.results
-        return [result[self.row : self.row + self.rows] for result in self.results]
+_log = logging.getLogger(__name__)
 
 
 class Lane:
@@ -99,8 +47,8 @@ class Lane:
     greeted : callable
         Called with the engine's greeting each time one is reached, before anything is sent to it; an engine that is
         not the one asked for (False) is left alone.
-    max_queue : int
-        Jobs that may wait.
+    limits : QueueLimits
+        What may wait, and what may go together.
     frames_in_flight : int
     """
 
@@ -112,33 +60,35 @@ class Lane:
         socket_path: Path,
         done: Callable[[list[Any]], None],
         greeted: Callable[[Hello], bool],
-        max_queue: int,
+        limits: QueueLimits,
         frames_in_flight: int,
     ) -> None:
         self.model = model
         self.version = version
         self.hello: Hello | None = None
         self.refusing: str | None = None
+        self.line = WaitingLine(f"model '{model}' version {version}", limits=limits)
         self._socket_path = socket_path
         self._done = done
         self._greeted = greeted
-        self._max_queue = max_queue
         self._frames_in_flight = frames_in_flight
-        self._waiting: deque[Job] = deque()
         self._in_flight: dict[int, list[Job]] = {}
+        self._pressed: set[int] = set()  # frames that were formed while others had to wait
+        self._again: deque[list[Job]] = deque()  # parts of batches that failed, each to be run by itself
         self._next_id = 0
+        self._answered_at = 0.0
         self._link: _Link | None = None
         self._greeting: _Link | None = None
         self._flush_due = False
-        self._free_axes = False
+        self._delay_seconds = 0.0
+        self._release: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._closing = False
 
     def __repr__(self) -> str:
         state = "up" if self._link else "down"
-        return (
-            f"<Lane {self.model}/{self.version} {state} | waiting {len(self._waiting)} | frames {len(self._in_flight)}>"
-        )
+        frames = len(self._in_flight)
+        return f"<Lane {self.model}/{self.version} {state} | waiting {len(self.line)} | frames {frames}>"
 
     @property
     def ready(self) -> bool:
@@ -148,7 +98,7 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether no job waits or runs."""
-        return not self._waiting and not self._in_flight
+        return not (self.line.rows or self._in_flight or self._again)
 
     def submit(self, job: Job) -> None:
         """Queue a job; `done` is called with it later, never from here.
@@ -156,16 +106,14 @@ class Lane:
         Raises
         ------
         Overloaded
-            The queue is full.
+            There is no room, or no time left for it.
         EngineUnavailable
             The engine will not come back by itself.
         """
-        if len(self._waiting) >= self._max_queue:
-            raise Overloaded(f"the queue of model '{self.model}' version {self.version} is full")
         if self.refusing is not None and self._link is None:
             raise EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {self.refusing}")
         job.queued_at = time.perf_counter()
-        self._waiting.append(job)
+        self.line.put(job)
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -185,25 +133,17 @@ class Lane:
 
     def expire(self, now: float) -> None:
         """Fail every job whose deadline is past; drop what waits for callers that have gone."""
-        if self._waiting and (self._link is None or min(job.deadline for job in self._waiting) < now):
-            kept: deque[Job] = deque()
-            expired: list[Job] = []
-            for job in self._waiting:
-                if job.abandoned:
-                    continue
-                (expired if job.deadline < now else kept).append(job)
-            self._waiting = kept
-            self._fail(expired, DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time"))
-        for jobs in self._in_flight.values():
+        if self.line.rows:
+            self._fail(self.line.expire(now), self._too_late())
+        for jobs in (*self._in_flight.values(), *self._again):
             # A late job keeps its place in the frame, so that the rows of the others still line up.
-            late = [job for job in jobs if job.failure is None and job.deadline < now]
-            self._fail(late, DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time"))
+            self._fail([job for job in jobs if job.failure is None and job.deadline < now], self._too_late())
 
     def refuse_waiting(self, text: str) -> None:
         """Fail everything that waits: the engine will not come back by itself."""
         self.refusing = text
-        waiting, self._waiting = list(self._waiting), deque()
-        self._fail(waiting, EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {text}"))
+        unavailable = EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {text}")
+        self._fail(self.line.clear(), unavailable)
 
     def close(self) -> None:
         """Disconnect; jobs that are left fail."""
@@ -219,40 +159,56 @@ class Lane:
                 job.failure = failure
             self._done(jobs)
 
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time")
+
     def _flush(self) -> None:
         self._flush_due = False
-        while self._waiting and self._link is not None and len(self._in_flight) < self._frames_in_flight:
-            jobs = self._next_batch()
-            if jobs:
-                self._send(jobs, self._link)
-
-    def _next_batch(self) -> list[Job]:
-        waiting = self._waiting
-        head = waiting.popleft()
-        jobs = [] if head.abandoned else [head]
-        rows = head.rows
-        batchable, max_rows = (self.hello.batchable, self.hello.max_rows) if self.hello else (False, 1)
-        while batchable and waiting and rows + waiting[0].rows <= max_rows:
-            if self._free_axes and _axes(waiting[0]) != _axes(head):
+        line = self.line
+        if line.displaced:
+            displaced, line.displaced = line.displaced, []
+            self._fail(displaced, Overloaded(f"the queue of {line.name} is full: a request of a higher priority came"))
+        while (line.rows or self._again) and self._link is not None and len(self._in_flight) < self._frames_in_flight:
+            now = time.perf_counter()
+            if self._again:
+                jobs = [job for job in self._again.popleft() if job.failure is None and not job.abandoned]
+            elif self._delay_seconds and self._held_back(now):
                 break
-            job = waiting.popleft()
-            if not job.abandoned:
-                jobs.append(job)
-                rows += job.rows
-        return jobs
+            else:
+                # With nothing in flight the next run is tried, however slow the last ones were: it may have changed.
+                ahead = len(self._in_flight)
+                jobs, late = line.take(horizon=now + (ahead + 1) * line.pace.frame_seconds if ahead else now)
+                if late:
+                    self._fail(late, self._too_late())
+            if jobs:
+                self._send(jobs, self._link, now=now)
 
-    def _send(self, jobs: list[Job], link: _Link) -> None:
+    def _held_back(self, now: float) -> bool:
+        # Whether the next batch may still be filled; it is looked at again when it may not.
+        left = self.line.release_at(self._delay_seconds) - now
+        if left <= 0:
+            return False
+        if self._release is None:
+            self._release = self._loop.call_later(left, self._release_batch)
+        return True
+
+    def _release_batch(self) -> None:
+        self._release = None
+        self._flush()
+
+    def _send(self, jobs: list[Job], link: _Link, *, now: float) -> None:
         self._next_id += 1
-        now = time.perf_counter()
         rows, latest = 0, 0.0
         for job in jobs:
             job.sent_at = now
             rows += job.rows
             if job.deadline > latest:
                 latest = job.deadline
-        for job in jobs:
-            job.batch_rows = rows
-        parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
+        jobs[0].batch_rows = rows
+        if len(jobs) == 1:
+            parts = [[array] for array in jobs[0].inputs]
+        else:
+            parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
         try:
             frame = b"".join(encode_run(self._next_id, parts, deadline=latest))
         except (ValueError, TypeError) as error:
@@ -260,6 +216,8 @@ class Lane:
             self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))
             return
         self._in_flight[self._next_id] = jobs
+        if self.line.rows:
+            self._pressed.add(self._next_id)
         link.send(frame)
 
     def _connected(self, link: _Link, hello: Hello) -> None:
@@ -270,29 +228,42 @@ class Lane:
         self._link = link
         self.hello = hello
         self.refusing = None
-        self._free_axes = any(-1 in spec.shape[1:] for spec in hello.signature.inputs)
+        self._delay_seconds = hello.max_delay_us / 1e6 if hello.batchable else 0.0
+        self.line.join_up_to(
+            hello.max_rows if hello.batchable else 0,
+            free_axes=any(FREE in spec.shape[1:] for spec in hello.signature.inputs),
+        )
         self._flush()
 
     def _result(self, frame_id: int, nanoseconds: int, outputs: list[Array]) -> None:
         jobs = self._in_flight.pop(frame_id)
         rows = jobs[0].batch_rows
+        self._learn(frame_id, rows, sent_at=jobs[0].sent_at, run_seconds=nanoseconds / 1e9)
         if len(jobs) > 1 and any(output.ndim == 0 or len(output) != rows for output in outputs):
-            self._retry_singly(jobs)
+            self._stop_joining(jobs)
         else:
-            start = 0
+            start = failed = 0
             for job in jobs:
                 if job.failure is None:
                     job.results = outputs
                     job.row = start
                     job.inference_ns = nanoseconds
+                    job.batch_rows = rows
+                else:
+                    failed += 1
                 start += job.rows
-            self._deliver(jobs)
+            if failed < len(jobs):
+                self._done([job for job in jobs if job.failure is None] if failed else jobs)
         self._flush()
 
     def _failed(self, frame_id: int) -> None:
         jobs = self._in_flight.pop(frame_id)
+        self._pressed.discard(frame_id)
         if len(jobs) > 1:
-            self._retry_singly(jobs)
+            # Only the guilty one shall fail. Halves find it in few runs: a job is run again at most as often as its
+            # batch can be halved.
+            middle = len(jobs) // 2
+            self._again.extendleft((jobs[middle:], jobs[:middle]))
         else:
             failure = ModelFailed(f"model '{self.model}' version {self.version} failed on this request")
             self._fail([job for job in jobs if job.failure is None], failure)
@@ -300,28 +271,35 @@ class Lane:
 
     def _stopped(self, frame_id: int) -> None:
         jobs = self._in_flight.pop(frame_id)
-        late = [job for job in jobs if job.failure is None]
-        self._fail(late, DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time"))
+        self._pressed.discard(frame_id)
+        self._fail([job for job in jobs if job.failure is None], self._too_late())
         self._flush()
 
-    def _retry_singly(self, jobs: list[Job]) -> None:
-        # Only the guilty one shall fail: each is run by itself, once.
-        for job in jobs:
-            if job.failure is None and self._link is not None:
-                self._send([job], self._link)
+    def _stop_joining(self, jobs: list[Job]) -> None:
+        # The manifest was wrong about the rows: whose they are cannot be told, so none are answered with these.
+        _log.warning("model '%s' version %d mixes the rows of a batch: it is run one by one", self.model, self.version)
+        self.line.join_up_to(0, free_axes=False)
+        self._again.extendleft([job] for job in reversed(jobs))
 
-    def _deliver(self, jobs: list[Job]) -> None:
-        answered = [job for job in jobs if job.failure is None]
-        if answered:
-            self._done(answered)
+    def _learn(self, frame_id: int, rows: int, *, sent_at: float, run_seconds: float) -> None:
+        now = time.perf_counter()
+        since = self._answered_at if self._answered_at > sent_at else sent_at
+        self._answered_at = now
+        pressed = frame_id in self._pressed
+        if pressed:
+            self._pressed.discard(frame_id)
+        self.line.pace.add(rows=rows, run_seconds=run_seconds, seconds=now - since, pressed=pressed)
 
     def _lost(self, link: _Link) -> None:
         if link is not self._link:
             self._greeting = None
             return
         self._link = None
-        lost = [job for jobs in self._in_flight.values() for job in jobs if job.failure is None]
+        asked = [*self._in_flight.values(), *self._again]
         self._in_flight.clear()
+        self._pressed.clear()
+        self._again.clear()
+        lost = [job for jobs in asked for job in jobs if job.failure is None]
         self._fail(
             lost,
             ModelFailed(f"the engine of model '{self.model}' version {self.version} ended while running this request"),
@@ -362,7 +340,3 @@ class _Link(asyncio.Protocol):
 
     def close(self) -> None:
         self._transport.close()
-
-
-def _axes(job: Job) -> tuple[tuple[int, ...], ...]:
-    return tuple(array.shape[1:] for array in job.inputs)

@@ -67,7 +67,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Hello(msgspec.Struct, frozen=True):
     """An engine's greeting: what it serves and how.
 
-    `batchable`: rows of several requests may share a run of up to `max_rows` (a larger request goes alone).
+    `batchable`: rows of several requests may share a run of up to `max_rows` (a larger request goes alone), and wait
+    up to `max_delay_us` for each other; `batching` says why, or why not.
     `redact`: names of inputs whose content must not be logged, `redact_columns` the same for columns of an input, each
     with its place in a row. `sample`: share of predictions that are logged with their tensors. `labels`: for an
     output, the names of its classes.
@@ -81,6 +82,8 @@ class Hello(msgspec.Struct, frozen=True):
     digest: str = ""
     batchable: bool = False
     max_rows: int = 1
+    max_delay_us: int = 0
+    batching: str = ""
     redact: tuple[str, ...] = ()
     redact_columns: dict[str, dict[str, int]] = {}
     sample: float = 1.0

@@ -33,7 +33,7 @@ def checked_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
 def set_parameters(request: InferRequest, parameters: dict[str, Any]) -> bool:
     """Give a request its parameters; returns `binary_data_output`.
 
-    `timeout` (microseconds) becomes the request's; `priority` is only checked, since all requests queue alike.
+    `timeout` (microseconds) and `priority` become the request's.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def set_parameters(request: InferRequest, parameters: dict[str, Any]) -> bool:
         if parameters.get(name):
             raise CallerError(f"parameter '{name}' is not supported: no model here keeps state between requests")
     request.timeout_us = _whole(parameters, "timeout")
-    _whole(parameters, "priority")
+    request.priority = _whole(parameters, "priority")
     binary = parameters.get("binary_data_output", False)
     if not isinstance(binary, bool):
         raise CallerError("parameter 'binary_data_output' must be a boolean")

@@ -58,13 +58,15 @@ class InferRequest:
         As they came, but for `binary_data_output`, which says nothing about the prediction.
     timeout_us : int
         The deadline the caller asked for, in microseconds; 0 for none.
+    priority : int
+        1 is the highest; 0 for none in particular.
     fragments : list of bytes or None
         The JSON text of each input's `data` where it could be told apart in the body: the log takes it as it is.
     plain : bool
         One input in JSON whose text is known, every output in JSON, and nothing else.
     """
 
-    __slots__ = ("fragments", "id", "inputs", "outputs", "parameters", "plain", "rows", "timeout_us")
+    __slots__ = ("fragments", "id", "inputs", "outputs", "parameters", "plain", "priority", "rows", "timeout_us")
 
     def __init__(self) -> None:
         self.id: str | None = None
@@ -73,5 +75,6 @@ class InferRequest:
         self.outputs: tuple[RequestedOutput, ...] | None = None
         self.parameters: dict[str, Any] = {}
         self.timeout_us = 0
+        self.priority = 0
         self.fragments: list[bytes | None] = []
         self.plain = False

@@ -44,10 +44,17 @@ class RoutePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BatchingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`exact` asks for batches whose answers are equal bit for bit to those of single rows."""
+    """Which requests share a run.
+
+    `exact`: only where answers are equal bit for bit to those of each request alone.
+    `max_rows`: of the requests that share a run; a larger request goes alone.
+    `max_delay_us`: a request waits so long for others, in microseconds, when an engine is free (Triton's
+    `max_queue_delay_microseconds`, 0 there too).
+    """
 
     exact: bool = False
     max_rows: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_delay_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ then releases each answer. Nothing here awaits, and nothing waits for Kafka, the
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.engine.lane import Lane
+from gateway.engine.job import rank_of
+from gateway.engine.lane import Lane, QueueLimits
 from gateway.events.records import KIND_PREDICTION, Arm
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
@@ -24,6 +26,7 @@ from gateway.protocol.errors import (
     EngineUnavailable,
     GatewayError,
     LogUnavailable,
+    Overloaded,
     UnknownModel,
 )
 from gateway.protocol.limits import Limits
@@ -92,6 +95,14 @@ class Front:
         self._sampled_out = cells.counter("gateway_log_events_total", {"state": "sampled_out"})
         self._unsynced = cells.counter("gateway_log_events_total", {"state": "unsynced"})
         self._limits = msgspec.convert(settings.limits, Limits, from_attributes=True)
+        self._queue_limits = QueueLimits(
+            max_requests=settings.limits.max_queue_requests,
+            max_bytes=settings.limits.max_queue_bytes,
+            max_wait_seconds=settings.limits.max_queue_wait_ms / 1000,
+            batch_bytes=settings.engine.max_batch_bytes,
+            batch_seconds=settings.engine.max_batch_ms / 1000,
+        )
+        self._overloaded: list[Inference] = []
         self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
         self._timeout_seconds = settings.limits.request_timeout_ms / 1000
@@ -176,6 +187,9 @@ class Front:
         try:
             self._admit(inference)
             inference.served.lane.submit(inference)
+        except Overloaded as error:
+            inference.failure = error
+            self._shed(inference)
         except GatewayError as error:
             inference.failure = error
             self.deliver([inference])
@@ -277,7 +291,7 @@ class Front:
             socket_path=self._sockets(model, version),
             done=self.deliver,
             greeted=served.greeted,
-            max_queue=self.settings.limits.max_queue_requests,
+            limits=self._queue_limits,
             frames_in_flight=self.settings.engine.frames_in_flight,
         )
         return served
@@ -328,6 +342,9 @@ class Front:
             )
         if self.spool.full and self.settings.spool.full == "block":
             raise LogUnavailable("the prediction log is full, so no prediction can be answered")
+        if inference.rank >= served.lane.line.closed_for:
+            inference.body = []
+            raise served.lane.line.refusal()
         if inference.encoding is not None:
             inference.body = [inflate(inference.body, inference.encoding, max_bytes=self._max_body_bytes)]
         request = inference.read(served.decoder)
@@ -338,12 +355,24 @@ class Front:
         inference.requested = request.outputs
         inference.fragments = request.fragments
         inference.plain = request.plain and inference.accepts is None
+        if request.priority:
+            inference.rank = rank_of(request.priority)
         seconds = self._timeout_seconds
         if inference.timeout_ms:
             seconds = min(seconds, inference.timeout_ms / 1000)
         if request.timeout_us:
             seconds = min(seconds, request.timeout_us / 1e6)
         inference.deadline = inference.arrived + seconds
+
+    def _shed(self, inference: Inference) -> None:
+        # What is refused in one pass of the loop is one write to the log: refusals must cost little.
+        if not self._overloaded:
+            asyncio.get_running_loop().call_soon(self._deliver_overloaded)
+        self._overloaded.append(inference)
+
+    def _deliver_overloaded(self) -> None:
+        overloaded, self._overloaded = self._overloaded, []
+        self.deliver(overloaded)
 
     def _finish(
         self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from gateway.engine.job import rank_of
 from gateway.protocol.compression import accepted_encoding, content_encoding
 from gateway.protocol.errors import CallerError, EncodingNotSupported
 from gateway.serving.inference import Inference, parse_pin
@@ -41,6 +42,7 @@ READ = frozenset(
         b"connection",
         b"upgrade",
         b"expect",
+        b"gateway-priority",
         b"gateway-routing-key",
         b"gateway-timeout-ms",
         b"gateway-version",
@@ -157,6 +159,10 @@ def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None
         if not value.isdigit() or len(value) > 9 or int(value) == 0:
             raise CallerError("Gateway-Timeout-Ms must be a positive whole number of milliseconds")
         inference.timeout_ms = int(value)
+    elif name == b"gateway-priority":
+        if not value.isdigit() or len(value) > 9:
+            raise CallerError("Gateway-Priority must be a whole number: 1 is the highest, 0 and 2 are normal")
+        inference.rank = rank_of(int(value))
     elif name == b"inference-header-content-length":
         if _LENGTH.fullmatch(value) is None or inference.json_length is not None:
             shown = value[:32].decode("latin-1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from gateway.engine.lane import Job
+from gateway.engine.job import Job
 from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.decode import RequestDecoder
@@ -91,6 +91,7 @@ class Inference(Job):
         other = Inference(self.connection, self.model, pinned=self.pinned)
         other.key = self.key
         other.timeout_ms = self.timeout_ms
+        other.rank = self.rank
         other.json_length = self.json_length
         other.encoding = self.encoding
         other.accepts = self.accepts
@@ -104,7 +105,9 @@ class Inference(Job):
         CallerError
         """
         pieces, self.body = self.body, []
-        return decoder.decode(pieces[0] if len(pieces) == 1 else b"".join(pieces), self.json_length)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.size = len(body)
+        return decoder.decode(body, self.json_length)
 
     def said(self) -> Sequence[int] | None:
         """Positions of the outputs that `body_of` wants as flat JSON arrays; None for all of them."""

@@ -5,12 +5,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.engine.lane import Job, Lane
+from gateway.engine.job import HIGH, Job
+from gateway.engine.lane import Lane, QueueLimits
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, ModelFailed, Overloaded
 from tests.engines import FakeEngine, fake_engine
 
@@ -36,16 +41,19 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, *, max_queue: int = 100, **engine_options: Any) -> AsyncIterator[World]:
+async def world(
+    tmp_path: Path, *, max_queue: int = 100, max_delay_us: int = 0, **engine_options: Any
+) -> AsyncIterator[World]:
     done: list[Job] = []
     async with fake_engine(tmp_path / "e.sock", **engine_options) as engine:
+        engine.hello = msgspec.structs.replace(engine.hello, max_delay_us=max_delay_us)
         lane = Lane(
             "m",
             1,
             socket_path=engine.path,
             done=done.extend,
             greeted=lambda hello: True,
-            max_queue=max_queue,
+            limits=QueueLimits(max_requests=max_queue),
             frames_in_flight=2,
         )
         assert await lane.connect()
@@ -125,6 +133,163 @@ def test_only_the_guilty_request_of_a_failed_batch_fails(tmp_path: Path) -> None
             await w.until(3)
             assert [type(one.failure) for one in jobs] == [type(None), ModelFailed, type(None)]
             assert jobs[2].outputs[0].tolist() == [[6, 6, 6]]
+
+    run(test)
+
+
+def unlucky(*numbers: float) -> Callable[[list[Any]], list[Any]]:
+    def refuse(inputs: list[Any]) -> list[Any]:
+        if np.isin(inputs[0], numbers).any():
+            raise ValueError("unlucky")
+        return [inputs[0] * 2]
+
+    return refuse
+
+
+def test_a_failed_batch_is_halved_until_the_guilty_one_stands_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.run = unlucky(2)
+            jobs = [job(value) for value in range(8)]
+            for one in jobs:
+                w.lane.submit(one)
+            await w.until(8)
+            assert [one.failure is None for one in jobs] == [value != 2 for value in range(8)]
+            assert all(one.outputs[0][0, 0] == 2 * value for value, one in enumerate(jobs) if value != 2)
+            assert sorted(w.engine.batches) == [1, 1, 2, 2, 4, 4, 8] and w.lane.idle
+
+    run(test)
+
+
+@given(guilty=st.sets(st.integers(0, 15)))
+@settings(max_examples=20)
+def test_whoever_is_guilty_the_others_are_answered_and_the_runs_are_bounded(guilty: set[int]) -> None:
+    async def test() -> None:
+        with TemporaryDirectory() as folder:
+            async with world(Path(folder)) as w:
+                w.engine.run = unlucky(*guilty)
+                jobs = [job(value) for value in range(16)]
+                for one in jobs:
+                    w.lane.submit(one)
+                await w.until(16)
+                assert {value for value, one in enumerate(jobs) if one.failure is not None} == guilty
+                assert len(w.engine.batches) <= 2 * 16 - 2
+
+    run(test)
+
+
+def test_what_is_run_again_takes_no_more_frames_and_goes_before_what_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.run = unlucky(0)
+            for value in range(24):
+                w.lane.submit(job(value))
+            most = 0
+            while not w.lane.idle:
+                most = max(most, len(w.lane._in_flight))
+                await asyncio.sleep(0)
+            assert most == 2 and len(w.done) == 24
+            assert w.engine.batches[:4] == [8, 8, 4, 4]
+
+    run(test)
+
+
+def test_a_late_or_abandoned_job_is_not_run_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.run = unlucky(0)
+            w.engine.hold.clear()
+            guilty, late, gone = job(0), job(1, seconds=0.05), job(2)
+            for one in (guilty, late, gone):
+                w.lane.submit(one)
+            await asyncio.sleep(0.06)
+            gone.abandoned = True
+            w.lane.expire(time.perf_counter())
+            w.engine.hold.set()
+            await w.until(2)
+            assert isinstance(late.failure, DeadlineExceeded) and isinstance(guilty.failure, ModelFailed)
+            assert w.engine.batches == [3, 1] and w.lane.idle
+
+    run(test)
+
+
+def test_a_model_that_mixes_rows_is_run_one_by_one_from_then_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.run = lambda inputs: [inputs[0][:1]]
+            for _ in range(2):
+                for value in range(3):
+                    w.lane.submit(job(value))
+                await w.until(3)
+                w.done.clear()
+            assert w.engine.batches == [3, 1, 1, 1, 1, 1, 1]
+
+    run(test)
+
+
+def test_a_job_whose_time_is_over_when_the_engine_is_free_again_costs_no_run(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.hold.clear()
+            running = [job(1), job(2)]
+            for one in running:
+                w.lane.submit(one)
+                await asyncio.sleep(0.01)
+            late, other = job(3, seconds=0.01), job(4)
+            w.lane.submit(late)
+            w.lane.submit(other)
+            await asyncio.sleep(0.02)
+            w.engine.hold.set()  # and nobody has called `expire`
+            await w.until(4)
+            assert isinstance(late.failure, DeadlineExceeded) and other.failure is None
+            assert w.engine.batches == [1, 1, 1]
+
+    run(test)
+
+
+def test_who_makes_room_for_a_higher_rank_is_told_so_and_not_from_within_submit(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_queue=1) as w:
+            w.engine.hold.clear()
+            for value in (1, 2):
+                w.lane.submit(job(value))
+                await asyncio.sleep(0.01)
+            waiting, high = job(3), job(4)
+            high.rank = HIGH
+            w.lane.submit(waiting)
+            w.lane.submit(high)
+            assert waiting.failure is None
+            await w.until(1)
+            assert isinstance(waiting.failure, Overloaded)
+            w.engine.hold.set()
+            await w.until(4)
+            assert high.failure is None
+
+    run(test)
+
+
+def test_a_model_may_ask_that_requests_wait_for_each_other(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_delay_us=200_000) as w:
+            for value in range(3):
+                w.lane.submit(job(value))
+                await asyncio.sleep(0.005)
+            assert w.engine.batches == []
+            await w.until(3)
+            assert w.engine.batches == [3]
+
+    run(test)
+
+
+def test_a_full_batch_and_one_that_would_be_late_do_not_wait(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_delay_us=1_000_000, max_rows=2) as w:
+            w.lane.submit(job(1))
+            w.lane.submit(job(2))
+            await w.until(2)
+            w.lane.submit(job(3, seconds=0.1))
+            done = await w.until(3)
+            assert done[2].failure is None and w.engine.batches == [2, 1]
 
     run(test)
 
@@ -239,7 +404,7 @@ def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: P
             socket_path=tmp_path / "e.sock",
             done=lambda jobs: None,
             greeted=lambda hello: True,
-            max_queue=1,
+            limits=QueueLimits(),
             frames_in_flight=2,
         )
         for _ in range(20):

@@ -92,7 +92,7 @@ async def test_both_protocols_share_counters_and_batches(tmp_path: Path) -> None
         await until(lambda: two.engine.batches)
         calls += [asyncio.create_task(two.call("ModelInfer", row())) for _ in range(3)]
         calls += [asyncio.create_task(http(two, post())) for _ in range(4)]
-        await until(lambda: len(two.front.versions["m", 1].lane._waiting) == 7)
+        await until(lambda: len(two.front.versions["m", 1].lane.line) == 7)
         two.engine.hold.set()
         await asyncio.gather(*calls)
         assert two.front.versions["m", 1].requests("stable", 200).value == 8
@@ -277,13 +277,13 @@ async def test_a_request_whose_client_has_gone_is_not_run(tmp_path: Path) -> Non
         await until(lambda: two.engine.batches)
         lane = two.front.versions["m", 1].lane
         gone = [two.start("ModelInfer", row()), two.start("ModelInfer", row(), timeout=0.2)]
-        await until(lambda: len(lane._waiting) >= 2)
+        await until(lambda: len(lane.line) >= 2)
         gone[0].cancel()
         for call in gone:
             with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
                 await call
         # The front may be the one to notice that the deadline is past: then the call is a record, with 504.
-        await until(lambda: all(job.abandoned for job in lane._waiting))
+        await until(lambda: all(job.abandoned for job in lane.line))
         two.engine.hold.set()
         await first
         await two.call("ModelInfer", row())
@@ -327,9 +327,9 @@ async def test_a_full_queue_is_unavailable(tmp_path: Path) -> None:
         calls = [asyncio.create_task(two.call("ModelInfer", row()))]
         await until(lambda: two.engine.batches)
         calls.append(asyncio.create_task(two.call("ModelInfer", row())))
-        await until(lambda: two.front.versions["m", 1].lane._waiting)
+        await until(lambda: two.front.versions["m", 1].lane.line)
         code, details = await two.refused("ModelInfer", row())
-        assert (code, details) == ("UNAVAILABLE", "the queue of model 'm' version 1 is full")
+        assert code == "UNAVAILABLE" and details.startswith("the queue of model 'm' version 1 is full")
         assert (await two.call("ServerReady", messages.ServerReadyRequest())).ready
         two.engine.hold.set()
         await asyncio.gather(*calls)
@@ -449,9 +449,9 @@ async def test_a_stream_whose_client_has_gone_runs_nothing_more(tmp_path: Path) 
         await until(lambda: two.engine.batches)
         for _ in range(3):
             await stream.write(row())
-        await until(lambda: len(lane._waiting) >= 3)
+        await until(lambda: len(lane.line) >= 3)
         stream.cancel()
-        await until(lambda: all(job.abandoned for job in lane._waiting))
+        await until(lambda: all(job.abandoned for job in lane.line))
         two.engine.hold.set()
         await two.call("ModelInfer", row())
     assert two.engine.batches == [1, 1]

@@ -66,6 +66,7 @@ class GrpcInference(Inference):
     def read(self, decoder: RequestDecoder) -> InferRequest:
         message = self.message
         del self.message  # its tensors are in the request then, and it may be large
+        self.size = message.ByteSize()
         signature = self.served.signature or _EMPTY
         request, self.raw = read_request(message, model=self.model, signature=signature, checks=decoder.checks)
         return request

@@ -1,0 +1,91 @@
+"""One request on its way through an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gateway.protocol.errors import GatewayError
+
+__all__ = ("HIGH", "LOW", "NORMAL", "Job", "rank_of")
+
+HIGH, NORMAL, LOW = -1, 0, 1
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Job:
+    """One request on its way through an engine.
+
+    Attributes
+    ----------
+    inputs : list of arrays
+        In the signature's order.
+    rows : int
+    size : int
+        Bytes it takes while it waits; its body is a good measure.
+    rank : int
+        `HIGH`, `NORMAL` or `LOW`.
+    deadline : float
+        `time.perf_counter()` after which no answer is wanted.
+    results : list of arrays
+        What the run gave, in the signature's order, once the job is done and `failure` is None.
+    row : int
+        Where the job's rows begin in them.
+    queued_at, sent_at : float
+        `time.perf_counter()`.
+    inference_ns : int
+        Of the run the job was part of.
+    batch_rows : int
+        Rows of that run.
+    abandoned : bool
+        The caller has gone; a job that still waits is dropped.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "batch_rows",
+        "deadline",
+        "failure",
+        "inference_ns",
+        "inputs",
+        "queued_at",
+        "rank",
+        "results",
+        "row",
+        "rows",
+        "sent_at",
+        "size",
+    )
+
+    def __init__(self) -> None:
+        self.inputs: list[Array] = []
+        self.rows = 1
+        self.size = 0
+        self.rank = NORMAL
+        self.deadline = 0.0
+        self.results: list[Array] = []
+        self.row = 0
+        self.failure: GatewayError | None = None
+        self.queued_at = 0.0
+        self.sent_at = 0.0
+        self.inference_ns = 0
+        self.batch_rows = 0
+        self.abandoned = False
+
+    @property
+    def outputs(self) -> list[Array]:
+        """The job's own part of `results`."""
+        if self.rows == self.batch_rows:
+            return self.results
+        return [result[self.row : self.row + self.rows] for result in self.results]
+
+
+def rank_of(priority: int) -> int:
+    """The rank of a priority as Triton counts it: 1 is the highest, 0 none in particular, here as good as 2.
+
+    >>> [rank_of(priority) for priority in (1, 0, 2, 3, 100)] == [HIGH, NORMAL, NORMAL, LOW, LOW]
+    True
+    """
+    return (NORMAL, HIGH, NORMAL)[priority] if priority <= 2 else LOW

@@ -1,0 +1,95 @@
+"""How fast an engine answers a front, learnt from its answers: what a batch may hold, and how long a queue takes."""
+
+from __future__ import annotations
+
+__all__ = ("Pace",)
+
+FIRST_ROWS = 8  # of the first batch, when nothing is known yet
+MEMORY = 0.8  # weight of what was known when another batch has been drained
+SHARE = 0.25  # of a new measurement in the mean time of a frame
+
+
+class Pace:
+    """What is known of one engine's speed.
+
+    Parameters
+    ----------
+    max_rows : int
+        Of a batch.
+    batch_seconds : float
+        A batch is kept so small that its run is expected to take no longer.
+
+    few : int
+        A queue of more requests is worth a second look, however fast the engine is.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of the next batch.
+    few_rows : int
+        Of a queue that needs no look: they fit the next batch.
+    frame_seconds : float
+        Between two answers while there was work: the mean, of which recent ones are the most.
+    row_seconds : float
+        The engine took for a row while more waited than a batch may hold; 0 as long as that was never so.
+
+    >>> pace = Pace(max_rows=256, batch_seconds=0.1, few=100)
+    >>> pace.add(rows=8, run_seconds=0.04, seconds=0.05, pressed=False)
+    >>> pace.rows, pace.row_seconds
+    (20, 0.0)
+    >>> pace.add(rows=20, run_seconds=0.08, seconds=0.1, pressed=True)
+    >>> pace.rows, pace.row_seconds
+    (25, 0.005)
+    """
+
+    __slots__ = (
+        "_batch_seconds",
+        "_drained_rows",
+        "_drained_seconds",
+        "_few",
+        "_max_rows",
+        "few_rows",
+        "frame_seconds",
+        "row_seconds",
+        "rows",
+    )
+
+    def __init__(self, *, max_rows: int, batch_seconds: float, few: int) -> None:
+        self._max_rows = max_rows
+        self._few = few
+        self._batch_seconds = batch_seconds
+        self._drained_rows = 0.0
+        self._drained_seconds = 0.0
+        self.rows = min(FIRST_ROWS, max_rows)
+        self.few_rows = min(self.rows, few)
+        self.frame_seconds = 0.0
+        self.row_seconds = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Pace batches of {self.rows} rows | {self.row_seconds * 1e6:.0f} us a row in a backlog>"
+
+    def add(self, *, rows: int, run_seconds: float, seconds: float, pressed: bool) -> None:
+        """Learn from one answered frame.
+
+        Parameters
+        ----------
+        run_seconds : float
+            Of the model's run.
+        seconds : float
+            Since the answer before, or since the frame was sent, whichever is later.
+        pressed : bool
+            Others had to wait when the frame was formed: only then does its time tell how fast a queue drains.
+        """
+        self.frame_seconds += (seconds - self.frame_seconds) * SHARE
+        if rows:
+            fitting = self._max_rows
+            if run_seconds * self._max_rows > rows * self._batch_seconds:
+                # One run that was held up by something else shall not cost more than half.
+                fitting = max(int(rows * self._batch_seconds / run_seconds), self.rows // 2, 1)
+            if fitting != self.rows:
+                self.rows = fitting
+                self.few_rows = min(fitting, self._few)
+        if pressed and rows:
+            self._drained_rows = self._drained_rows * MEMORY + rows
+            self._drained_seconds = self._drained_seconds * MEMORY + seconds
+            self.row_seconds = self._drained_seconds / self._drained_rows
