@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import setproctitle
 
+from gateway.engine.notes import EnginePaths, refusal
 from gateway.lasting import lasting
 from gateway.parent import die_with_parent
 from gateway.settings import Settings
@@ -28,10 +29,8 @@ if TYPE_CHECKING:
     from gateway.predictions.spool import SpoolWriter
 
 __all__ = (
-    "engine_paths",
     "gateway_name",
     "metrics_dir",
-    "refusal",
     "run_admin",
     "run_front",
     "run_monitor",
@@ -46,21 +45,6 @@ REACH_SECONDS = 2.0
 ADMIN_CONNECTIONS = 256
 DECISIONS_SLOT = 255
 """Slot of the decisions' stream; fronts have 0 and up."""
-
-
-class EnginePaths:
-    """Where one engine of this gateway is found."""
-
-    def __init__(self, run_dir: Path, model: str, version: int) -> None:
-        stem = f"engine-{model}-{version}"
-        self.socket = run_dir / f"{stem}.sock"
-        self.state = run_dir / f"{stem}.json"
-        self.beat = run_dir / f"{stem}.beat"
-
-
-def engine_paths(run_dir: Path, model: str, version: int) -> EnginePaths:
-    """The paths of one engine."""
-    return EnginePaths(run_dir, model, version)
 
 
 def metrics_dir(settings: Settings) -> Path:
@@ -124,7 +108,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
         name=gateway_name(settings),
         spool=spool,
         cells=cells,
-        sockets=lambda model, version: engine_paths(settings.run_dir, model, version).socket,
+        sockets=lambda model, version: EnginePaths(settings.run_dir, model, version).socket,
         commit=commit if settings.spool.fsync == "always" else None,
     )
 
@@ -196,7 +180,7 @@ async def _reach_engines(front: Any, settings: Settings) -> None:
     deadline = loop.time() + REACH_SECONDS
     while loop.time() < deadline:
         away = [served.lane for served in front.versions.values() if not served.lane.ready]
-        running = [lane for lane in away if engine_paths(settings.run_dir, lane.model, lane.version).socket.exists()]
+        running = [lane for lane in away if EnginePaths(settings.run_dir, lane.model, lane.version).socket.exists()]
         if front.revision >= 0 and not running:
             return
         await asyncio.sleep(RECONNECT_SECONDS / 5)
@@ -233,19 +217,10 @@ async def _connect_lanes(front: Any, settings: Settings) -> None:
         for served in list(front.versions.values()):
             lane = served.lane
             if not lane.ready and not await lane.connect():
-                reason = refusal(engine_paths(settings.run_dir, lane.model, lane.version).state)
+                reason = refusal(EnginePaths(settings.run_dir, lane.model, lane.version).state)
                 if reason is not None and lane.refusing != reason:
                     lane.refuse_waiting(reason)
         await asyncio.sleep(RECONNECT_SECONDS)
-
-
-def refusal(state_path: Path) -> str | None:
-    """Why an engine will not come back by itself, or None while it may; from its state file."""
-    try:
-        state = json.loads(state_path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return str(state.get("reason", "")) if state.get("state") in ("failed", "circuit_open") else None
 
 
 async def _sweep(server: Any, front: Any) -> None:

@@ -12,21 +12,16 @@ import os
 import shutil
 import signal
 import socket
-import struct
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import setproctitle
 
-from gateway.app import EnginePaths, engine_paths, gateway_name, metrics_dir, refusal, write_json
+from gateway.app import gateway_name, metrics_dir, write_json
+from gateway.child import STOP_SECONDS, Child
 from gateway.control.store import Refused, Snapshot, Store, StoreError
-from gateway.engine.memory import resident_bytes
-from gateway.engine.order import EngineOrder
-from gateway.engine.wire import BEAT
+from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.reader import Position
@@ -44,11 +39,6 @@ __all__ = ("StartFailed", "Supervisor", "hold_state_dir")
 POLL_SECONDS = 0.2
 SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
-UNLOAD_SECONDS = 2.0
-STOP_RUN_SECONDS = 1.0
-STOP_SECONDS = 5.0
-BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0)
-STEADY_SECONDS = 30.0
 
 
 class StartFailed(Exception):
@@ -82,81 +72,6 @@ def hold_state_dir(state_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
-class _Child:
-    """One process, started again with growing pauses while it keeps ending."""
-
-    def __init__(self, name: str, arguments: list[str], *, ended: Callable[[_Child, int], None]) -> None:
-        self.name = name
-        self.process: asyncio.subprocess.Process | None = None
-        self.started = 0.0
-        self.ends = 0
-        self.stopping = False
-        self._arguments = arguments
-        self._ended = ended
-        self._task: asyncio.Task[None] | None = None
-
-    def __repr__(self) -> str:
-        state = f"pid {self.process.pid}" if self.process else "down"
-        return f"<_Child {self.name} {state} ends {self.ends}>"
-
-    def start(self) -> None:
-        self.stopping = False
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self, *, seconds: float, number: int = signal.SIGTERM) -> None:
-        self.stopping = True
-        if self.process is not None and self.process.returncode is None:
-            self.signal(number)
-        if self._task is None:
-            return
-        done, _ = await asyncio.wait([self._task], timeout=seconds)
-        if not done:
-            self.signal(signal.SIGKILL)
-            await asyncio.wait([self._task], timeout=STOP_SECONDS)
-            self._task.cancel()
-
-    def signal(self, number: int) -> None:
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
-
-    async def _run(self) -> None:
-        environment = os.environ | {"_GATEWAY_PARENT": str(os.getpid())}
-        while not self.stopping:
-            self.started = time.monotonic()
-            try:
-                self.process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
-                )
-            except OSError:
-                await asyncio.sleep(BACKOFF_SECONDS[-1])
-                continue
-            if self.stopping:  # told so while it was being started
-                self.signal(signal.SIGTERM)
-            status = await self.process.wait()
-            self.process = None
-            if self.stopping:
-                return
-            self.ends = 1 if time.monotonic() - self.started > STEADY_SECONDS else self.ends + 1
-            self._ended(self, status)
-            if not self.stopping:
-                await asyncio.sleep(BACKOFF_SECONDS[min(self.ends - 1, len(BACKOFF_SECONDS) - 1)])
-
-
-class _Engine:
-    """What the supervisor knows of one engine."""
-
-    def __init__(self, child: _Child, paths: EnginePaths, digest: str) -> None:
-        self.child = child
-        self.paths = paths
-        self.digest = digest
-        self.crashes: deque[float] = deque(maxlen=64)
-        self.state = ""
-        self.reason = ""
-        self.given_up_at = 0.0
-        self.unwanted_since: float | None = None
-
-
 class Supervisor:
     """Runs one gateway on one machine.
 
@@ -169,13 +84,13 @@ class Supervisor:
     def __init__(self, settings: Settings, *, log: ProcessLog) -> None:
         self._given = settings
         self._log = log
-        self._children: list[_Child] = []
-        self._engines: dict[tuple[str, int], _Engine] = {}
+        self._children: list[Child] = []
         self._refused: dict[Path, str] = {}
         self._stop = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Supervisor {len(self._children)} processes, engines {sorted(self._engines)}>"
+        engines = repr(self._engines) if self._children else "not started"
+        return f"<Supervisor {len(self._children)} processes, {engines}>"
 
     async def run(self) -> None:
         """Start everything, watch it until SIGTERM or SIGINT, then end it in order.
@@ -192,6 +107,7 @@ class Supervisor:
             self._settings = self._prepare(held)
             self._cells = CellFile(metrics_dir(self._settings) / "supervisor.cells")
             self._cells.gauge("gateway_build_info", {"version": _version()}).set(1)
+            self._engines = EngineSupervision(self._settings, log=self._log, cells=self._cells)
             self._store = Store(self._settings.store_url)
             self._open_store()
             await self._look()
@@ -201,7 +117,7 @@ class Supervisor:
                 loop.create_task(lasting(name, work, note=self._log.warn))
                 for name, work in (
                     ("following the store", self._watch_store),
-                    ("watching the engines", self._watch_engines),
+                    ("watching the engines", self._engines.watch),
                     ("keeping the spool in bounds", self._watch_spool),
                     ("waiting until ready", self._report_ready),
                 )
@@ -284,13 +200,13 @@ class Supervisor:
         if self._settings.kafka.bootstrap_servers:
             names.append(("shipper", ["ship"]))
         for name, arguments in names:
-            child = _Child(
+            child = Child(
                 name, ["gateway", *arguments, "--resolved", str(self._settings_file)], ended=self._child_ended
             )
             self._children.append(child)
             child.start()
 
-    def _child_ended(self, child: _Child, status: int) -> None:
+    def _child_ended(self, child: Child, status: int) -> None:
         self._log.warn(f"{child.name} ended, starting it again", {"status": status, "times": child.ends})
 
     async def _watch_store(self) -> None:
@@ -300,41 +216,18 @@ class Supervisor:
             try:
                 current = await asyncio.to_thread(self._store.revision)
                 if current != revision or time.monotonic() - scanned > SCAN_SECONDS:
-                    revision, scanned = current, time.monotonic()
-                    await self._look()
+                    scanned = time.monotonic()
+                    revision = current if await self._look() else -1
             except StoreError as error:
                 self._log.warn("the store is away; engines stay as they are", {"error": str(error)})
                 await asyncio.sleep(1.0)
 
-    async def _look(self) -> None:
-        """Bring the store up to the folders, and the engines up to the store."""
+    async def _look(self) -> bool:
+        """Bring the store up to the folders, and the engines up to the store; False when that is not done yet."""
         folders, snapshot = await asyncio.to_thread(self._register)
-        wanted = {
-            key: state.digest
-            for key, state in snapshot.versions.items()
-            if state.status == "approved" and key in folders and folders[key].digest == state.digest
-        }
-        for key, digest in wanted.items():
-            engine = self._engines.get(key)
-            if engine is not None and engine.digest != digest:
-                del self._engines[key]
-                await self._stop_engine(engine)
-                engine = None
-            if engine is None:
-                self._start_engine(key, digest)
-            else:
-                engine.unwanted_since = None
-        now = time.monotonic()
-        for key in [key for key in self._engines if key not in wanted]:
-            engine = self._engines[key]
-            approved = snapshot.versions.get(key)
-            if approved is not None and approved.status == "approved" and approved.digest == engine.digest:
-                continue  # its folder is gone or half changed; what is loaded serves on
-            engine.unwanted_since = engine.unwanted_since or now
-            if now - engine.unwanted_since > UNLOAD_SECONDS:
-                del self._engines[key]
-                await self._stop_engine(engine)
-                self._log.note(f"{key[0]} version {key[1]} unloaded")
+        approved = {key: state.digest for key, state in snapshot.versions.items() if state.status == "approved"}
+        wanted = {key: digest for key, digest in approved.items() if key in folders and folders[key].digest == digest}
+        return self._engines.follow(wanted, approved)
 
     def _register(self) -> tuple[dict[tuple[str, int], ModelVersion], Snapshot]:
         try:
@@ -399,110 +292,6 @@ class Supervisor:
             self._log.warn(text)
             self._refused[path] = text
 
-    def _start_engine(self, key: tuple[str, int], digest: str) -> None:
-        model, version = key
-        paths = engine_paths(self._settings.run_dir, model, version)
-        paths.socket.unlink(missing_ok=True)
-        order = EngineOrder(
-            model=model,
-            version=version,
-            digest=digest,
-            folder=str(self._settings.models / model / str(version)),
-            staged=str(self._settings.state_dir / "loaded" / f"{model}-{version}"),
-            socket=str(paths.socket),
-            beat=str(paths.beat),
-            state=str(paths.state),
-            threads=self._settings.engine.threads,
-            hang_seconds=self._settings.engine.hang_seconds,
-            max_resident_bytes=self._settings.engine.max_resident_bytes,
-        )
-        arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
-        child = _Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._engine_ended(key, status))
-        engine = self._engines[key] = _Engine(child, paths, digest)
-        self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc(0)
-        self._set_state(engine, "starting")
-        child.start()
-
-    def _engine_ended(self, key: tuple[str, int], status: int) -> None:
-        engine = self._engines.get(key)
-        if engine is None:
-            return
-        engine.paths.socket.unlink(missing_ok=True)
-        refused = refusal(engine.paths.state)
-        if refused is not None:
-            self._give_up(engine, key, "failed", refused)
-            return
-        limits = self._settings.engine
-        now = time.monotonic()
-        engine.crashes.append(now)
-        recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
-        self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
-        if recent >= limits.crash_limit:
-            reason = (
-                f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"
-            )
-            self._give_up(engine, key, "circuit_open", reason)
-        else:
-            self._set_state(engine, "starting", f"its engine ended with status {status} and is being started again")
-            self._log.warn(f"engine {key[0]}/{key[1]} ended, starting it again", {"status": status})
-
-    def _give_up(self, engine: _Engine, key: tuple[str, int], state: str, reason: str) -> None:
-        """Leave the version out of service, until the crashes are a window ago: what was amiss may have passed."""
-        engine.child.stopping = True
-        engine.given_up_at = time.monotonic()
-        if reason != engine.reason:
-            self._log.warn(f"{key[0]} version {key[1]} is out of service: {reason}")
-        engine.reason = reason
-        self._set_state(engine, state, reason)
-
-    def _try_again(self, engine: _Engine) -> None:
-        # The state file goes on saying why it is out of service, and callers are refused, until it is ready.
-        engine.state = "starting"
-        engine.crashes.clear()
-        engine.child.start()
-
-    async def _stop_engine(self, engine: _Engine) -> None:
-        await engine.child.stop(seconds=STOP_SECONDS)
-        for path in (engine.paths.socket, engine.paths.state, engine.paths.beat):
-            path.unlink(missing_ok=True)
-
-    def _set_state(self, engine: _Engine, state: str, reason: str = "") -> None:
-        engine.state = state
-        # Only a note for others: an engine is kept running on a full disk too.
-        with contextlib.suppress(OSError):
-            write_json(engine.paths.state, {"state": state, "reason": reason})
-
-    async def _watch_engines(self) -> None:
-        limits = self._settings.engine
-        while True:
-            await asyncio.sleep(POLL_SECONDS)
-            now = time.monotonic()
-            for key, engine in self._engines.items():
-                if engine.state in ("failed", "circuit_open"):
-                    if now - engine.given_up_at > limits.crash_window_seconds:
-                        self._try_again(engine)
-                    continue
-                process = engine.child.process
-                if process is None:
-                    continue
-                if engine.state == "starting" and engine.paths.socket.exists():
-                    engine.reason = ""
-                    self._set_state(engine, "ready")
-                    self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
-                elif engine.state == "starting" and now - engine.child.started > limits.start_timeout_seconds:
-                    self._end_engine(engine, key, f"was not ready within {limits.start_timeout_seconds:g} s")
-                elif engine.state == "ready":
-                    resident = resident_bytes(process.pid)
-                    self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
-                    if resident > limits.max_resident_bytes:
-                        self._end_engine(engine, key, f"holds {resident} bytes (engine.max_resident_bytes)")
-                    elif now - _beat(engine.paths.beat, now) > limits.hang_seconds + STOP_RUN_SECONDS:
-                        self._end_engine(engine, key, f"did not move for {limits.hang_seconds + STOP_RUN_SECONDS:g} s")
-
-    def _end_engine(self, engine: _Engine, key: tuple[str, int], why: str) -> None:
-        self._log.warn(f"engine {key[0]}/{key[1]} {why}; it is replaced")
-        engine.child.signal(signal.SIGKILL)
-
     async def _watch_spool(self) -> None:
         settings = self._settings
         while True:
@@ -546,15 +335,11 @@ class Supervisor:
         others = [child for child in self._children if not child.name.startswith("front")]
         await asyncio.gather(*[child.stop(seconds=budget + STOP_SECONDS) for child in fronts])
         await asyncio.gather(*[child.stop(seconds=2 * STOP_SECONDS) for child in others])
-        await asyncio.gather(*[engine.child.stop(seconds=STOP_SECONDS) for engine in self._engines.values()])
+        await self._engines.stop()
         self._cells.close()
         self._store.close()
         (self._settings.run_dir / "gateway.json").unlink(missing_ok=True)
         self._log.note("stopped")
-
-
-def _labels(key: tuple[str, int]) -> dict[str, str]:
-    return {"model": key[0], "version": str(key[1])}
 
 
 def _version() -> str:
@@ -597,10 +382,3 @@ def _answers(host: str, port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _beat(path: Path, now: float) -> float:
-    try:
-        return float(BEAT.unpack(path.read_bytes())[0])
-    except (OSError, struct.error):  # not there yet, or half written
-        return now

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-import msgspec
+from gateway.engine.notes import EnginePaths, read_note
 
 __all__ = ("EngineNotes", "Engines", "Fault", "SoundEngines")
 
@@ -60,18 +60,9 @@ class EngineNotes:
         return found if now - self._since.setdefault((model, version), now) >= lasting_seconds else None
 
     def _read(self, model: str, version: int) -> Fault | None:
-        try:
-            note = _decoder.decode((self._run_dir / f"engine-{model}-{version}.json").read_bytes())
-        except (OSError, msgspec.DecodeError):
+        note = read_note(EnginePaths(self._run_dir, model, version).state)
+        if note is None:
             return None
         if note.state == "circuit_open":
             return Fault("crash_loop", note.reason)
         return Fault("load_failure", note.reason) if note.state == "failed" else None
-
-
-class _Note(msgspec.Struct):
-    state: str
-    reason: str = ""
-
-
-_decoder = msgspec.json.Decoder(_Note)

@@ -16,6 +16,7 @@ import setproctitle
 from gateway.engine.approved import run_approved
 from gateway.engine.errors import EngineStartFailed
 from gateway.engine.loading import load_session
+from gateway.engine.notes import EngineNote, write_note
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
 from gateway.engine.wire import Hello
@@ -43,15 +44,9 @@ def main(arguments: list[str]) -> int:
     except (EngineStartFailed, RepositoryError, PolicyError) as error:
         print(error, file=sys.stderr)
         if order is not None:
-            _note_failure(Path(order.state), str(error))
+            write_note(Path(order.state), EngineNote("failed", str(error)))
         return 1
     return 0
-
-
-def _note_failure(path: Path, reason: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(msgspec.json.encode({"state": "failed", "reason": reason}))
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -56,5 +56,6 @@ def run_approved(order: EngineOrder) -> None:
         Path(order.socket),
         hello=hello,
         max_run_seconds=order.hang_seconds,
+        drain_seconds=order.drain_seconds,
         beat_path=Path(order.beat),
     )

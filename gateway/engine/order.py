@@ -13,7 +13,8 @@ class EngineOrder(msgspec.Struct, frozen=True):
     `folder` is the version's folder, `staged` the private folder its files are copied to while they are hashed;
     only the version with `digest` is loaded. An engine that cannot serve the version leaves `{"state": "failed",
     "reason"}` in the file `state`: another attempt would fail in the same way. `hang_seconds`: the longest run.
-    `max_resident_bytes`: a run that would take the engine beyond it fails.
+    `max_resident_bytes`: a run that would take the engine beyond it fails. `drain_seconds`: how long an engine
+    that is told to end goes on for those that are connected.
     """
 
     model: str
@@ -27,3 +28,4 @@ class EngineOrder(msgspec.Struct, frozen=True):
     threads: int
     hang_seconds: float
     max_resident_bytes: int
+    drain_seconds: float

@@ -1,0 +1,64 @@
+"""Where an engine is found in the run directory, and the notes it and the supervisor leave there for others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+__all__ = ("EngineNote", "EnginePaths", "EngineState", "read_note", "refusal", "write_note")
+
+EngineState = Literal["starting", "ready", "failed", "circuit_open"]
+
+
+class EnginePaths:
+    """Where one engine of this gateway is found.
+
+    Parameters
+    ----------
+    run_dir : Path
+    """
+
+    def __init__(self, run_dir: Path, model: str, version: int) -> None:
+        stem = f"engine-{model}-{version}"
+        self.socket = run_dir / f"{stem}.sock"
+        self.state = run_dir / f"{stem}.json"
+        self.beat = run_dir / f"{stem}.beat"
+
+
+class EngineNote(msgspec.Struct, frozen=True):
+    """How an engine is, and why."""
+
+    state: EngineState
+    reason: str = ""
+
+
+_decoder = msgspec.json.Decoder(EngineNote)
+
+
+def write_note(path: Path, note: EngineNote) -> None:
+    """Leave a note that others may read at any time: whole, or as it was.
+
+    Raises
+    ------
+    OSError
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(msgspec.json.encode(note))
+    partial.replace(path)
+
+
+def read_note(path: Path) -> EngineNote | None:
+    """The note that lies there, or None."""
+    try:
+        return _decoder.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def refusal(path: Path) -> str | None:
+    """Why an engine will not come back by itself, or None while it may; from its note."""
+    note = read_note(path)
+    return note.reason if note is not None and note.state in ("failed", "circuit_open") else None

@@ -1,0 +1,242 @@
+"""The supervisor's care for engines: one for each version that is wanted, replaced when it crashes, hangs or grows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import struct
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from gateway.child import STOP_SECONDS, Child
+from gateway.engine.memory import resident_bytes
+from gateway.engine.notes import EngineNote, EnginePaths, EngineState, refusal, write_note
+from gateway.engine.order import EngineOrder
+from gateway.engine.wire import BEAT
+from gateway.settings import Settings
+from gateway.telemetry.cells import CellFile
+from gateway.telemetry.log import ProcessLog
+
+__all__ = ("EngineSupervision",)
+
+LOOK_SECONDS = 0.2
+STOP_RUN_SECONDS = 1.0
+"""How much longer than the longest run an engine may stand still before it is killed."""
+
+Key = tuple[str, int]
+
+
+class EngineSupervision:
+    """The engines of one gateway.
+
+    Parameters
+    ----------
+    settings : Settings
+        Resolved.
+    log : ProcessLog
+    cells : CellFile
+        Takes the restarts of each engine and the memory it holds.
+    """
+
+    def __init__(self, settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
+        self._settings = settings
+        self._log = log
+        self._cells = cells
+        self._engines: dict[Key, _Engine] = {}
+        self._leaving: dict[Key, asyncio.Task[None]] = {}
+
+    def __repr__(self) -> str:
+        engines = ", ".join(
+            f"{model}/{version} {engine!r}" for (model, version), engine in sorted(self._engines.items())
+        )
+        return f"<EngineSupervision {engines or 'none'} | leaving {len(self._leaving)}>"
+
+    def follow(self, wanted: Mapping[Key, str], approved: Mapping[Key, str]) -> bool:
+        """Start what is wanted and not there; end what is no longer approved.
+
+        Parameters
+        ----------
+        wanted : mapping of (model, version) to digest
+            Approved, with a folder that can be loaded.
+        approved : mapping of (model, version) to digest
+            A version whose folder is gone or half changed serves on as it was loaded.
+
+        Returns
+        -------
+        Whether everything is as wanted; when False, an engine must end before another takes its place: ask again.
+        """
+        for key in [key for key, engine in self._engines.items() if approved.get(key) != engine.digest]:
+            self._leaving[key] = asyncio.get_running_loop().create_task(self._unload(key, self._engines.pop(key)))
+        settled = True
+        for key, digest in wanted.items():
+            if key in self._leaving:
+                settled = False
+            elif key not in self._engines:
+                self._start(key, digest)
+        return settled
+
+    async def watch(self) -> None:
+        """Look after the engines, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for key, engine in self._engines.items():
+                self._look_at(key, engine, now)
+
+    async def stop(self) -> None:
+        """End all engines; those that asked something of them have ended before."""
+        stopping = [engine.child.stop(seconds=STOP_SECONDS) for engine in self._engines.values()]
+        await asyncio.gather(*stopping, *self._leaving.values())
+
+    def _start(self, key: Key, digest: str) -> None:
+        model, version = key
+        settings = self._settings
+        paths = EnginePaths(settings.run_dir, model, version)
+        paths.socket.unlink(missing_ok=True)
+        order = EngineOrder(
+            model=model,
+            version=version,
+            digest=digest,
+            folder=str(settings.models / model / str(version)),
+            staged=str(self._staged(key)),
+            socket=str(paths.socket),
+            beat=str(paths.beat),
+            state=str(paths.state),
+            threads=settings.engine.threads,
+            hang_seconds=settings.engine.hang_seconds,
+            max_resident_bytes=settings.engine.max_resident_bytes,
+            drain_seconds=self._drain_seconds,
+        )
+        arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
+        child = Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._ended(key, status))
+        engine = self._engines[key] = _Engine(child, paths, digest)
+        self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc(0)
+        engine.note("starting")
+        child.start()
+
+    @property
+    def _drain_seconds(self) -> float:
+        """How long what a front has taken may wait for its answer."""
+        return self._settings.limits.request_timeout_ms / 1000
+
+    def _staged(self, key: Key) -> Path:
+        return self._settings.state_dir / "loaded" / f"{key[0]}-{key[1]}"
+
+    async def _unload(self, key: Key, engine: _Engine) -> None:
+        # The engine goes on until the fronts have let go of it, so that nothing they took for it is lost.
+        try:
+            await engine.child.stop(seconds=self._drain_seconds + STOP_SECONDS)
+            for path in (engine.paths.socket, engine.paths.state, engine.paths.beat):
+                path.unlink(missing_ok=True)
+            await asyncio.to_thread(shutil.rmtree, self._staged(key), ignore_errors=True)
+            self._cells.remove("gateway_engine_resident_bytes", _labels(key))
+            self._log.note(f"{key[0]} version {key[1]} unloaded")
+        finally:
+            del self._leaving[key]
+
+    def _ended(self, key: Key, status: int) -> None:
+        engine = self._engines.get(key)
+        if engine is None:
+            return
+        engine.paths.socket.unlink(missing_ok=True)
+        refused = refusal(engine.paths.state)
+        if refused is not None:
+            self._give_up(key, engine, "failed", refused)
+            return
+        limits = self._settings.engine
+        now = time.monotonic()
+        engine.crashes.append(now)
+        recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
+        self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
+        if recent >= limits.crash_limit:
+            reason = (
+                f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"
+            )
+            self._give_up(key, engine, "circuit_open", reason)
+        else:
+            engine.note("starting", f"its engine ended with status {status} and is being started again")
+            self._log.warn(f"engine {key[0]}/{key[1]} ended, starting it again", {"status": status})
+
+    def _give_up(self, key: Key, engine: _Engine, state: EngineState, reason: str) -> None:
+        """Leave the version out of service, until the crashes are a window ago: what was amiss may have passed."""
+        engine.child.stopping = True
+        engine.given_up_at = time.monotonic()
+        if reason != engine.given_up_for:
+            self._log.warn(f"{key[0]} version {key[1]} is out of service: {reason}")
+        engine.given_up_for = reason
+        engine.note(state, reason)
+
+    def _look_at(self, key: Key, engine: _Engine, now: float) -> None:
+        limits = self._settings.engine
+        if engine.state in ("failed", "circuit_open"):
+            if now - engine.given_up_at > limits.crash_window_seconds:
+                engine.try_again()
+            return
+        process = engine.child.process
+        if process is None:
+            return
+        if engine.state == "starting":
+            if engine.paths.socket.exists():
+                engine.given_up_for = ""
+                engine.note("ready")
+                self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
+            elif now - engine.child.started > limits.start_timeout_seconds:
+                self._replace(key, engine, f"was not ready within {limits.start_timeout_seconds:g} s")
+            return
+        resident = resident_bytes(process.pid)
+        self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
+        still = limits.hang_seconds + STOP_RUN_SECONDS
+        if resident > limits.max_resident_bytes:
+            self._replace(key, engine, f"holds {resident} bytes (engine.max_resident_bytes)")
+        elif now - _beat(engine.paths.beat, now) > still:
+            self._replace(key, engine, f"did not move for {still:g} s")
+
+    def _replace(self, key: Key, engine: _Engine, why: str) -> None:
+        self._log.warn(f"engine {key[0]}/{key[1]} {why}; it is replaced")
+        engine.child.signal(signal.SIGKILL)
+
+
+class _Engine:
+    """What the supervisor knows of one engine."""
+
+    def __init__(self, child: Child, paths: EnginePaths, digest: str) -> None:
+        self.child = child
+        self.paths = paths
+        self.digest = digest
+        self.crashes: deque[float] = deque(maxlen=64)
+        self.state: EngineState = "starting"
+        self.given_up_for = ""
+        self.given_up_at = 0.0
+
+    def __repr__(self) -> str:
+        why = f" ({self.given_up_for})" if self.state in ("failed", "circuit_open") else ""
+        return f"{self.state}{why}, crashes {len(self.crashes)}"
+
+    def note(self, state: EngineState, reason: str = "") -> None:
+        self.state = state
+        # Only a note for others: an engine is kept running on a full disk too.
+        with contextlib.suppress(OSError):
+            write_note(self.paths.state, EngineNote(state, reason))
+
+    def try_again(self) -> None:
+        # The note goes on saying why it is out of service, and callers are refused, until it is ready.
+        self.state = "starting"
+        self.crashes.clear()
+        self.child.start()
+
+
+def _labels(key: Key) -> dict[str, str]:
+    return {"model": key[0], "version": str(key[1])}
+
+
+def _beat(path: Path, now: float) -> float:
+    try:
+        return float(BEAT.unpack(path.read_bytes())[0])
+    except (OSError, struct.error):  # not there yet, or half written
+        return now
