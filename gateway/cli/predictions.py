@@ -14,6 +14,8 @@ import typer
 
 from gateway.cli.client import CommandError, NoGateway, open_client, state_dir_here
 from gateway.cli.group import Commands
+from gateway.cli.reconcile import reconcile
+from gateway.cli.replay import replay
 from gateway.cli.screen import AsJson, clean, print_facts, print_json
 from gateway.events.records import PredictionRecord, TensorRecord
 
@@ -65,6 +67,10 @@ def show(
         print_json(body)
     else:
         print_facts(_facts(body))
+
+
+app.command()(replay)
+app.command()(reconcile)
 
 
 def _records(model: str | None, start: str, *, follow: bool, state_dir: Path | None) -> Iterator[str]:

@@ -38,6 +38,11 @@ class BlockingEngine:
         Connected; closed by `close`.
     timeout_seconds : float
         Bound of each run.
+
+    Attributes
+    ----------
+    inference_ns : int
+        Nanoseconds of the last run in the model.
     """
 
     def __init__(self, connection: socket.socket, *, timeout_seconds: float) -> None:
@@ -46,6 +51,7 @@ class BlockingEngine:
         self._reader = FrameReader()
         self._frames: list[tuple[int, int, int, memoryview]] = []
         self._next_id = 0
+        self.inference_ns = 0
         kind, _, _, payload = self._receive()
         if kind != HELLO:
             raise EngineGone("the engine did not greet")
@@ -97,7 +103,7 @@ class BlockingEngine:
             raise RunStopped(f"the run was stopped after {self._timeout:g} s")
         if kind != RESULT:
             raise EngineGone(f"the engine answered with a frame of kind {kind}")
-        arrays = decode_result(payload, count)[1]
+        self.inference_ns, arrays = decode_result(payload, count)
         return {spec.name: array for spec, array in zip(self.signature.outputs, arrays, strict=True)}
 
     def close(self) -> None:

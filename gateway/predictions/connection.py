@@ -40,8 +40,11 @@ def producer_of(settings: KafkaSettings) -> Any:
     )
 
 
-def consumer_of(settings: KafkaSettings, group: str) -> Any:
-    """Return a consumer of a group that commits by hand and begins at the earliest record; not started yet."""
+def consumer_of(settings: KafkaSettings, group: str | None) -> Any:
+    """Return a consumer that commits by hand, of a group or of none; not started yet.
+
+    It begins at the earliest record.
+    """
     return AIOKafkaConsumer(
         group_id=group, enable_auto_commit=False, auto_offset_reset="earliest", **_connection(settings)
     )

@@ -254,9 +254,10 @@ class Front:
         self._spooled.inc(labels)
         self.cells.counter("gateway_feedback_total", {"model": model, "state": "received"}).inc(labels)
 
-    def count_dropped(self, events: int) -> None:
-        """Count events that a full log has dropped."""
-        self._dropped.inc(events)
+    def count_dropped_feedback(self, model: str, labels: int) -> None:
+        """Count labels that a full log has dropped."""
+        self._dropped.inc(labels)
+        self.cells.counter("gateway_feedback_total", {"model": model, "state": "dropped"}).inc(labels)
 
     def count_unsynced(self, events: int) -> bool:
         """Count events in the log that a power loss may take, as the disk refused; whether to refuse their senders."""

@@ -255,7 +255,7 @@ class _Web:
             front.count_feedback(model, error.written)
             raise LogUnavailable("the feedback could not be logged; send it again later") from None
         if lost := front.spool.dropped - dropped:
-            front.count_dropped(lost)
+            front.count_dropped_feedback(model, lost)
             front.count_feedback(model, len(records) - lost)
             raise LogUnavailable("the log is full and drops what comes, so the feedback was not kept")
         front.count_feedback(model, len(records))

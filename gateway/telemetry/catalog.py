@@ -59,7 +59,7 @@ class Metric:
 
 _ARMS = ("stable", "canary", "shadow", "pinned")
 _OUTCOMES = ("ok", "client_error", "model_error", "unavailable", "timeout")
-_FEEDBACK_STATES = ("received", "joined", "repeated", "unmatched")
+_FEEDBACK_STATES = ("received", "dropped", "joined", "repeated", "unmatched")
 _EVENT_STATES = ("spooled", "sampled_out", "shipped", "dropped", "refused", "unsynced", "dead_letter")
 _DECISIONS = (
     "version_approved",
@@ -210,7 +210,7 @@ CATALOG: Mapping[str, Metric] = _table(
         Metric(
             "gateway_feedback_total",
             "counter",
-            "Labels: received by a front; joined to their prediction, repeated, or without one, by the monitor.",
+            "Labels: received by a front, dropped by a full log; joined, repeated, or unmatched by the monitor.",
             ("model", "state"),
             {"state": _FEEDBACK_STATES},
             filled={"state": _FEEDBACK_STATES},

@@ -24,7 +24,7 @@ from gateway import __version__
 from .catalog import CATALOG, Metric, MetricError, metric_named, series_labels
 from .layout import BLOCK_BYTES, HEADER_BYTES, MAX_FILE_BYTES, MetricFileError, read_header, walk
 
-__all__ = ("MetricFamily", "collect", "render")
+__all__ = ("MetricFamily", "collect", "counters_of", "render")
 
 MetricFamily = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
@@ -81,6 +81,24 @@ def collect(metrics_dir: Path) -> list[MetricFamily]:
     totals.gauge("gateway_metric_files_damaged", damaged)
     totals.gauge("gateway_metric_series_unpublished", unpublished)
     return [_family(metric, totals.cells[metric.name]) for metric in CATALOG.values()]
+
+
+def counters_of(path: Path) -> dict[tuple[str, _Labels], float]:
+    """Return the counters of one process's file by name and label values; none when it is not there.
+
+    Raises
+    ------
+    MetricFileError
+        The file is damaged.
+    """
+    try:
+        file = _read(path)
+    except FileNotFoundError:
+        return {}
+    except (MetricError, OSError) as error:
+        raise MetricFileError(f"{path} cannot be read: {error}") from None
+    series = file.series if file is not None else []
+    return {(metric.name, labels): cells[0] for metric, labels, cells in series if metric.kind == "counter"}
 
 
 def render(metrics_dir: Path, accept: str | None) -> tuple[bytes, str]:

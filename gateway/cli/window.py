@@ -1,0 +1,161 @@
+"""What commands on the log share: which log, which window of time, and how far they have come."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gateway.cli.client import CommandError, state_dir_here
+from gateway.events.encoding import RecordError, seconds_of
+
+if TYPE_CHECKING:
+    from gateway.predictions.segments import LogRecord
+    from gateway.settings import Settings
+
+__all__ = (
+    "Config",
+    "Progress",
+    "Since",
+    "Source",
+    "StateDir",
+    "Until",
+    "interruptible",
+    "moment",
+    "records_of",
+    "settings_of",
+    "spool_of",
+)
+
+_AGO = re.compile(r"([0-9]{1,6})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TELL_SECONDS = 0.5
+
+Since = Annotated[
+    str | None,
+    typer.Option(help="From this time on: 2026-05-01T06:00 (UTC), or 90s, 30m, 12h, 7d ago. [default: all]"),
+]
+Until = Annotated[str | None, typer.Option(help="Before this time; as --since. [default: now]")]
+Source = Annotated[Literal["spool", "kafka"], typer.Option("--from", help="Where the log is read.")]
+StateDir = Annotated[Path | None, typer.Option(help="The state directory whose log is read. [default: the one here]")]
+Config = Annotated[Path | None, typer.Option(help="Settings file. [default: gateway.toml, if there is one]")]
+
+
+def moment(text: str | None, option: str) -> float | None:
+    """Read a time, or how long ago it was, as seconds since 1970; None for none.
+
+    Raises
+    ------
+    typer.BadParameter
+    """
+    if text is None:
+        return None
+    if ago := _AGO.fullmatch(text):
+        return time.time() - int(ago[1]) * _SECONDS[ago[2]]
+    try:
+        return seconds_of(text)
+    except RecordError:
+        raise typer.BadParameter(
+            f"{text[:64]!r} is no time: expected one such as 2026-05-01T06:00, or 90s, 30m, 12h, 7d for so long ago",
+            param_hint=option,
+        ) from None
+
+
+def settings_of(config: Path | None, state_dir: Path | None) -> Settings:
+    """The settings here, for the log of a state directory.
+
+    Raises
+    ------
+    CommandError
+    """
+    from gateway.settings import SettingsError, load_settings
+
+    try:
+        return load_settings(config, overrides={"state_dir": state_dir or state_dir_here()})
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+
+
+def records_of(
+    settings: Settings, source: str, *, kinds: Collection[int], since: float | None, until: float | None
+) -> Iterator[LogRecord]:
+    """Read a window of the log, from the spool or from Kafka.
+
+    Raises
+    ------
+    CommandError
+    """
+    if source == "kafka":
+        from gateway.predictions.kafka_window import read_topics
+
+        return read_topics(settings.kafka, kinds=kinds, since=since, until=until)
+    from gateway.predictions.tail import read_all
+
+    return read_all(spool_of(settings), kinds=kinds, since=since, until=until)
+
+
+def spool_of(settings: Settings) -> Path:
+    """The spool of a state directory that has one.
+
+    Raises
+    ------
+    CommandError
+    """
+    if not settings.spool_dir.is_dir():
+        raise CommandError(
+            f"{settings.state_dir} holds no log: expected a folder {settings.spool_dir}; name one with --state-dir"
+        )
+    return settings.spool_dir
+
+
+class Progress:
+    """One line on standard error that says how far long work has come; silent where that is no terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown = sys.stderr.isatty()
+        self._told = self._began = time.monotonic()
+        self.count = 0
+
+    def add(self, count: int = 1) -> None:
+        self.count += count
+        now = time.monotonic()
+        if self._shown and now - self._told >= _TELL_SECONDS:
+            self._told = now
+            rate = self.count / (now - self._began)
+            sys.stderr.write(f"\r{self.count:,} {self._what}, {rate:,.0f} a second \x1b[K")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Take the line back."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@contextmanager
+def interruptible(progress: Progress) -> Iterator[None]:
+    """End cleanly on SIGINT, and tell what a log that cannot be read says in one line.
+
+    Raises
+    ------
+    CommandError
+    """
+    from gateway.predictions.kafka_window import KafkaUnreadable
+    from gateway.predictions.spool import SpoolError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.end()
+        raise CommandError(f"stopped after {progress.count:,}") from None
+    except (SpoolError, KafkaUnreadable) as error:
+        raise CommandError(str(error)) from None
+    finally:
+        progress.end()
