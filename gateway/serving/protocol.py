@@ -52,9 +52,11 @@ MAX_TARGETS = 1024
 MAX_LARGE_PIPELINED = 4
 CHUNK_LINE_BYTES = 16  # what a chunk may cost beside its content; Go's net/http: 16
 LINGER_SECONDS = 1.0
+LENGTH_DIGITS = 8
 FAULT = "the gateway failed on this request"
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:/versions/([^/?]{1,32}))?/infer(?:\?.*)?")
+_LENGTH_FIELD = re.compile(rb"(?i)(\r\ncontent-length: ?)[0-9]{1,8}(?=\r\n|\Z)")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _log = logging.getLogger(__name__)
@@ -82,10 +84,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._max_body = self._limits.max_body_bytes
         self._max_head = self._limits.max_head_bytes
         self._max_fields = self._limits.max_head_fields
+        self._max_known = min(self._max_body, LARGE_BODY_BYTES)
         self._inference: Inference | None = None
         self._known: Inference
-        self._known_url = self._known_line = b""
-        self._known_fields: list[tuple[bytes, bytes]] | None = None
+        self._known_head: tuple[bytes, bytes] | None = None
         self._plain = False
         self._content: list[bytes] = []
         self._held_body: HeldBody | None = None
@@ -154,6 +156,8 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if self._known_head is not None and not self._reading_since and self._take_again(data):
+            return
         size = self._read = len(data)
         self._unread += size
         self._piece = data
@@ -230,22 +234,9 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._deaf or self._discarding:
             return
         try:
-            if self.headers == self._known_fields and self.url == self._known_url and self._begin_again():
-                return
             self._begin()
         except HeadRefused as refused:
             self.refuse(refused.status, refused.text)
-
-    def _begin_again(self) -> bool:
-        # The head of the last inference once more, as clients send them: what it said has been read and checked.
-        parser = self.parser
-        if parser.get_method() != b"POST" or not parser.should_keep_alive() or self._stopping:
-            return False
-        if not (self._unread and self._piece.startswith(self._known_line)):
-            self._check_protocol(b"POST")
-        self._chunked = False
-        self._inference = self._known.again()
-        return True
 
     def on_chunk_header(self) -> None:
         self._chunks += 1
@@ -366,8 +357,40 @@ class GatewayProtocol(HttpToolsProtocol):
         self._inference = inference
         self._read_fields(inference)
         if self._inference is inference and inference.keep_alive and inference.refused is None and self._plain:
-            self._known, self._known_url, self._known_fields = inference.again(), self.url, self.headers
-            self._known_line = b"POST %b HTTP/" % self.url
+            self._learn(inference)
+
+    def _learn(self, inference: Inference) -> None:
+        # Clients send the same head again and again, but for the length: what stands before and behind its digits.
+        # Only where one read holds this one head and its body is it certain which bytes the parser has read.
+        self._known_head = None
+        head, end, _ = self._piece.partition(b"\r\n\r\n")
+        if self._unread != len(self._piece) or not end or self._max_head < len(head) + 2 * LENGTH_DIGITS:
+            return
+        parts = _LENGTH_FIELD.split(head)
+        if len(parts) == 3:
+            before, length, after = parts
+            self._known, self._known_head = inference.again(), (before + length, after + end)
+
+    def _take_again(self, data: bytes) -> bool:
+        """Take a read that is the known head once more and a whole body; all that the head says has been checked."""
+        before, after = self._known_head or (b"", b"")
+        start = len(before)
+        end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
+        if not (start < end and data.startswith(before) and data.startswith(after, end)):
+            return False
+        digits = data[start:end]
+        body = end + len(after)
+        size = len(data) - body
+        if not digits.isdigit() or int(digits) != size or size > self._max_known:
+            return False
+        if self._discarding or self._stopping or self.transport.is_closing():
+            return False
+        inference = self._known.again()
+        inference.body = [data[body:]]
+        self._enqueue(inference)
+        if len(self._due) + len(self._behind) > self._limits.max_pipelined:
+            self.flow.pause_reading()
+        return True
 
     def _target(self) -> tuple[str, bytes | None] | None:
         check_target(self.url, max_bytes=self._limits.max_target_bytes)
@@ -436,7 +459,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if hosts != 1 and (hosts or version == "1.1"):
             raise HeadRefused(400, f"a request has one Host header, got {hosts}")
         self._chunked = chunked
-        self._plain = not (chunked or connection or expects or self._upgrading)
+        self._plain = not (chunked or expects or self._upgrading)
         if chunked:
             self._chunks = self._overhead = 0
             if version == "1.0":
@@ -573,7 +596,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self._behind.append(self.pipeline.popleft())
 
     def _enqueue(self, inference: Inference) -> None:
-        if self._behind or self.pipeline or self._asgi_pending:
+        cycle = self.cycle
+        if self._behind or self.pipeline or (cycle is not None and not cycle.response_complete):
             self._behind.append(inference)
         else:
             self._submit(inference)
