@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from gateway.protocol.errors import GatewayError
@@ -15,7 +16,7 @@ HIGH, NORMAL, LOW = -1, 0, 1
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Job:
+class Job(msgspec.Struct, eq=False, kw_only=True):
     """One request on its way through an engine.
 
     Attributes
@@ -43,36 +44,19 @@ class Job:
         The caller has gone; a job that still waits is dropped.
     """
 
-    __slots__ = (
-        "abandoned",
-        "batch_rows",
-        "deadline",
-        "failure",
-        "inference_ns",
-        "inputs",
-        "queued_at",
-        "rank",
-        "results",
-        "row",
-        "rows",
-        "sent_at",
-        "size",
-    )
-
-    def __init__(self) -> None:
-        self.inputs: list[Array] = []
-        self.rows = 1
-        self.size = 0
-        self.rank = NORMAL
-        self.deadline = 0.0
-        self.results: list[Array] = []
-        self.row = 0
-        self.failure: GatewayError | None = None
-        self.queued_at = 0.0
-        self.sent_at = 0.0
-        self.inference_ns = 0
-        self.batch_rows = 0
-        self.abandoned = False
+    inputs: list[Array] = []
+    rows: int = 1
+    size: int = 0
+    rank: int = NORMAL
+    deadline: float = 0.0
+    results: list[Array] = []
+    row: int = 0
+    failure: GatewayError | None = None
+    queued_at: float = 0.0
+    sent_at: float = 0.0
+    inference_ns: int = 0
+    batch_rows: int = 0
+    abandoned: bool = False
 
     @property
     def outputs(self) -> list[Array]:

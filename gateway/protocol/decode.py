@@ -262,12 +262,7 @@ class RequestDecoder:
 
 
 def _usual_request(array: Array, fragment: bytes) -> InferRequest:
-    request = InferRequest()
-    request.inputs = [array]
-    request.rows = array.shape[0]
-    request.fragments = [fragment]
-    request.plain = True
-    return request
+    return InferRequest(inputs=[array], rows=array.shape[0], fragments=[fragment], plain=True)
 
 
 def _check_text(text: bytes, brackets: int, max_depth: int) -> None:

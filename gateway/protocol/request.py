@@ -42,7 +42,7 @@ class RequestedOutput(msgspec.Struct, frozen=True):
     classes: int = 0
 
 
-class InferRequest:
+class InferRequest(msgspec.Struct, eq=False):
     """A validated request.
 
     Attributes
@@ -66,15 +66,12 @@ class InferRequest:
         One input in JSON whose text is known, every output in JSON, and nothing else.
     """
 
-    __slots__ = ("fragments", "id", "inputs", "outputs", "parameters", "plain", "priority", "rows", "timeout_us")
-
-    def __init__(self) -> None:
-        self.id: str | None = None
-        self.inputs: list[Array] = []
-        self.rows = 1
-        self.outputs: tuple[RequestedOutput, ...] | None = None
-        self.parameters: dict[str, Any] = {}
-        self.timeout_us = 0
-        self.priority = 0
-        self.fragments: list[bytes | None] = []
-        self.plain = False
+    id: str | None = None
+    inputs: list[Array] = []
+    rows: int = 1
+    outputs: tuple[RequestedOutput, ...] | None = None
+    parameters: dict[str, Any] = {}
+    timeout_us: int = 0
+    priority: int = 0
+    fragments: list[bytes | None] = []
+    plain: bool = False

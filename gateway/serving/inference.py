@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from gateway.engine.job import Job
 from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import TensorSpec
@@ -27,75 +29,41 @@ class Connection(Protocol):
         """`inference.answer` is ready."""
 
 
-class Inference(Job):
+class Inference(Job, eq=False):
     """One inference request, from its head to its answer: in JSON and binary, over HTTP.
 
     Another protocol overrides what reads the request and what writes its answer: `read`, `body_of`, `release` and
     `refuse`.
     """
 
-    __slots__ = (
-        "accepts",
-        "answer",
-        "arrived",
-        "blocks",
-        "body",
-        "choice",
-        "connection",
-        "encoding",
-        "fragments",
-        "held_body",
-        "json_length",
-        "keep_alive",
-        "key",
-        "model",
-        "parameters",
-        "pinned",
-        "plain",
-        "refused",
-        "request_id",
-        "requested",
-        "route",
-        "served",
-        "timeout_ms",
-    )
-
-    def __init__(self, connection: Connection, model: str, *, pinned: int | None) -> None:
-        super().__init__()
-        self.connection = connection
-        self.model = model
-        self.pinned = pinned
-        self.key: str | None = None
-        self.timeout_ms = 0
-        self.keep_alive = True
-        self.body: list[bytes] = []
-        self.json_length: int | None = None
-        self.encoding: str | None = None
-        self.accepts: str | None = None
-        self.blocks: Sequence[bytes | memoryview] = ()
-        self.refused: GatewayError | None = None
-        self.answer = b""
-        self.arrived = 0.0
-        self.request_id: str | None = None
-        self.parameters: dict[str, Any] = {}
-        self.requested: tuple[RequestedOutput, ...] | None = None
-        self.fragments: list[bytes | None] = []
-        self.plain = False
-        self.held_body: HeldBody  # there for a large body only
-        self.served: ServedVersion
-        self.route: Route
-        self.choice: Choice
+    connection: Connection
+    model: str
+    pinned: int | None = None
+    key: str | None = None
+    timeout_ms: int = 0
+    keep_alive: bool = True
+    body: list[bytes] = []
+    json_length: int | None = None
+    encoding: str | None = None
+    accepts: str | None = None
+    blocks: Sequence[bytes | memoryview] = ()
+    refused: GatewayError | None = None
+    answer: bytes = b""
+    arrived: float = 0.0
+    request_id: str | None = None
+    parameters: dict[str, Any] = {}
+    requested: tuple[RequestedOutput, ...] | None = None
+    fragments: list[bytes | None] = []
+    plain: bool = False
+    held_body: HeldBody | None = None
+    # Known once it is routed.
+    served: ServedVersion = None  # type: ignore[assignment]
+    route: Route = None  # type: ignore[assignment]
+    choice: Choice = None  # type: ignore[assignment]
 
     def again(self) -> Inference:
-        """Another inference with the same head."""
-        other = Inference(self.connection, self.model, pinned=self.pinned)
-        other.key = self.key
-        other.timeout_ms = self.timeout_ms
-        other.rank = self.rank
-        other.json_length = self.json_length
-        other.encoding = self.encoding
-        other.accepts = self.accepts
-        return other
+        """Another inference with the same head; of one whose body has not been read."""
+        return replace(self, body=[])
 
     def read(self, decoder: RequestDecoder) -> InferRequest:
         """The request, for the version it was routed to; asked for once.

@@ -569,9 +569,8 @@ class GatewayProtocol(HttpToolsProtocol):
         return False
 
     def _let_go(self, inference: Inference) -> None:
-        held = getattr(inference, "held_body", None)
-        if held is not None:
-            held.close()
+        if inference.held_body is not None:
+            inference.held_body.close()
             self._waiting_large -= 1
 
     def _start_asgi(self) -> None:

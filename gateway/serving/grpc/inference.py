@@ -21,11 +21,12 @@ MAX_NAME = 64
 MAX_GIVEN_ID = 1024
 
 _EMPTY = Signature((), ())
+_READ = messages.ModelInferRequest()
 
 Metadata = tuple[tuple[str, str], ...]
 
 
-class GrpcInference(Inference):
+class GrpcInference(Inference, eq=False, kw_only=True):
     """One `ModelInferRequest` on its way; once its connection is told, it has a response or a refusal.
 
     Attributes
@@ -38,16 +39,18 @@ class GrpcInference(Inference):
         Prediction id, version and arm, once the request was routed and logged.
     """
 
-    __slots__ = ("given_id", "message", "raw", "refusal", "response", "trailers")
+    message: messages.ModelInferRequest
+    given_id: str = ""
+    raw: bool = False
+    response: messages.ModelInferResponse | None = None
+    refusal: GatewayError | None = None
+    trailers: Metadata = ()
 
-    def __init__(self, connection: Connection, message: messages.ModelInferRequest) -> None:
-        super().__init__(connection, shown_name(message.model_name), pinned=None)
-        self.message = message
-        self.given_id = message.id[:MAX_GIVEN_ID]
-        self.raw = False
-        self.response: messages.ModelInferResponse | None = None
-        self.refusal: GatewayError | None = None
-        self.trailers: Metadata = ()
+    @classmethod
+    def of(cls, connection: Connection, message: messages.ModelInferRequest) -> GrpcInference:
+        """The inference that a message asks for."""
+        name = shown_name(message.model_name)
+        return cls(connection, name, message=message, given_id=message.id[:MAX_GIVEN_ID])
 
     def read_head(self, metadata: Iterable[tuple[str, str | bytes]], seconds_left: float | None) -> None:
         """Take what stands beside the message: the version, the gateway's metadata, the call's deadline."""
@@ -64,8 +67,8 @@ class GrpcInference(Inference):
             self.timeout_ms = min(self.timeout_ms, allowed) if self.timeout_ms else allowed
 
     def read(self, decoder: RequestDecoder) -> InferRequest:
-        message = self.message
-        del self.message  # its tensors are in the request then, and it may be large
+        # Its tensors are in the request then, and it may be large.
+        message, self.message = self.message, _READ
         self.size = message.ByteSize()
         signature = self.served.signature or _EMPTY
         request, self.raw = read_request(message, model=self.model, signature=signature, checks=decoder.checks)
