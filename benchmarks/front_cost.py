@@ -83,6 +83,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> None:
         # The engine was started bare, without a manifest that says so.
         assert lane.hello is not None
         lane.hello = msgspec.structs.replace(lane.hello, batchable=True, max_rows=256)
+        lane.line.join_up_to(256, free_axes=False)
         front.versions["tabular", 1].greeted(lane.hello)
         connections = [connect(front) for _ in range(arguments.per_pass)]
         body = json.dumps(request(arguments.rows)).encode()

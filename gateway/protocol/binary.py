@@ -147,8 +147,9 @@ def tensor_to_bytes(array: Array) -> bytes | memoryview:
         return pack_strings(array)
     if not array.size:
         return b""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat.view("u1").data
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return memoryview(array.reshape(-1).view("u1") if array.dtype.kind == "V" else array).cast("B")
 
 
 def pack_strings(array: Array) -> bytes:

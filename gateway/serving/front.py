@@ -85,6 +85,7 @@ class Front:
         self._was_ready = False
         self._leaving: dict[ServedVersion, float] = {}
         self._alone: dict[str, Route] = {}
+        self._sole: dict[str, Choice] = {}
         self.routes: dict[str, Route] = {}
         self.versions: dict[tuple[str, int], ServedVersion] = {}
         self._sockets = sockets
@@ -152,6 +153,7 @@ class Front:
         for model in self.routes.keys() | routes.keys():
             self._show_weights(model, routes.get(model))
         self.routes = routes
+        self._sole = {model: choose(route, 0.0, sticky=False) for model, route in routes.items()}
         self._alone = {model: msgspec.structs.replace(route, weight=0.0) for model, route in routes.items()}
         self.revision = revision
 
@@ -317,6 +319,10 @@ class Front:
         if isinstance(inference.refused, UnknownModel):
             raise inference.refused
         route = self.routes.get(inference.model)
+        if route is not None and route.canary is None and inference.pinned is None:
+            inference.route, inference.choice = route, self._sole[inference.model]
+            inference.served = self.versions.get((route.model, route.stable)) or self.version(route.model, route.stable)
+            return
         if route is None:
             self.version(inference.model, inference.pinned)
             route = Route(inference.model, stable=inference.pinned or 0)
@@ -351,11 +357,15 @@ class Front:
         request = inference.read(served.decoder)
         inference.inputs = request.inputs
         inference.rows = request.rows
+        inference.fragments = request.fragments
+        if request.plain:
+            inference.plain = inference.accepts is None
+            seconds = inference.timeout_ms / 1000 if inference.timeout_ms else self._timeout_seconds
+            inference.deadline = inference.arrived + min(seconds, self._timeout_seconds)
+            return
         inference.request_id = request.id
         inference.parameters = request.parameters
         inference.requested = request.outputs
-        inference.fragments = request.fragments
-        inference.plain = request.plain and inference.accepts is None
         if request.priority:
             inference.rank = rank_of(request.priority)
         seconds = self._timeout_seconds
