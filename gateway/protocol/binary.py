@@ -149,7 +149,9 @@ def tensor_to_bytes(array: Array) -> bytes | memoryview:
         return b""
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
-    return memoryview(array.reshape(-1).view("u1") if array.dtype.kind == "V" else array).cast("B")
+    if array.dtype.kind == "V":
+        array = array.reshape(-1).view("u1")
+    return array.data.cast("B")
 
 
 def pack_strings(array: Array) -> bytes:
