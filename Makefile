@@ -22,7 +22,7 @@ check: $(VENV)/.dev ## Style, types, import law, documentation
 lint: $(VENV)/.dev ## Format, and mend what can be mended
 	scripts/lint
 
-bench: $(VENV)/.dev ## Measure against a bare handler
+bench: $(VENV)/.dev ## Measure against other servers; ARGS="--help" says what there is
 	scripts/bench $(ARGS)
 
 train: $(VENV)/.dev ## Train the demo models again

@@ -5,13 +5,15 @@ Run: python benchmarks/drift_cost.py
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from gateway.drift.ecusum import BinnedECusum
-from gateway.drift.profile import bin_counts, build_feature, columns_of
+from gateway.drift.profile import FeatureProfile, bin_counts, build_feature, columns_of
 
 FEATURES = 30
 REFERENCE_ROWS = 20_000
@@ -31,16 +33,21 @@ def main() -> None:
         every, eighth = BinnedECusum(features), BinnedECusum(features, solve_every=8)
         columns = columns_of({"x": tensor}, {})
         counts = {name: bin_counts(feature, columns[name]) for name, feature in features.items()}
-        splitting = _best(lambda tensor=tensor: columns_of({"x": tensor}, {}), rows)
-        binning = _best(lambda columns=columns: [bin_counts(f, columns[name]) for name, f in features.items()], rows)
-        update = _best(lambda detector=every, counts=counts: detector.update(counts), rows)
-        seldom = _best(lambda detector=eighth, counts=counts: detector.update(counts), rows)
+        splitting = _best(functools.partial(columns_of, {"x": tensor}, {}), rows)
+        binning = _best(functools.partial(_bin, features, columns), rows)
+        update = _best(functools.partial(every.update, counts), rows)
+        seldom = _best(functools.partial(eighth.update, counts), rows)
         binned = splitting + binning
         cells = (splitting, binning, update, binned + update)
         print(f"{rows:>6} " + " ".join(f"{cell:>8.2f}" for cell in cells) + f" {binned + seldom:>10.2f}")
     state = every.state()
     size = sum(len(part) for part in state.values() if isinstance(part, bytes))
     print(f"state: {size / 1000:.1f} kB")
+
+
+def _bin(features: dict[str, FeatureProfile], columns: dict[str, Any]) -> None:
+    for name, feature in features.items():
+        bin_counts(feature, columns[name])
 
 
 def _best(work: Callable[[], object], rows: int) -> float:

@@ -27,6 +27,7 @@ from gateway.telemetry.log import ProcessLog, take_library_logs
 
 if TYPE_CHECKING:
     from gateway.predictions.spool import SpoolWriter
+    from gateway.serving.front import Front
 
 __all__ = (
     "gateway_name",
@@ -74,15 +75,17 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def run_front(settings: Settings, *, slot: int) -> None:
-    """Run a front until SIGTERM, then drain it."""
+def run_front(settings: Settings, *, slot: int, build: Callable[..., Front] | None = None) -> None:
+    """Run a front until SIGTERM, then drain it; `build` makes it in place of `Front`."""
     import uvloop
 
     with _process(settings, f"front {slot}") as (log, cells):
-        uvloop.run(_front(settings, slot=slot, log=log, cells=cells))
+        uvloop.run(_front(settings, slot=slot, log=log, cells=cells, build=build))
 
 
-async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellFile) -> None:
+async def _front(
+    settings: Settings, *, slot: int, log: ProcessLog, cells: CellFile, build: Callable[..., Front] | None
+) -> None:
     from uvicorn import Config
 
     from gateway.control.store import Store
@@ -103,7 +106,7 @@ async def _front(settings: Settings, *, slot: int, log: ProcessLog, cells: CellF
     if settings.spool.fsync != "never":
         seconds, waiting = settings.spool.fsync_interval_seconds, settings.spool.max_waiting_answers
         commit = GroupCommit(spool, loop=loop, max_waiting=waiting, every_seconds=seconds)
-    front = Front(
+    front = (build or Front)(
         settings,
         name=gateway_name(settings),
         spool=spool,

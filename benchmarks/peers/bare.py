@@ -1,4 +1,7 @@
-"""The peer: a bare ASGI callable on uvicorn that runs onnxruntime inline. Usage: bare_handler.py MODEL.onnx PORT"""
+"""A bare ASGI callable on uvicorn that runs onnxruntime inline: no validation, no log. Usage: bare.py MODEL PORT
+
+Tensors in JSON are decoded by orjson; those in binary are read where they lie.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,22 @@ output = session.get_outputs()[0].name
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    body = b""
+    parts = []
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        parts.append(message.get("body", b""))
         if not message.get("more_body"):
             break
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
     answer = b"{}"
     if body:
-        tensor = orjson.loads(body)["inputs"][0]
-        rows = np.array(tensor["data"], np.float32).reshape(tensor["shape"])
-        result = session.run([output], {name: rows})[0]
+        length = next((int(value) for key, value in scope["headers"] if key == b"inference-header-content-length"), 0)
+        tensor = orjson.loads(body[:length] if length else body)["inputs"][0]
+        numbers = np.frombuffer(body, np.float32, offset=length) if length else np.array(tensor["data"], np.float32)
+        result = session.run([output], {name: numbers.reshape(tensor["shape"])})[0]
         answer = orjson.dumps(
             {
-                "model_name": "tabular",
+                "model_name": "bare",
                 "outputs": [
                     {"name": output, "datatype": "FP32", "shape": result.shape, "data": result.ravel().tolist()}
                 ],

@@ -1,0 +1,154 @@
+"""A front beside the gateway's own, with parts of it taken out: what is left tells what a part costs.
+
+Run by the suite: python -m benchmarks.front SETTINGS.json SLOT PORT PART...
+It is the gateway's front, with its engines and its store; only what is named does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gateway.app import run_front
+from gateway.engine.lane import Job, Lane
+from gateway.engine.session import ModelSession
+from gateway.predictions.spool import SpoolWriter
+from gateway.protocol.encode import encode_flat, encode_string
+from gateway.serving.answers import status_of
+from gateway.serving.front import Front, Inference
+from gateway.serving.tally import RunTally
+from gateway.serving.version import ServedVersion
+from gateway.settings import Settings
+
+__all__ = ("PARTS", "build_front")
+
+PARTS = ("log", "metrics", "statistics", "isolation")
+"""What can be taken out; `metrics` takes `statistics` with it."""
+
+
+class _NothingWritten:
+    """A spool that numbers records and writes none."""
+
+    full = False
+    dropped = 0
+
+    def __init__(self, spool: SpoolWriter) -> None:
+        self.boot = spool.boot
+        self.next_sequence = 1
+
+    def append(self, records: Sequence[tuple[int, bytes]]) -> None:
+        self.next_sequence += len(records)
+
+    def tick(self) -> None:
+        """Nothing is due."""
+
+
+class _NothingTallied(RunTally):
+    def add(self, jobs: Sequence[Any], *, now: float, time: float) -> None:
+        """Count nothing."""
+
+
+class _Unlogged(Front):
+    """Makes no records."""
+
+    def _finish(
+        self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int
+    ) -> tuple[bytes, bytes, int]:
+        failure = inference.failure
+        if failure is not None:
+            return b"", b'{"error":%b}' % encode_string(str(failure)), status_of(failure)
+        said = inference.said()
+        flats = [
+            encode_flat(output) if said is None or position in said else None
+            for position, output in enumerate(inference.outputs)
+        ]
+        return b"", inference.body_of(event_id, flats), 200
+
+
+class _Uncounted(Front):
+    """Counts nothing."""
+
+    def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
+        """Count nothing."""
+
+
+class _Untallied(Front):
+    """Keeps nothing for the statistics extension."""
+
+    def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
+        served = super()._open(model, version, digest=digest)
+        served.tally = _NothingTallied({"model": model, "version": str(version)}, self.cells)
+        return served
+
+
+class _Together(Front):
+    """Runs onnxruntime in the front."""
+
+    def _open(self, model: str, version: int, *, digest: str) -> ServedVersion:
+        served = super()._open(model, version, digest=digest)
+        file = self.settings.models / model / str(version) / "model.onnx"
+        # The lane meets its engine as ever and learns the signature from it; only the batches stay here.
+        served.lane.__class__ = _LaneInside
+        served.lane.session = ModelSession(file, threads=self.settings.engine.threads)  # type: ignore[attr-defined]
+        return served
+
+
+class _LaneInside(Lane):
+    """Runs each batch at once, in this process."""
+
+    session: ModelSession
+
+    def _send(self, jobs: list[Job], link: Any) -> None:
+        import numpy as np
+
+        self._next_id += 1
+        now = time.perf_counter()
+        rows = sum(job.rows for job in jobs)
+        for job in jobs:
+            job.sent_at = now
+            job.batch_rows = rows
+        assert self.hello is not None
+        inputs = {
+            spec.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            for spec, arrays in zip(
+                self.hello.signature.inputs, zip(*[job.inputs for job in jobs], strict=True), strict=True
+            )
+        }
+        began = time.perf_counter_ns()
+        outputs = self.session.run(inputs)
+        self._in_flight[self._next_id] = jobs
+        self._loop.call_soon(self._result, self._next_id, time.perf_counter_ns() - began, outputs)
+
+
+_WITHOUT: dict[str, type[Front]] = {
+    "log": _Unlogged,
+    "metrics": _Uncounted,
+    "statistics": _Untallied,
+    "isolation": _Together,
+}
+
+
+def build_front(settings: Settings, *, without: Sequence[str], spool: SpoolWriter, **given: Any) -> Front:
+    """Make a front without these `PARTS`; everything else is given to it as to any."""
+    bases = tuple(_WITHOUT[part] for part in without)
+    kind: type[Front] = type("PartialFront", bases, {})
+    log: Any = _NothingWritten(spool) if "log" in without else spool
+    return kind(settings, spool=log, **given)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the front until SIGTERM."""
+    resolved, slot, port, *without = arguments
+    tree = json.loads(Path(resolved).read_bytes())
+    tree["server"] |= {"http_port": int(port), "grpc": False}
+    settings = Settings.model_validate(tree)
+    run_front(settings, slot=int(slot), build=functools.partial(build_front, without=tuple(without)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

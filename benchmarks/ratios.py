@@ -1,0 +1,161 @@
+"""The ratios that are asked of the gateway by name, and whether a run bears them out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.cases import Round, Series
+from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF
+from benchmarks.suites import TWO_FRONTS, WITH_KAFKA
+from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32
+
+__all__ = ("ASKED", "Asked", "Verdict", "judge")
+
+Key = tuple[str, str, int, str]
+"""Stage, workload, connections, server."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One demand: a number drawn from each round of two series, its median held against a limit.
+
+    Attributes
+    ----------
+    text : str
+        What is compared.
+    ours, peer : tuple
+        Keys of the series; the same one where a server is held against itself.
+    measure : callable
+        Two rounds to a number.
+    limit : float
+    at_least : bool
+        Whether the limit is the least or the most.
+    unit : str
+    """
+
+    text: str
+    ours: Key
+    peer: Key
+    measure: Callable[[Round, Round], float]
+    limit: float
+    at_least: bool = True
+    unit: str = ""
+
+    @property
+    def wording(self) -> str:
+        """The limit in words."""
+        return f"{'at least' if self.at_least else 'at most'} {self.limit:g}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured for one demand; `holds` is None when the peer was not measured."""
+
+    asked: Asked
+    median: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    holds: bool | None = None
+
+
+def judge(series: Sequence[Series]) -> list[Verdict]:
+    """Hold every demand that the run is about against it: those whose server of ours was measured."""
+    known = {each.key: each.rounds for each in series}
+    verdicts = []
+    for asked in ASKED:
+        if asked.ours not in known:
+            continue
+        pairs = zip(known.get(asked.ours, []), known.get(asked.peer, []), strict=False)
+        numbers = [asked.measure(one, other) for one, other in pairs]
+        if not numbers:
+            verdicts.append(Verdict(asked))
+            continue
+        median = statistics.median(numbers)
+        holds = median >= asked.limit if asked.at_least else median <= asked.limit
+        verdicts.append(Verdict(asked, median, min(numbers), max(numbers), holds))
+    return verdicts
+
+
+def _rate(one: Round, other: Round) -> float:
+    return one.load.rate / other.load.rate
+
+
+def _slower(one: Round, other: Round) -> float:
+    return one.load.p50_us - other.load.p50_us
+
+
+def _tail(one: Round, other: Round) -> float:
+    return one.load.p99_us / other.load.p50_us
+
+
+def _tabular(server: str, *, connections: int = 64, rows: int = 1) -> Key:
+    return "tabular", (ONE_ROW if rows == 1 else ROWS_32).name, connections, server
+
+
+def _against(text: str, peer: str, *, limits: tuple[float | None, float | None]) -> list[Asked]:
+    return [
+        Asked(
+            f"{text}, {work}, 64 connections",
+            _tabular(EVERYTHING_ON, rows=rows),
+            _tabular(peer, rows=rows),
+            _rate,
+            limit,
+        )
+        for limit, rows, work in zip(limits, (1, 32), (ONE_ROW.name, ROWS_32.name), strict=True)
+        if limit is not None
+    ]
+
+
+_BARE = "bare handler"
+_ALONE = _tabular(EVERYTHING_ON, connections=1)
+_FRONTS = ("fronts", ONE_ROW.name, 64)
+_SHIPPING = ("shipping", ONE_ROW.name, 64, WITH_KAFKA)
+
+ASKED: tuple[Asked, ...] = (
+    *_against("everything on / observation off", OBSERVATION_OFF, limits=(0.8, 0.75)),
+    *_against("everything on / bare handler", _BARE, limits=(2.5, 1.3)),
+    Asked(
+        "median beyond the bare handler's, 1 row, 1 connection",
+        _ALONE,
+        _tabular(_BARE, connections=1),
+        _slower,
+        60,
+        at_least=False,
+        unit=" us",
+    ),
+    *_against("everything on / FastAPI", "FastAPI", limits=(6, 3)),
+    *_against("everything on / MLServer", "MLServer", limits=(20, 5)),
+    *_against("everything on / mosec", "mosec", limits=(1.5, None)),
+    Asked(
+        "two fronts on two cores / one on one core, 1 row, 64 connections",
+        (*_FRONTS, TWO_FRONTS),
+        (*_FRONTS, EVERYTHING_ON),
+        _rate,
+        1.7,
+    ),
+    Asked(
+        "p99 / p50, 1 row, 64 connections",
+        _tabular(EVERYTHING_ON),
+        _tabular(EVERYTHING_ON),
+        _tail,
+        3,
+        at_least=False,
+    ),
+    Asked("p99 / p50, the same, shipping to Kafka", _SHIPPING, _SHIPPING, _tail, 3, at_least=False),
+    Asked(
+        "everything on / bare handler, image in binary, 16 connections",
+        ("image", IMAGE_BINARY.name, 16, EVERYTHING_ON),
+        ("image", IMAGE_BINARY.name, 16, _BARE),
+        _rate,
+        0.9,
+    ),
+    Asked(
+        "everything on / bare handler with orjson, image in JSON, 16 connections",
+        ("image", IMAGE_JSON.name, 16, EVERYTHING_ON),
+        ("image", IMAGE_JSON.name, 16, _BARE),
+        _rate,
+        1.8,
+    ),
+)

@@ -1,0 +1,185 @@
+"""The suites by name: which servers are put through which cases."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.broker import running_broker
+from benchmarks.cases import SHARED_CORE, TWO_CORES, Bench, Case, Source, Stage
+from benchmarks.errors import ServerFailed
+from benchmarks.front import PARTS
+from benchmarks.models import model_file
+from benchmarks.others import PEERS, running_peer, running_triton
+from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF, Variant, add_model, running_gateway
+from benchmarks.servers import Running
+from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW, rows_of
+
+__all__ = ("SUITES", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
+
+TWO_FRONTS = "gateway, two fronts"
+WITH_KAFKA = "gateway, shipping to Kafka"
+_OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
+_APART = tuple(Variant(f"without {part}", (part,)) for part in (*PARTS, "monitor"))
+_BARE = "bare handler"
+_SPOOL = {"GATEWAY_SPOOL__MAX_BYTES": str(32 * 2**30)}
+"""Nothing is removed from the log during a run, so that it can be counted."""
+
+
+def _gateway(
+    model: str,
+    *,
+    name: str = EVERYTHING_ON,
+    fronts: int = 1,
+    variants: Sequence[Variant] = (),
+    copies: int = 1,
+    kafka: bool = False,
+) -> Source:
+    @contextlib.contextmanager
+    def start(bench: Bench) -> Iterator[list[Running]]:
+        models = bench.place / f"models-{model}-{copies}"
+        file = model_file(model, bench.cache)
+        names = [model if number == 0 else f"{model}-{number}" for number in range(copies)]
+        for each in names:
+            if not (models / each).exists():
+                add_model(models, each, file, place=bench.place)
+        with contextlib.ExitStack() as held:
+            settings: Mapping[str, str] = _SPOOL
+            if kafka:
+                settings = {**_SPOOL, "GATEWAY_KAFKA__BOOTSTRAP_SERVERS": held.enter_context(running_broker(bench))}
+            yield held.enter_context(
+                running_gateway(
+                    models,
+                    model=model,
+                    place=bench.place,
+                    name=name,
+                    fronts=fronts,
+                    variants=variants,
+                    settings=settings,
+                )
+            )
+
+    return Source((name, *(variant.name for variant in variants)), start)
+
+
+def _peer(name: str, model: str) -> Source:
+    def start(bench: Bench) -> contextlib.AbstractContextManager[list[Running]]:
+        return running_peer(PEERS[name], model_file(model, bench.cache), cache=bench.cache, place=bench.place)
+
+    return Source((name,), start)
+
+
+def _triton(model: str) -> Source:
+    def start(bench: Bench) -> contextlib.AbstractContextManager[list[Running]]:
+        if bench.triton is None:
+            raise ServerFailed("name its binary with --triton")
+        return running_triton(bench.triton, model_file(model, bench.cache), place=bench.place)
+
+    return Source(("Triton",), start)
+
+
+def _smoke(triton: Path | None) -> tuple[Stage, ...]:
+    # Between them the two variants are without every part that can be taken out.
+    variants = (_OFF, Variant("without statistics and isolation", ("statistics", "isolation")))
+    sources = (_gateway("tabular", variants=variants), _peer(_BARE, "tabular"))
+    return (Stage("tabular", sources, (Case(ONE_ROW, 8),)),)
+
+
+def _quick(triton: Path | None) -> tuple[Stage, ...]:
+    sources = (_gateway("tabular", variants=(_OFF,)), _peer(_BARE, "tabular"), _peer("FastAPI", "tabular"))
+    return (Stage("tabular", sources, (Case(ONE_ROW, 64), Case(ROWS_32, 64))),)
+
+
+def _ratios(triton: Path | None) -> tuple[Stage, ...]:
+    peers = ["constant reply", _BARE, "FastAPI", "MLServer", "mosec"]
+    sources = [_gateway("tabular", variants=(_OFF,)), *[_peer(name, "tabular") for name in peers]]
+    if triton is not None:
+        sources.append(_triton("tabular"))
+    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE))
+    return (
+        Stage("tabular", tuple(sources), (Case(ONE_ROW, 64), Case(ROWS_32, 64), alone)),
+        _images((16,)),
+        _fronts(),
+        Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
+    )
+
+
+def _full(triton: Path | None) -> tuple[Stage, ...]:
+    sources = [_gateway("tabular", variants=(_OFF,)), *[_peer(name, "tabular") for name in PEERS]]
+    slow = [_gateway("slow", variants=(_OFF,)), *[_peer(name, "slow") for name in PEERS if name != "constant reply"]]
+    if triton is not None:
+        sources.append(_triton("tabular"))
+        slow.append(_triton("slow"))
+    both = (_gateway("tabular"), _peer(_BARE, "tabular"))
+    return (
+        Stage(
+            "tabular", tuple(sources), tuple(Case(work, count) for work in (ONE_ROW, ROWS_32) for count in (64, 16, 1))
+        ),
+        Stage(
+            "parts",
+            (_gateway("tabular", variants=(_OFF, *_APART)),),
+            tuple(Case(work, count) for work in (ONE_ROW, ROWS_32) for count in (64, 1)),
+        ),
+        _images((64, 16, 1)),
+        Stage("3 ms model", tuple(slow), tuple(Case(SLOW, count) for count in (16, 1))),
+        _fronts(),
+        Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
+        Stage("rows", both, tuple(Case(rows_of(2**power), 16) for power in range(9))),
+        Stage("connections", both, tuple(Case(ONE_ROW, 2**power) for power in range(10))),
+        Stage(
+            "models",
+            tuple(_gateway("tabular", name=_counted(count), copies=count) for count in (1, 2, 4, 8, 16)),
+            (Case(ONE_ROW, 64),),
+        ),
+    )
+
+
+def _counted(copies: int) -> str:
+    return "gateway, 1 model" if copies == 1 else f"gateway, {copies} models"
+
+
+def _images(connections: Sequence[int]) -> Stage:
+    cases = tuple(Case(work, count) for work in (IMAGE_BINARY, IMAGE_JSON) for count in connections)
+    return Stage("image", (_gateway("image"), _peer(_BARE, "image")), cases)
+
+
+def _fronts() -> Stage:
+    # One front and its load on one core against two fronts and their load on two: were the load apart, two cores would
+    # have to carry it and both fronts, and the machine would be measured, not the fronts.
+    sources = (_gateway("tabular"), _gateway("tabular", name=TWO_FRONTS, fronts=2))
+    cases = []
+    for work in (ONE_ROW, ROWS_32):
+        cases.append(Case(work, 64, (EVERYTHING_ON,), SHARED_CORE))
+        cases.append(Case(work, 64, (TWO_FRONTS,), TWO_CORES))
+    return Stage("fronts", sources, tuple(cases))
+
+
+SUITES: dict[str, Callable[[Path | None], tuple[Stage, ...]]] = {
+    "smoke": _smoke,
+    "quick": _quick,
+    "ratios": _ratios,
+    "full": _full,
+}
+
+
+def stages_of(suite: str, *, only: Sequence[str], peers: Sequence[str] | None, triton: Path | None) -> list[Stage]:
+    """The stages of a suite.
+
+    Parameters
+    ----------
+    only : sequence of str
+        Names of the stages wanted; empty for all.
+    peers : sequence of str, optional
+        Names of the peers wanted; None for all of the suite's.
+    triton : Path, optional
+        A tritonserver binary, a peer of the larger suites.
+    """
+    chosen = []
+    for stage in SUITES[suite](triton):
+        if only and stage.name not in only:
+            continue
+        unwanted = set() if peers is None else {*PEERS, "Triton"} - set(peers)
+        sources = tuple(source for source in stage.sources if not unwanted & set(source.names))
+        chosen.append(Stage(stage.name, sources, stage.cases))
+    return chosen
