@@ -7,6 +7,7 @@ It is the gateway's front, with its engines and its store; only what is named do
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import sys
 import time
@@ -14,13 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gateway.app import run_front
-from gateway.engine.lane import Job, Lane
+from gateway.engine.job import Job
+from gateway.engine.lane import Lane
 from gateway.engine.session import ModelSession
-from gateway.predictions.spool import SpoolWriter
 from gateway.protocol.encode import encode_flat, encode_string
 from gateway.serving.answers import status_of
-from gateway.serving.front import Front, Inference
+from gateway.serving.front import Answer, Front, _rows_of, _stencil_of
+from gateway.serving.inference import Inference
 from gateway.serving.tally import RunTally
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
@@ -31,49 +35,53 @@ PARTS = ("log", "metrics", "statistics", "isolation")
 """What can be taken out; `metrics` takes `statistics` with it."""
 
 
-class _NothingWritten:
-    """A spool that numbers records and writes none."""
-
-    full = False
-    dropped = 0
-
-    def __init__(self, spool: SpoolWriter) -> None:
-        self.boot = spool.boot
-        self.next_sequence = 1
-
-    def append(self, records: Sequence[tuple[int, bytes]]) -> None:
-        self.next_sequence += len(records)
-
-    def tick(self) -> None:
-        """Nothing is due."""
-
-
 class _NothingTallied(RunTally):
     def add(self, jobs: Sequence[Any], *, now: float, time: float) -> None:
         """Count nothing."""
 
 
 class _Unlogged(Front):
-    """Makes no records."""
+    """Makes no records; answers are made as ever, each with a number."""
 
-    def _finish(
-        self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int
-    ) -> tuple[bytes, bytes, int]:
+    _numbers = itertools.count(1)
+
+    def deliver(self, inferences: Sequence[Inference]) -> None:
+        now = time.perf_counter()
+        boot = self.spool.boot.encode()
+        answers: list[Answer] = []
+        results: object = None
+        rows: Sequence[bytes] | None = None
+        for inference in inferences:
+            event_id = b"%b-%010x" % (boot, next(self._numbers))
+            if inference.plain and inference.failure is None and inference.keep_alive:
+                if inference.results is not results:
+                    results = inference.results
+                    rows = _rows_of(inference)
+                if rows is not None and (stencil := _stencil_of(inference)) is not None:
+                    first, count = inference.row, inference.rows
+                    flat = rows[first] if count == 1 else b",".join(rows[first : first + count])
+                    answer = stencil.answer % (event_id, stencil.answer_bytes + len(flat), event_id, flat)
+                    answers.append((event_id, answer, 200, True))
+                    continue
+            answers.append((event_id, *self._body(inference, event_id), False))
+        self._release(inferences, answers, now)
+
+    def _body(self, inference: Inference, event_id: bytes) -> tuple[bytes, int]:
         failure = inference.failure
         if failure is not None:
-            return b"", b'{"error":%b}' % encode_string(str(failure)), status_of(failure)
+            return b'{"error":%b}' % encode_string(str(failure)), status_of(failure)
         said = inference.said()
         flats = [
             encode_flat(output) if said is None or position in said else None
             for position, output in enumerate(inference.outputs)
         ]
-        return b"", inference.body_of(event_id, flats), 200
+        return inference.body_of(event_id, flats), 200
 
 
 class _Uncounted(Front):
     """Counts nothing."""
 
-    def _count(self, inferences: Sequence[Inference], answers: list[tuple[bytes, bytes, int]], *, now: float) -> None:
+    def _count(self, inferences: Sequence[Inference], answers: Sequence[Answer], *, now: float) -> None:
         """Count nothing."""
 
 
@@ -103,15 +111,11 @@ class _LaneInside(Lane):
 
     session: ModelSession
 
-    def _send(self, jobs: list[Job], link: Any) -> None:
-        import numpy as np
-
+    def _send(self, jobs: list[Job], link: Any, *, now: float) -> None:
         self._next_id += 1
-        now = time.perf_counter()
-        rows = sum(job.rows for job in jobs)
         for job in jobs:
             job.sent_at = now
-            job.batch_rows = rows
+        jobs[0].batch_rows = sum(job.rows for job in jobs)
         assert self.hello is not None
         inputs = {
             spec.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -133,12 +137,10 @@ _WITHOUT: dict[str, type[Front]] = {
 }
 
 
-def build_front(settings: Settings, *, without: Sequence[str], spool: SpoolWriter, **given: Any) -> Front:
-    """Make a front without these `PARTS`; everything else is given to it as to any."""
-    bases = tuple(_WITHOUT[part] for part in without)
-    kind: type[Front] = type("PartialFront", bases, {})
-    log: Any = _NothingWritten(spool) if "log" in without else spool
-    return kind(settings, spool=log, **given)
+def build_front(settings: Settings, *, without: Sequence[str], **given: Any) -> Front:
+    """Make a front without these `PARTS`; the rest is given to it as to any."""
+    kind: type[Front] = type("PartialFront", tuple(_WITHOUT[part] for part in without), {})
+    return kind(settings, **given)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ Requests are given to real connections' protocol objects as bytes, in passes of 
 a real engine process runs them, a real spool logs them. The clients' transports only count what is written. So what is
 measured is reading the head, decoding, routing, batching, the engine's socket, records, metrics and the answers.
 
-    python benchmarks/front_cost.py [--rows 1] [--pass 32] [--rounds 9] [--profile]
+    python -m benchmarks.front_cost [--rows 1] [--pass 32] [--rounds 9] [--profile]
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import asyncio
 import cProfile
 import functools
 import gc
-import json
 import pstats
 import statistics
 import subprocess
@@ -26,10 +25,11 @@ from typing import Any
 
 import msgspec
 import uvloop
-from serving import request, tabular_model
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from benchmarks.models import model_file
+from benchmarks.workloads import rows_of
 from gateway.predictions.spool import SpoolWriter
 from gateway.routing.table import Route
 from gateway.serving.front import Front
@@ -39,6 +39,7 @@ from gateway.telemetry.cells import CellFile
 
 DIGEST = ""
 ENGINE_SOCKET = "engine.sock"
+CACHE = Path(__file__).parents[1] / ".cache" / "benchmarks"
 
 
 class CountingTransport(asyncio.Transport):
@@ -68,7 +69,7 @@ class CountingTransport(asyncio.Transport):
 
 
 async def measure(arguments: argparse.Namespace, place: Path) -> None:
-    settings = Settings(state_dir=place / "state")
+    settings = Settings(models=place, state_dir=place / "state")
     engine_socket = place / ENGINE_SOCKET
     cells = CellFile(place / "front.cells")
     spool = SpoolWriter(place / "spool" / "front-0", slot=0, settings=settings.spool)
@@ -86,7 +87,7 @@ async def measure(arguments: argparse.Namespace, place: Path) -> None:
         lane.line.join_up_to(256, free_axes=False)
         front.versions["tabular", 1].greeted(lane.hello)
         connections = [connect(front) for _ in range(arguments.per_pass)]
-        body = json.dumps(request(arguments.rows)).encode()
+        body = rows_of(arguments.rows).body(0)[0]
         head = b"POST /v2/models/tabular/infer HTTP/1.1\r\nHost: 127.0.0.1:8000\r\ncontent-type: application/json\r\n"
         wire = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
         await passes(connections, wire, 50)
@@ -142,7 +143,14 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
         place = Path(folder)
-        command = [sys.executable, "-m", "gateway.engine", str(tabular_model()), str(place / ENGINE_SOCKET), "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "gateway.engine",
+            str(model_file("tabular", CACHE)),
+            str(place / ENGINE_SOCKET),
+            "1",
+        ]
         engine = subprocess.Popen(command)
         try:
             uvloop.run(measure(arguments, place))
