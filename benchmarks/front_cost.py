@@ -69,7 +69,7 @@ class CountingTransport(asyncio.Transport):
 
 
 async def measure(arguments: argparse.Namespace, place: Path) -> None:
-    settings = Settings(models=place, state_dir=place / "state")
+    settings = Settings(state_dir=place / "state")
     engine_socket = place / ENGINE_SOCKET
     cells = CellFile(place / "front.cells")
     spool = SpoolWriter(place / "spool" / "front-0", slot=0, settings=settings.spool)
