@@ -75,7 +75,7 @@ class _Unlogged(Front):
             encode_flat(output) if said is None or position in said else None
             for position, output in enumerate(inference.outputs)
         ]
-        return inference.body_of(event_id, flats), 200
+        return inference.body_of(event_id, inference.outputs_of(flats)), 200
 
 
 class _Uncounted(Front):

@@ -20,6 +20,7 @@ from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, T
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import (
     check_flat,
+    finite_number,
     fragment_of,
     is_array,
     is_loggable,
@@ -32,6 +33,7 @@ from gateway.protocol.json_tensor import (
 from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_KEYS, InferRequest
+from gateway.protocol.slices import Cut, cut_numbers, numbers_in_slices
 
 __all__ = ("InferRequest", "RequestDecoder")
 
@@ -57,6 +59,9 @@ class RequestDecoder:
     def __init__(
         self, model: str, signature: Signature, *, batchable: bool = False, limits: Limits | None = None
     ) -> None:
+        self._batchable = batchable
+        self._cut: Cut | None = None
+        self._whole = b""
         self.checks = SignatureChecks(model, signature, batchable=batchable, limits=limits)
         self._limits = self.checks.limits
         self._max_json_elements = self._limits.max_json_elements
@@ -65,6 +70,7 @@ class RequestDecoder:
         self._model = model
         self._signature = signature
         self._parser = simdjson.Parser()
+        self._slice_parser = simdjson.Parser()
         self._last_usual: tuple[bytes, bytes, tuple[int, ...], int] = (b"", b"", (), 0)
         self._usual_spec = signature.inputs[0] if len(signature.inputs) == 1 and self.checks.sayable else None
         if self._usual_spec is not None and (
@@ -97,6 +103,27 @@ class RequestDecoder:
             return self._decode_raw(body)
         return self._decode(body[:json_length], Tail(body, json_length, self._model))
 
+    def again(self) -> RequestDecoder:
+        """Another decoder of the same requests."""
+        return RequestDecoder(self._model, self._signature, batchable=self._batchable, limits=self._limits)
+
+    def decode_in_slices(self, body: bytes, json_length: int | None = None) -> InferRequest:
+        """As `decode`, for a large body: other threads run meanwhile. To be used once.
+
+        Raises
+        ------
+        CallerError
+        """
+        whole = json_length is None or json_length >= len(body)
+        text = body if whole or json_length is None else body[:json_length]
+        self._cut = cut_numbers(text) if json_length != 0 else None
+        if self._cut is None:
+            return self.decode(body, json_length)
+        if json_length is not None and json_length > len(body):
+            raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
+        self._whole = text
+        return self._decode(self._cut.text, None if json_length is None else Tail(body, json_length, self._model))
+
     def _decode(self, text: bytes, tail: Tail | None) -> InferRequest:
         try:
             document = self._parser.parse(text)
@@ -105,7 +132,8 @@ class RequestDecoder:
         try:
             if not isinstance(document, simdjson.Object):
                 raise CallerError("the request body must be a JSON object")
-            return (self._usual(document, text) if tail is None else None) or self._read(document, text, tail)
+            usual = self._usual(document, text) if tail is None and self._cut is None else None
+            return usual or self._read(document, text, tail)
         except CallerError as error:
             # The parser cannot be used again while anything of its document lives, and the frames would that the
             # traceback of this error holds, or of the one that it came from.
@@ -161,7 +189,7 @@ class RequestDecoder:
         if b"NaN" not in text and b"Infinity" not in text:
             raise CallerError(_parse_fault(text, error)) from None
         try:
-            document = json.loads(text.decode(), object_pairs_hook=_object, parse_float=_number)
+            document = json.loads(text.decode(), object_pairs_hook=_object, parse_float=finite_number)
         except (ValueError, RecursionError) as fault:
             raise CallerError(_parse_fault(text, fault)) from None
         if not isinstance(document, dict):
@@ -258,7 +286,11 @@ class RequestDecoder:
             raise CallerError(
                 f"input '{spec.name}' has more than {self._max_json_elements} elements in JSON; send it in binary"
             )
-        return tensor_of(tensor["data"], shape, spec)
+        data = tensor["data"]
+        place = self._cut.place_of(data) if self._cut is not None else None
+        if place is not None:
+            return numbers_in_slices(self._whole, place, shape, spec, parser=self._slice_parser), False
+        return tensor_of(data, shape, spec)
 
 
 def _usual_request(array: Array, fragment: bytes) -> InferRequest:
@@ -315,13 +347,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")
     return found
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"NUMBER {text[:32]} is beyond every datatype")
-    return number
 
 
 def _parse_fault(body: bytes, error: Exception) -> str:

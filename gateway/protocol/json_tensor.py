@@ -6,6 +6,7 @@ the tokens NaN, Infinity or -Infinity.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from gateway.protocol.errors import CallerError
 
 __all__ = (
     "check_flat",
+    "check_nesting",
+    "finite_number",
     "fragment_of",
     "is_array",
     "is_loggable",
@@ -26,6 +29,7 @@ __all__ = (
     "is_splittable",
     "nesting_of",
     "numbers",
+    "numbers_with_tokens",
     "tensor_of",
 )
 
@@ -126,7 +130,7 @@ def tensor_of(values: Any, shape: tuple[int, ...], spec: TensorSpec) -> tuple[Ar
         _check_size(len(values), shape, size, spec)
     if isinstance(values, simdjson.Array) and dtype.kind in "fiu":
         if nested:
-            _check_nesting(values, shape, 0, spec.name)
+            check_nesting(values, shape, 0, spec.name)
         array = numbers(values, spec)
     else:
         array = _elements(values if isinstance(values, list) else values.as_list(), shape, dtype, spec)
@@ -168,6 +172,38 @@ def numbers(values: Any, spec: TensorSpec) -> Array:
     return array.astype(dtype)
 
 
+def numbers_with_tokens(text: bytes, inner: tuple[int, ...], spec: TensorSpec) -> Array:
+    """The elements of a JSON array that may have the tokens NaN, Infinity and -Infinity among them; flat.
+
+    Parameters
+    ----------
+    inner : tuple of int
+        Shape of each element of the array.
+
+    Raises
+    ------
+    CallerError
+    ValueError
+        It is not valid JSON.
+    """
+    values = json.loads(text, parse_float=finite_number)
+    return _elements(values, (len(values), *inner), NUMPY_OF[spec.datatype], spec)
+
+
+def finite_number(text: str) -> float:
+    """A number with a fraction or an exponent, as JSON has it.
+
+    Raises
+    ------
+    ValueError
+        It is beyond every datatype.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"NUMBER {text[:32]} is beyond every datatype")
+    return number
+
+
 def is_splittable(body: bytes) -> bool:
     """Whether the text of a tensor's `data` can be told apart: the word stands once, so it is the key, and nothing is
     escaped, so no key is spelled otherwise.
@@ -196,7 +232,13 @@ def _check_size(elements: int, shape: tuple[int, ...], size: int, spec: TensorSp
         raise CallerError(f"input '{spec.name}' has {elements} elements, but its shape {list(shape)} has {size}")
 
 
-def _check_nesting(values: Any, shape: tuple[int, ...], axis: int, name: str) -> None:
+def check_nesting(values: Any, shape: tuple[int, ...], axis: int, name: str) -> None:
+    """Arrays must nest as the axes of a shape from `axis` on say.
+
+    Raises
+    ------
+    CallerError
+    """
     last = axis + 1 == len(shape)
     if axis >= len(shape) or len(values) != shape[axis] or (last and _holds_more(values)):
         raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
@@ -204,7 +246,7 @@ def _check_nesting(values: Any, shape: tuple[int, ...], axis: int, name: str) ->
         for element in values:
             if not is_array(element):
                 raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
-            _check_nesting(element, shape, axis + 1, name)
+            check_nesting(element, shape, axis + 1, name)
 
 
 def _holds_more(values: Any) -> bool:
@@ -214,7 +256,7 @@ def _holds_more(values: Any) -> bool:
 
 def _elements(values: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], spec: TensorSpec) -> Array:
     if values and isinstance(values[0], list):
-        _check_nesting(values, shape, 0, spec.name)
+        check_nesting(values, shape, 0, spec.name)
         for _ in range(len(shape) - 1):
             values = [element for inner in values for element in inner]
     allowed = _ALLOWED[dtype.kind]

@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -20,18 +21,27 @@ from gateway.engine.lane import Lane, QueueLimits
 from gateway.events.records import KIND_PREDICTION, Arm
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
-from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat, encode_rows, encode_string
 from gateway.protocol.errors import (
     EngineUnavailable,
     GatewayError,
     LogUnavailable,
+    ModelFailed,
     Overloaded,
     UnknownModel,
 )
 from gateway.protocol.limits import Limits
+from gateway.protocol.request import InferRequest
 from gateway.routing.table import Choice, Route, choose, hash_key, point_of
 from gateway.serving.answers import status_of
+from gateway.serving.aside import (
+    SideThread,
+    is_slow_to_answer,
+    is_slow_to_read,
+    prepare_answers,
+    read_aside,
+    result_of,
+)
 from gateway.serving.bodies import BodyRoom
 from gateway.serving.inference import Inference
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
@@ -80,6 +90,7 @@ class Front:
         self.commit = commit
         self.cells = cells
         self.bodies = BodyRoom(settings.limits.max_held_body_bytes)
+        self._side = SideThread()
         self.draining = False
         self.revision = -1
         self._was_ready = False
@@ -188,7 +199,6 @@ class Front:
             return
         try:
             self._admit(inference)
-            inference.served.lane.submit(inference)
         except Overloaded as error:
             inference.failure = error
             self._shed(inference)
@@ -198,6 +208,10 @@ class Front:
 
     def deliver(self, inferences: Sequence[Inference]) -> None:
         """Log finished requests of one version in one write, then release their answers."""
+        if inferences and inferences[0].failure is None and is_slow_to_answer(inferences[0]):
+            prepare = partial(prepare_answers, inferences, max_tensor_bytes=self._max_tensor_bytes)
+            self._side.run(prepare, partial(self._prepared, inferences))
+            return
         now = time.perf_counter()
         stamp = record_time(time.time())
         spool = self.spool
@@ -245,6 +259,13 @@ class Front:
             self._release(inferences, answers, now)
         else:
             self.commit.after(partial(self._committed, inferences, answers), records=len(inferences))
+
+    def _prepared(self, inferences: Sequence[Inference], written: Future[None]) -> None:
+        fault = written.exception()
+        if isinstance(fault, Exception):
+            for inference in inferences:
+                inference.give_up(fault)
+        self.deliver(inferences)
 
     def _count_spooled(self, served: ServedVersion, records: Sequence[tuple[int, bytes]]) -> None:
         self._spooled.inc(len(records))
@@ -352,9 +373,35 @@ class Front:
         if inference.rank >= served.lane.line.closed_for:
             inference.body = []
             raise served.lane.line.refusal()
-        if inference.encoding is not None:
-            inference.body = [inflate(inference.body, inference.encoding, max_bytes=self._max_body_bytes)]
-        request = inference.read(served.decoder)
+        if (inference.encoding is not None or len(inference.body) > 1) and is_slow_to_read(
+            inference, max_bytes=self._max_body_bytes
+        ):
+            read = partial(
+                read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=self._max_tensor_bytes
+            )
+            self._side.run(read, partial(self._go_on, inference))
+            return
+        self._take(inference, inference.read(served.decoder))
+        served.lane.submit(inference)
+
+    def _go_on(self, inference: Inference, read: Future[InferRequest]) -> None:
+        # With a request that was read aside.
+        if inference.abandoned:
+            return
+        try:
+            self._take(inference, result_of(read))
+            inference.served.lane.submit(inference)
+        except Overloaded as error:
+            inference.failure = error
+            self._shed(inference)
+        except GatewayError as error:
+            inference.failure = error
+            self.deliver([inference])
+        except Exception as fault:
+            inference.give_up(fault)
+            self.deliver([inference])
+
+    def _take(self, inference: Inference, request: InferRequest) -> None:
         inference.inputs = request.inputs
         inference.rows = request.rows
         inference.fragments = request.fragments
@@ -389,7 +436,7 @@ class Front:
         self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int
     ) -> tuple[bytes, bytes, int]:
         served, choice = inference.served, inference.choice
-        failure = inference.failure
+        failure, prepared = inference.failure, inference.prepared
         inputs = outputs = b"[]"
         error = None
         key = None if inference.key is None else hash_key(inference.key)
@@ -399,21 +446,27 @@ class Front:
             status = 200
             if served.sample < 1:
                 sampled, sampling = sampling_of(served.sample, key or hash_key(event_id.decode()))
-            said = inference.said()
-            flats = [
-                encode_flat(output) if said is None or position in said else None
-                for position, output in enumerate(inference.outputs)
-            ]
-            body = inference.body_of(event_id, flats)
-            if sampled:
-                outputs = tensor_records(
-                    served.output_heads, inference.outputs, flats, max_bytes=self._max_tensor_bytes
-                )
+            if prepared is not None and prepared.answer is not None and prepared.logged_outputs is not None:
+                body = inference.body_of(event_id, prepared.answer)
+                outputs = prepared.logged_outputs if sampled else outputs
+            else:
+                said = inference.said()
+                flats = [
+                    encode_flat(output) if said is None or position in said else None
+                    for position, output in enumerate(inference.outputs)
+                ]
+                body = inference.body_of(event_id, inference.outputs_of(flats))
+                if sampled:
+                    outputs = tensor_records(
+                        served.output_heads, inference.outputs, flats, max_bytes=self._max_tensor_bytes
+                    )
         else:
             error = str(failure)
             status = status_of(failure) if failure else 500
             body = b'{"error":%b}' % encode_string(error)
-        if inference.inputs and signature is not None and sampled:
+        if prepared is not None and prepared.logged_inputs is not None and sampled:
+            inputs = prepared.logged_inputs
+        elif inference.inputs and signature is not None and sampled:
             inputs = tensor_records(
                 served.input_heads,
                 inference.inputs,
@@ -492,8 +545,18 @@ class Front:
             if whole:
                 inference.answer = body
                 inference.connection.answered(inference)
+            elif inference.accepts is not None and inference.prepared is not None and status == 200:
+                write = partial(inference.write, body, event_id=event_id, status=status)
+                self._side.run(write, partial(_written, inference))
             else:
                 inference.release(body, event_id=event_id, status=status)
+
+
+def _written(inference: Inference, done: Future[None]) -> None:
+    if done.exception() is not None:
+        inference.refuse(ModelFailed("the answer could not be written"))
+    else:
+        inference.connection.answered(inference)
 
 
 def _rows_of(inference: Inference) -> Sequence[bytes] | None:

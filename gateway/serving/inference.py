@@ -19,7 +19,7 @@ from gateway.serving.answers import error_answer, infer_answer, status_of
 from gateway.serving.bodies import HeldBody
 from gateway.serving.version import ServedVersion
 
-__all__ = ("Connection", "Inference", "parse_pin", "path_pin")
+__all__ = ("Connection", "Inference", "Prepared", "parse_pin", "path_pin")
 
 
 class Connection(Protocol):
@@ -29,11 +29,30 @@ class Connection(Protocol):
         """`inference.answer` is ready."""
 
 
+class Prepared:
+    """What was written of a large request before its record is, each None where that was not.
+
+    Attributes
+    ----------
+    answer : bytes or None
+        Its outputs, from `Inference.outputs_of`.
+    logged_inputs, logged_outputs : bytes or None
+        As the log has them.
+    """
+
+    __slots__ = ("answer", "logged_inputs", "logged_outputs")
+
+    def __init__(self) -> None:
+        self.answer: bytes | None = None
+        self.logged_inputs: bytes | None = None
+        self.logged_outputs: bytes | None = None
+
+
 class Inference(Job, eq=False):
     """One inference request, from its head to its answer: in JSON and binary, over HTTP.
 
-    Another protocol overrides what reads the request and what writes its answer: `read`, `body_of`, `release` and
-    `refuse`.
+    Another protocol overrides what reads the request and what writes its answer: `read`, `outputs_of`, `body_of`,
+    `release` and `refuse`.
     """
 
     connection: Connection
@@ -55,6 +74,7 @@ class Inference(Job, eq=False):
     requested: tuple[RequestedOutput, ...] | None = None
     fragments: list[bytes | None] = []
     plain: bool = False
+    prepared: Prepared | None = None
     held_body: HeldBody | None = None
     # Known once it is routed.
     served: ServedVersion = None  # type: ignore[assignment]
@@ -78,27 +98,30 @@ class Inference(Job, eq=False):
         return decoder.decode(body, self.json_length)
 
     def said(self) -> Sequence[int] | None:
-        """Positions of the outputs that `body_of` wants as flat JSON arrays; None for all of them."""
+        """Positions of the outputs that `outputs_of` wants as flat JSON arrays; None for all of them."""
         if self.requested is None:
             return None
         return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
 
-    def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
-        """The body of the answer to a finished inference; `flats` are its outputs as flat JSON arrays, where said."""
-        served = self.served
+    def outputs_of(self, flats: Sequence[bytes | None]) -> bytes:
+        """The outputs of a finished inference, as its answer lists them; `flats` are they as flat JSON, where said."""
         if self.requested is None:
-            tensors: Iterable[bytes] = map(encode_tensor, served.output_heads, self.outputs, flats)
+            tensors: Iterable[bytes] = map(encode_tensor, self.served.output_heads, self.outputs, flats)
         else:
             tensors, self.blocks = self._requested(flats)
+        return b",".join(tensors)
+
+    def body_of(self, event_id: bytes, outputs: bytes) -> bytes:
+        """The body of the answer to a finished inference, of `outputs_of`."""
         return b'%b%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
-            served.answer_head,
+            self.served.answer_head,
             b"" if self.request_id is None else b'"id":%b,' % encode_string(self.request_id),
             event_id,
-            b",".join(tensors),
+            outputs,
         )
 
-    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
-        """Answer with what the log holds now; `failure` tells why when `status` is no success."""
+    def write(self, body: bytes, *, event_id: bytes, status: int) -> None:
+        """Write the answer, head and all."""
         self.answer = infer_answer(
             body,
             prediction_id=event_id,
@@ -109,13 +132,17 @@ class Inference(Job, eq=False):
             blocks=self.blocks,
             encoding=self.accepts,
         )
+
+    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
+        """Answer with what the log holds now; `failure` tells why when `status` is no success."""
+        self.write(body, event_id=event_id, status=status)
         self.connection.answered(self)
 
     def give_up(self, fault: Exception) -> None:
         """Keep nothing of a request or answer that cannot be written down."""
         name = type(fault).__name__
         self.failure = ModelFailed(f"the answer of model '{self.model}' cannot be written down ({name})")
-        self.inputs, self.results, self.parameters, self.request_id = [], [], {}, None
+        self.inputs, self.results, self.parameters, self.request_id, self.prepared = [], [], {}, None, None
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error that stands in no record."""

@@ -11,6 +11,7 @@ from gateway.events.records import Arm
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
+from gateway.protocol.errors import EngineUnavailable
 from gateway.protocol.limits import Limits
 from gateway.routing.table import Choice
 from gateway.serving.answers import outcome_of
@@ -74,6 +75,18 @@ class ServedVersion:
 
     def __repr__(self) -> str:
         return f"<ServedVersion {self.lane!r}>"
+
+    def large_decoder(self) -> RequestDecoder:
+        """A decoder of its own for one large request: another thread uses it, and its memory goes with it.
+
+        Raises
+        ------
+        EngineUnavailable
+            No engine has been reached yet.
+        """
+        if self.decoder is None:
+            raise EngineUnavailable(f"model '{self.model}' version {self.version} is not at ready state")
+        return self.decoder.again()
 
     def greeted(self, hello: Hello) -> bool:
         """Learn from the engine's greeting; False when it serves other bytes than those approved."""

@@ -1,4 +1,5 @@
-"""Coverage-guided fuzzing of the request decoder: whatever the bytes are, a request comes back or `CallerError`.
+"""Coverage-guided fuzzing of the request decoder: whatever the bytes are, a request comes back or `CallerError`, and
+the same where the body is read in slices.
 
 atheris is no dependency of the project; it gets an environment of its own:
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).with_name("corpus")
 CACHE = ROOT / ".cache" / "fuzz"
 NO_LENGTH = 0xFFFF
+FEW_BYTES = 8
 TOKENS = (
     *("inputs", "outputs", "name", "shape", "datatype", "data", "parameters", "id", "x", "a", "b"),
     *("binary_data_size", "binary_data_output", "binary_data", "classification", "timeout", "shared_memory_region"),
@@ -37,6 +39,7 @@ class Target:
     """Decoders of many signatures; the first byte of an input chooses one, the next two are the length of its JSON."""
 
     def __init__(self) -> None:
+        from gateway.protocol import slices
         from gateway.protocol.datatypes import Signature, TensorSpec
         from gateway.protocol.decode import RequestDecoder
         from gateway.protocol.encode import tensor_head
@@ -44,6 +47,7 @@ class Target:
         from gateway.serving.records import tensor_records
 
         self.refusal = CallerError
+        self._slices = slices
         self._records, self._head = tensor_records, tensor_head
         outputs = (TensorSpec("x", "FP32", (-1,)), TensorSpec("y", "BYTES", (-1, 2)))
         shapes = (
@@ -67,14 +71,28 @@ class Target:
             return False
         choice = given[0] % len(self.decoders)
         length = int.from_bytes(given[1:3], "little")
+        decoder, said = self.decoders[choice], None if length == NO_LENGTH else length
+        request = self._decoded(decoder.decode, given[3:], said)
+        sliced = self._decoded(decoder.again().decode_in_slices, given[3:], said)
+        if (request is None) != (sliced is None):
+            raise AssertionError(f"{'taken' if sliced else 'refused'} in slices only")
+        if request is None:
+            return False
+        if [a.tobytes() for a in request.inputs] != [a.tobytes() for a in sliced.inputs] and not _has_texts(request):
+            raise AssertionError("in slices it says something else")
+        self._check(request, choice)
+        return True
+
+    def _decoded(self, decode: Any, body: bytes, length: int | None) -> Any:
+        slice_bytes, self._slices.SLICE_BYTES = self._slices.SLICE_BYTES, FEW_BYTES
         try:
-            request = self.decoders[choice].decode(given[3:], None if length == NO_LENGTH else length)
+            return decode(body, length)
         except self.refusal as refused:
             if not 0 < len(str(refused)) < 2000:
                 raise AssertionError(f"a refusal of {len(str(refused))} characters") from refused
-            return False
-        self._check(request, choice)
-        return True
+            return None
+        finally:
+            self._slices.SLICE_BYTES = slice_bytes
 
     def _check(self, request: Any, choice: int) -> None:
         specs = self.signatures[choice].inputs
@@ -91,6 +109,10 @@ class Target:
                     for one, other in zip(said, array.ravel().tolist(), strict=True)
                 ):
                     raise AssertionError(f"the log would say {fragment!r} of {array}")
+
+
+def _has_texts(request: Any) -> bool:
+    return any(array.dtype.kind == "O" for array in request.inputs)
 
 
 def seeds() -> list[bytes]:

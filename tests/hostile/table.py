@@ -275,7 +275,7 @@ ENCODING = [
         "5 000 digits": _in_data("9" * 5000 + ",2,3"),
         "10^6 digits": lambda: _in_data("9" * 10**6 + ",2,3"),
     }, repeats=20),
-    *_refused(39, "not valid JSON", {
+    *_refused(39, "no datatype holds", {
         "10^6 digits and NaN": lambda: _in_data("9" * 10**6 + ",2,NaN"),
     }, repeats=20),
     *_taken(40, {"NaN and infinities in FP32": _in_data("NaN,Infinity,-Infinity")}),

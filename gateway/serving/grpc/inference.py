@@ -77,7 +77,10 @@ class GrpcInference(Inference, eq=False, kw_only=True):
     def said(self) -> Sequence[int]:
         return ()
 
-    def body_of(self, event_id: bytes, flats: Sequence[bytes | None]) -> bytes:
+    def outputs_of(self, flats: Sequence[bytes | None]) -> bytes:
+        return b""
+
+    def body_of(self, event_id: bytes, outputs: bytes) -> bytes:
         return b""
 
     def release(self, body: bytes, *, event_id: bytes, status: int) -> None:

@@ -1,0 +1,144 @@
+"""What would hold the loop for long: large bodies are read, and large answers written, on one thread beside it.
+
+zlib, numpy and SHA-256 let go of the interpreter's lock while they work; JSON does not, so it is read and written in
+slices. What stays on the loop is bounded: joining pieces, the log's write, the socket's. `docs/limits.md` has figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from gateway.protocol.compression import inflate
+from gateway.protocol.encode import encode_flat
+from gateway.protocol.errors import BodyTooLarge
+from gateway.protocol.request import InferRequest
+from gateway.protocol.slices import encode_in_slices
+from gateway.serving.inference import Inference, Prepared
+from gateway.serving.records import tensor_records
+
+__all__ = ("SideThread", "is_slow_to_answer", "is_slow_to_read", "prepare_answers", "read_aside", "result_of")
+
+# Going to the thread and back takes some 0.1 ms of the two together, and more while others run; about 2 ms of work are
+# worth it: so long take these many bytes of JSON, of raw tensors (digest and summary for the log), of zlib's output.
+SLOW_JSON_BYTES = 256 * 1024
+SLOW_BINARY_BYTES = 2**20
+SLOW_PLAIN_BYTES = 64 * 1024
+
+Result = TypeVar("Result")
+
+
+class SideThread:
+    """One thread that does one thing after another; what comes of each goes back to the loop."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="aside")
+        self._waiting = 0
+
+    def __repr__(self) -> str:
+        return f"<SideThread waiting {self._waiting}>"
+
+    def run(self, work: Callable[[], Result], then: Callable[[Future[Result]], None]) -> None:
+        """Do `work` there; `then` is called on the loop with what came of it."""
+        loop = asyncio.get_running_loop()
+        self._waiting += 1
+        self._executor.submit(work).add_done_callback(partial(self._back, loop, then))
+
+    def _back(
+        self, loop: asyncio.AbstractEventLoop, then: Callable[[Future[Result]], None], done: Future[Result]
+    ) -> None:
+        self._waiting -= 1
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(then, done)
+
+
+def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
+    """Whether to read its body aside. A compressed body that turns out small is inflated on the way.
+
+    Raises
+    ------
+    CallerError
+        A compressed body is not what it says.
+    """
+    size = sum(map(len, inference.body))
+    if inference.encoding is not None:
+        if size > SLOW_PLAIN_BYTES:
+            return True
+        try:
+            content = inflate(inference.body, inference.encoding, max_bytes=min(SLOW_PLAIN_BYTES, max_bytes))
+        except BodyTooLarge:
+            return True
+        inference.body, inference.encoding = [content], None
+        return False
+    in_json = size if inference.json_length is None else min(size, inference.json_length)
+    return in_json > SLOW_JSON_BYTES or size > SLOW_BINARY_BYTES
+
+
+def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -> InferRequest:
+    """Read a large body; what the log will hold of it is written on the way.
+
+    Raises
+    ------
+    CallerError
+    """
+    served = inference.served
+    pieces, inference.body = inference.body, []
+    if inference.encoding is not None:
+        body = inflate(pieces, inference.encoding, max_bytes=max_bytes)
+    else:
+        body = b"".join(pieces)
+    del pieces
+    inference.size = len(body)
+    request = served.large_decoder().decode_in_slices(body, inference.json_length)
+    request.plain = False
+    inference.prepared = Prepared()
+    inference.prepared.logged_inputs = tensor_records(
+        served.input_heads,
+        request.inputs,
+        request.fragments,
+        max_bytes=max_tensor_bytes,
+        redacted=served.redacted,
+        redacted_columns=served.redacted_columns,
+    )
+    return request
+
+
+def is_slow_to_answer(inference: Inference) -> bool:
+    """Whether to write the answers of the run that this request was part of aside."""
+    size = sum([result.nbytes for result in inference.results])
+    if size <= SLOW_PLAIN_BYTES or (inference.prepared is not None and inference.prepared.answer is not None):
+        return False
+    if inference.accepts is not None:
+        return True
+    return size > (SLOW_JSON_BYTES if inference.requested is None or inference.said() else SLOW_BINARY_BYTES)
+
+
+def prepare_answers(inferences: Sequence[Inference], *, max_tensor_bytes: int) -> None:
+    """Write the outputs of finished requests, for their callers and for the log."""
+    for inference in inferences:
+        outputs, said = inference.outputs, inference.said()
+        large = [output.nbytes > SLOW_PLAIN_BYTES for output in outputs]
+        flats: list[bytes | None] = [None] * len(outputs)
+        for position in range(len(outputs)) if said is None else said:
+            flats[position] = (encode_in_slices if large[position] else encode_flat)(outputs[position])
+        prepared = inference.prepared or Prepared()
+        prepared.logged_outputs = tensor_records(
+            inference.served.output_heads,
+            outputs,
+            [None if large[position] else flat for position, flat in enumerate(flats)],
+            max_bytes=max_tensor_bytes,
+        )
+        prepared.answer = inference.outputs_of(flats)
+        inference.prepared = prepared
+        inference.plain = False
+
+
+def result_of(done: Future[Any]) -> Any:
+    """What came of it; its error without the frames that it came through, which would hold the request's body."""
+    error = done.exception()
+    if error is not None:
+        raise error.with_traceback(None) from None
+    return done.result()

@@ -1,0 +1,128 @@
+"""Large bodies, read and written in slices: as others, only in pieces."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.protocol import slices
+from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
+from gateway.protocol.errors import CallerError
+from tests.tensors import same, tensors
+
+OUTPUTS = (TensorSpec("y", "FP32", (-1,)),)
+NUMBERS = ("FP32", "FP64", "INT64", "UINT8", "INT32", "UINT64")
+GIVEN = st.one_of(
+    st.sampled_from([0, 1, -1, 255, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 2**70]),
+    st.sampled_from([0.1, -2.5, 1e38, 1e39, float("nan"), float("inf"), float("-inf")]),
+    st.sampled_from([None, True, "1", "]", [], {}, [1], "\u00e9", "data"]),
+)
+
+
+def decode(raw: bytes, signature: Signature, length: int | None, *, sliced: bool) -> Any:
+    decoder = RequestDecoder("m", signature)
+    try:
+        read = decoder.decode_in_slices if sliced else decoder.decode
+        return read(raw, length)
+    except CallerError as error:
+        assert 0 < len(str(error)) < 1000
+        return None
+
+
+def agree(raw: bytes, signature: Signature, length: int | None = None) -> bool:
+    """Whether both ways take a body, and for the same."""
+    with mock.patch.object(slices, "SLICE_BYTES", 8):
+        one, other = (decode(raw, signature, length, sliced=sliced) for sliced in (True, False))
+    assert (one is None) == (other is None), raw
+    if one is None:
+        return False
+    assert all(same(a, b) for a, b in zip(one.inputs, other.inputs, strict=True))
+    assert (one.id, one.rows, one.parameters, one.outputs) == (other.id, other.rows, other.parameters, other.outputs)
+    return True
+
+
+@given(
+    datatype=st.sampled_from(NUMBERS),
+    rows=st.lists(st.lists(st.integers(0, 200), min_size=3, max_size=3), max_size=20),
+    form=st.sampled_from(["flat", "rows", "cells"]),
+    spaces=st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " :\t")]),
+    odd=st.lists(st.tuples(st.integers(0, 59), GIVEN), max_size=2),
+    shape=st.sampled_from([None, [3], [2, 3], [-1], [3, 20]]),
+)
+def test_a_body_means_the_same_in_slices(
+    datatype: str, rows: list[Any], form: str, spaces: Any, odd: list[Any], shape: Any
+) -> None:
+    cells = [element for row in rows for element in row]
+    for place, value in odd:
+        if place < len(cells):
+            cells[place] = value
+    rows = [cells[start : start + 3] for start in range(0, len(cells), 3)]
+    data = {"flat": cells, "rows": rows, "cells": [[[cell] for cell in row] for row in rows]}[form]
+    given_shape = shape or [len(rows), 3]
+    tensor = {"name": "x", "shape": given_shape, "datatype": datatype, "data": data}
+    signature = Signature((TensorSpec("x", datatype, (-1,) * len(given_shape)),), OUTPUTS)
+    raw = json.dumps({"id": "7", "inputs": [tensor], "parameters": {"a": 1}}, separators=spaces).encode()
+    agree(raw, signature)
+
+
+@given(st.data())
+def test_whatever_is_done_to_a_body_both_ways_say_the_same(draw: st.DataObject) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)), TensorSpec("data", "INT64", (-1,))), OUTPUTS)
+    first = {"name": "x", "shape": [9, 2], "datatype": "FP32", "data": [[0.5, 2]] * 9}
+    second = {"name": "data", "shape": [8], "datatype": "INT64", "data": [10**6] * 8}
+    body = {"inputs": [first, second], "outputs": [{"name": "y"}]}
+    raw = bytearray(json.dumps(body, separators=draw.draw(st.sampled_from([(",", ":"), (", ", ": ")]))).encode())
+    for _ in range(draw.draw(st.integers(0, 2))):
+        at = draw.draw(st.integers(0, len(raw) - 1))
+        piece = draw.draw(
+            st.sampled_from([b"", b"[", b"]", b",", b'"', b"{", b"}", b"1", b"-", b" ", b"NaN", b"\\", b"e"])
+        )
+        raw[at : at + draw.draw(st.integers(0, 2))] = piece
+    agree(bytes(raw), signature)
+
+
+@pytest.mark.parametrize("data", [[1.5] * 20, [[1.5, 2.5]] * 10])
+def test_good_bodies_are_cut_and_taken(data: list[Any]) -> None:
+    tensor = {"name": "x", "shape": [10, 2], "datatype": "FP32", "data": data}
+    raw = json.dumps({"inputs": [tensor]}).encode()
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), OUTPUTS)
+    with mock.patch.object(slices, "SLICE_BYTES", 8):
+        cut = slices.cut_numbers(raw)
+        assert cut is not None and b"1.5" not in cut.text
+    assert agree(raw, signature)
+    assert agree(raw + bytes(3), signature, len(raw)) is False  # bytes behind it belong to no input
+    assert agree(raw, signature, len(raw))
+    assert not agree(raw, signature, len(raw) + 1)
+
+
+def test_the_mark_of_what_is_cut_out_cannot_be_forged() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)), TensorSpec("z", "FP32", (-1,))), OUTPUTS)
+    long = {"name": "x", "shape": [20], "datatype": "FP32", "data": [7] * 20}
+    mark = "numbers that were cut out: 0"
+    for text in (mark, mark.replace("n", "\\u006e", 1)):
+        forged = f'{{"name":"z","shape":[20],"datatype":"FP32","data":["{text}"]}}'
+        assert not agree(f'{{"inputs":[{json.dumps(long)},{forged}]}}'.encode(), signature)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64", "UINT8", "BOOL", "BYTES"])
+@given(draw=st.data())
+def test_an_answer_says_the_same_in_slices(datatype: str, draw: st.DataObject) -> None:
+    array = draw.draw(tensors(datatype))
+    with mock.patch.object(slices, "SLICE_ELEMENTS", 3):
+        sliced = slices.encode_in_slices(array)
+    whole = encode_flat(array)
+    if array.dtype.kind == "f" and b"null" in whole:
+        whole = encode_flat_with_tokens(array)
+    assert np.array_equal(
+        np.array(json.loads(sliced), NUMPY_OF[datatype]),
+        np.array(json.loads(whole), NUMPY_OF[datatype]),
+        equal_nan=array.dtype.kind == "f",
+    )
