@@ -129,6 +129,7 @@ def measure(state: Path, *, shown: int, replayed: int) -> None:
             picked += [format_id(r.boot, r.sequence) for r in chance.sample(predictions, min(20, len(predictions)))]
     chance.shuffle(picked)
     print(f"{spool_size(spool) / 1e6:.0f} MB of spool")
+    index(spool)
     show(spool, picked[:shown])
     for name, arguments in (
         ("replay", ["replay", "--model", MODEL, "--version", "1", "--limit", str(replayed), "--json"]),
@@ -138,15 +139,33 @@ def measure(state: Path, *, shown: int, replayed: int) -> None:
         print(f"{name}: {seconds:.1f} s {told(name, answer)}")
 
 
-def show(spool: Path, ids: list[str]) -> None:
-    from gateway.predictions.lookup import find
+def index(spool: Path) -> None:
+    """What the supervisor does for each segment that is closed."""
+    from gateway.predictions.index import index_closed
 
-    times = []
-    for event_id in ids:
-        began = time.perf_counter()
-        assert find(spool, event_id) is not None
-        times.append((time.perf_counter() - began) * 1000)
-    print(f"find of {len(ids)} ids: median {statistics.median(times):.2f} ms, largest {max(times):.2f} ms")
+    began = time.process_time()
+    if done := index_closed(spool, seconds=3600):
+        print(f"index: {(time.process_time() - began) / done * 1000:.0f} ms of CPU for each of {done} closed segments")
+
+
+def show(spool: Path, ids: list[str]) -> None:
+    """As the admin process does it, whose lookup stays open; and once more from the start, as a command does."""
+    from gateway.predictions.lookup import LogLookup
+
+    lookup = LogLookup(spool)
+    for name, again in (("show", lambda: lookup), ("show without what was read before", lambda: LogLookup(spool))):
+        times = []
+        for event_id in ids:
+            began = time.perf_counter()
+            here = again()
+            assert here.find(event_id) is not None
+            here.labels_of(event_id, since=START)
+            times.append((time.perf_counter() - began) * 1000)
+        quantiles = statistics.quantiles(times, n=100)
+        print(
+            f"{name}: {len(ids)} ids with their labels, median {statistics.median(times):.2f} ms, "
+            f"p99 {quantiles[98]:.2f} ms"
+        )
 
 
 def command(state: Path, arguments: list[str]) -> tuple[float, dict[str, object]]:

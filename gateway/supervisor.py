@@ -24,6 +24,7 @@ from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
+from gateway.predictions.index import index_closed
 from gateway.predictions.reader import Position
 from gateway.predictions.retention import sweep
 from gateway.repository.errors import RepositoryError
@@ -39,6 +40,7 @@ __all__ = ("StartFailed", "Supervisor", "hold_state_dir")
 POLL_SECONDS = 0.2
 SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
+INDEX_SECONDS = 0.2
 
 
 class StartFailed(Exception):
@@ -310,6 +312,7 @@ class Supervisor:
                 shipped=shipped,
                 now=time.time(),
             )
+            await asyncio.to_thread(index_closed, settings.spool_dir, seconds=INDEX_SECONDS)
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _report_ready(self) -> None:

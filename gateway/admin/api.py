@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import anyio
 import anyio.to_thread
@@ -30,6 +30,7 @@ from gateway.admin.operations import Operations
 from gateway.admin.requests import ApproveRequest
 from gateway.admin.tail import Tail, open_tail, parse_start
 from gateway.control.store import Store
+from gateway.events.records import Arm
 from gateway.settings import Settings
 
 __all__ = ("create_admin",)
@@ -65,6 +66,7 @@ _TAIL = Endpoint(
     lambda operations, call: {},
     query=(
         Query("model", "Only this model."),
+        Query("arm", "Only what this arm answered: stable, canary, shadow or pinned."),
         Query("from", "start, now, or an ISO 8601 time.", choices=("start", "now")),
         Query("follow", "true or false.", "boolean"),
     ),
@@ -129,10 +131,19 @@ class _Admin:
             start = parse_start(call.query.get("from", "now" if follow else "start"))
         except ValueError as error:
             raise BadRequest(f"from: {error}") from None
+        arm = call.query.get("arm")
+        if arm is not None and arm not in get_args(Arm):
+            raise BadRequest(f"arm is {arm[:32]!r}; expected one of {', '.join(get_args(Arm))}")
         if self._tails >= MAX_TAILS:
             raise Busy(f"{MAX_TAILS} others follow the predictions already; try again later")
         tail = await self._in_thread(
-            lambda: open_tail(self._operations.spool_dir, model=call.query.get("model"), start=start, follow=follow)
+            lambda: open_tail(
+                self._operations.spool_dir,
+                model=call.query.get("model"),
+                arm=arm,
+                start=start,
+                follow=follow,
+            )
         )
         return StreamingResponse(self._lines(tail, follow=follow), media_type="application/x-ndjson", headers=_HEADERS)
 

@@ -5,6 +5,7 @@ They block, so the API runs them in threads. What comes back is ready to be writ
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from gateway.admin.plans import plan_from
 from gateway.control.errors import Refused
 from gateway.control.store import Snapshot, Store, VersionState
 from gateway.drift.profile import FeatureProfile, Profile, ProfileError, decode_profile
+from gateway.events.encoding import seconds_of
 from gateway.events.records import KIND_PREDICTION, DecisionRecord, PredictionRecord
-from gateway.predictions.lookup import find
+from gateway.predictions.lookup import LogLookup
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import PROFILE_NAME, ModelVersion, is_model_name, load_version
 from gateway.repository.policy import load_policy
@@ -48,6 +50,8 @@ class Operations:
         self._run_dir = run_dir
         self._status_file = status_file
         self.spool_dir = spool_dir
+        self._log = LogLookup(spool_dir)
+        self._log_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Operations {self._store!r} models={self._models_dir}>"
@@ -184,17 +188,20 @@ class Operations:
         return self.rollout(rollout_id)
 
     def prediction(self, prediction_id: str) -> Body:
-        """One prediction, and where its version and its route came from."""
-        found = find(self.spool_dir, prediction_id)
+        """One prediction with its labels, and where its version and its route came from."""
+        found = self._log.find(prediction_id)
         if found is None or found.kind != KIND_PREDICTION:
             raise NotFound(f"the log here holds no prediction {prediction_id} (any more)")
         try:
             record = msgspec.json.decode(found.payload, type=PredictionRecord)
         except msgspec.DecodeError as error:
             raise NotFound(f"prediction {prediction_id} is not a record this gateway can read: {error}") from None
+        with self._log_lock:
+            labels = self._log.labels_of(prediction_id, since=seconds_of(record.time))
         state = self._store.snapshot().versions.get((record.model, record.version))
         return {
             "prediction": msgspec.json.decode(found.payload),
+            "labels": [msgspec.json.decode(label.payload) for label in labels],
             "version": {"status": state.status if state else "unknown", **self._origin(record)},
             "approval": _optional(self._store.approval(record.model, record.version, record.digest)),
             "route": _optional(self._store.route_decision(record.model, until=record.time)),

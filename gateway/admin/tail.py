@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.events.encoding import Envelope, RecordError, read_envelope, seconds_of
 from gateway.events.records import KIND_PREDICTION
@@ -32,17 +32,20 @@ class Tail(Protocol):
         """Let go of files."""
 
 
-def open_tail(spool_dir: Path, *, model: str | None, start: str | float, follow: bool) -> Tail:
+def open_tail(spool_dir: Path, *, model: str | None, arm: str | None = None, start: str | float, follow: bool) -> Tail:
     """Read what the spool holds, in the order of time, or follow it from some moment on.
 
     Parameters
     ----------
     model : str or None
         Only predictions of this model.
+    arm : str, optional
+        Only those that this arm answered.
     start : "start", "now" or float
         Everything, only what is yet to come, or what has this time (seconds since 1970) and later ones.
     """
-    return _Following(spool_dir, model, start) if follow else _Held(spool_dir, model, start)
+    wanted = _Wanted(model, arm)
+    return _Following(spool_dir, wanted, start) if follow else _Held(spool_dir, wanted, start)
 
 
 def parse_start(text: str) -> str | float:
@@ -67,21 +70,31 @@ def parse_start(text: str) -> str | float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+class _Wanted(NamedTuple):
+    model: str | None
+    arm: str | None
+
+    def takes(self, envelope: Envelope | None) -> bool:
+        if envelope is None:
+            return self == (None, None)
+        return self.model in (None, envelope.model) and self.arm in (None, envelope.arm)
+
+
 class _Held:
     """What the spool holds now, all of its streams merged."""
 
-    def __init__(self, spool_dir: Path, model: str | None, start: str | float) -> None:
+    def __init__(self, spool_dir: Path, wanted: _Wanted, start: str | float) -> None:
         since = start if isinstance(start, float) else None
         self._records: Iterator[LogRecord] = (
             iter(()) if start == "now" else read_all(spool_dir, kinds={KIND_PREDICTION}, since=since)
         )
-        self._model = model
+        self._wants = wanted
         self.at_end = False
 
     def read(self) -> list[bytes]:
         block = list(islice(self._records, BLOCK))
         self.at_end = len(block) < BLOCK
-        return [record.payload for record in block if self._model is None or _model_of(record) == self._model]
+        return [record.payload for record in block if self._wants.takes(_envelope(record))]
 
     def close(self) -> None:
         self._records = iter(())
@@ -90,9 +103,9 @@ class _Held:
 class _Following:
     """A spool from some moment on; a block is in the order of time."""
 
-    def __init__(self, spool_dir: Path, model: str | None, start: str | float) -> None:
+    def __init__(self, spool_dir: Path, wanted: _Wanted, start: str | float) -> None:
         self._reader = SpoolReader(spool_dir, start="latest" if start == "now" else "earliest")
-        self._model = model
+        self._wants = wanted
         self._since = start if isinstance(start, float) else 0.0
         self.at_end = False
 
@@ -107,7 +120,7 @@ class _Following:
 
     def _wanted(self, record: LogRecord) -> tuple[float, bytes] | None:
         envelope = _envelope(record)
-        if record.kind != KIND_PREDICTION or envelope is None or self._model not in (None, envelope.model):
+        if record.kind != KIND_PREDICTION or envelope is None or not self._wants.takes(envelope):
             return None
         try:
             moment = seconds_of(envelope.time)
@@ -121,8 +134,3 @@ def _envelope(record: LogRecord) -> Envelope | None:
         return read_envelope(record.payload)
     except RecordError:
         return None
-
-
-def _model_of(record: LogRecord) -> str | None:
-    envelope = _envelope(record)
-    return None if envelope is None else envelope.model

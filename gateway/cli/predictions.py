@@ -17,7 +17,7 @@ from gateway.cli.group import Commands
 from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
 from gateway.cli.screen import AsJson, clean, print_facts, print_json
-from gateway.events.records import PredictionRecord, TensorRecord
+from gateway.events.records import Arm, PredictionRecord, TensorRecord
 
 __all__ = ("app",)
 
@@ -34,6 +34,7 @@ StateDir = Annotated[Path | None, typer.Option(help="Read the log in this state 
 @app.command()
 def tail(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    arm: Annotated[Arm | None, typer.Option(help="Only what this arm answered.")] = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +49,7 @@ def tail(
     """Print predictions as they were logged, failed ones too."""
     start = start or ("now" if follow else "start")
     try:
-        for line in _records(model, start, follow=follow, state_dir=state_dir):
+        for line in _records(model, arm, start, follow=follow, state_dir=state_dir):
             typer.echo(line if as_json else _line(msgspec.json.decode(line, type=PredictionRecord)))
     except msgspec.DecodeError as error:
         raise CommandError(f"a record is of another form than this program reads; try --json ({error})") from None
@@ -60,9 +61,13 @@ def tail(
 def show(
     prediction_id: Annotated[str, typer.Argument(help="The id, as answers carry it.")],
     as_json: AsJson = False,
+    state_dir: StateDir = None,
 ) -> None:
-    """Show one prediction: what came in and went out, which version answered, why, and where that comes from."""
-    body = open_client().get(f"/predictions/{prediction_id.replace('/', '')}")
+    """Show one prediction: what came in and went out, its labels, which version answered, why, and whence that comes.
+
+    Without a gateway the log of the state directory tells of the prediction and its labels alone.
+    """
+    body = _prediction(prediction_id, state_dir)
     if as_json:
         print_json(body)
     else:
@@ -73,11 +78,46 @@ app.command()(replay)
 app.command()(reconcile)
 
 
-def _records(model: str | None, start: str, *, follow: bool, state_dir: Path | None) -> Iterator[str]:
+def _prediction(prediction_id: str, state_dir: Path | None) -> dict[str, Any]:
+    if state_dir is None:
+        try:
+            body: dict[str, Any] = open_client().get(f"/predictions/{prediction_id.replace('/', '')}")
+            return body
+        except NoGateway as error:
+            state_dir = state_dir_here()
+            if not (state_dir / "spool").is_dir():
+                raise CommandError(f"{error}; {state_dir} holds no log either") from None
+    return _from_log(state_dir, prediction_id)
+
+
+def _from_log(state_dir: Path, prediction_id: str) -> dict[str, Any]:
+    from gateway.events.addresses import AddressError
+    from gateway.events.encoding import RecordError, read_envelope, seconds_of
+    from gateway.events.records import KIND_PREDICTION
+    from gateway.predictions.lookup import LogLookup
+
+    lookup = LogLookup(state_dir / "spool")
+    try:
+        found = lookup.find(prediction_id)
+        if found is None or found.kind != KIND_PREDICTION:
+            raise CommandError(f"the log in {state_dir} holds no prediction {prediction_id[:64]} (any more)")
+        labels = lookup.labels_of(prediction_id, since=seconds_of(read_envelope(found.payload).time))
+    except (AddressError, RecordError) as error:
+        raise CommandError(str(error)) from None
+    return {
+        "prediction": json.loads(found.payload),
+        "labels": [json.loads(label.payload) for label in labels],
+        "version": None,
+        "approval": None,
+        "route": None,
+    }
+
+
+def _records(model: str | None, arm: Arm | None, start: str, *, follow: bool, state_dir: Path | None) -> Iterator[str]:
     if state_dir is not None:
-        yield from _from_spool(state_dir, model, start, follow=follow)
+        yield from _from_spool(state_dir, model, arm, start, follow=follow)
         return
-    query = {"model": model, "from": start, "follow": "true" if follow else "false"}
+    query = {"model": model, "arm": arm, "from": start, "follow": "true" if follow else "false"}
     present = {name: value for name, value in query.items() if value is not None}
     try:
         yield from open_client().lines("/predictions", present)
@@ -85,10 +125,10 @@ def _records(model: str | None, start: str, *, follow: bool, state_dir: Path | N
         here = state_dir_here()
         if not (here / "spool").is_dir():
             raise CommandError(f"{error}; {here} holds no log either") from None
-        yield from _from_spool(here, model, start, follow=follow)
+        yield from _from_spool(here, model, arm, start, follow=follow)
 
 
-def _from_spool(state_dir: Path, model: str | None, start: str, *, follow: bool) -> Iterator[str]:
+def _from_spool(state_dir: Path, model: str | None, arm: Arm | None, start: str, *, follow: bool) -> Iterator[str]:
     from gateway.admin.tail import open_tail, parse_start
     from gateway.predictions.spool import SpoolError
 
@@ -98,7 +138,7 @@ def _from_spool(state_dir: Path, model: str | None, start: str, *, follow: bool)
         raise typer.BadParameter(str(error), param_hint="--from") from None
     if not (state_dir / "spool").is_dir():
         raise CommandError(f"{state_dir} holds no log: expected a folder {state_dir / 'spool'}")
-    with closing(open_tail(state_dir / "spool", model=model, start=begin, follow=follow)) as tail:
+    with closing(open_tail(state_dir / "spool", model=model, arm=arm, start=begin, follow=follow)) as tail:
         while True:
             try:
                 lines = tail.read()
@@ -132,7 +172,8 @@ def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
     timings = record.timings
     yield "prediction", record.id
     yield "time", record.time
-    yield "model", f"{record.model} version {record.version} ({version['status']})"
+    status = f" ({version['status']})" if version else ""
+    yield "model", f"{record.model} version {record.version}{status}"
     yield "digest", record.digest
     yield "arm", f"{record.arm}, canary at {record.weight:g} %, chosen by {record.reason}"
     yield "status", f"{record.status}{f' {record.error}' if record.error else ''}"
@@ -144,12 +185,18 @@ def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
     for side, tensors in (("input", record.inputs), ("output", record.outputs)):
         for tensor in tensors:
             yield side, f"{tensor.datatype} {_tensor(tensor)}"
+    if not record.sampled:
+        yield "sampled", f"no: {record.sample:g} of such predictions are logged with inputs and outputs"
+    for label in body["labels"]:
+        yield "label", f"{label['label']:g} for row {label['row']}, {label['time']}"
     if record.parameters:
         yield "parameters", json.dumps(record.parameters, ensure_ascii=False)
     if body["approval"]:
         yield "approved", _because(body["approval"])
     if body["route"]:
         yield "route", _because(body["route"])
+    if version is None:
+        return
     if version["lineage"] is None:
         yield "lineage", version.get("problem")
         return

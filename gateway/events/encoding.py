@@ -32,6 +32,7 @@ class Envelope(msgspec.Struct, frozen=True):
     model: str
     gateway: str = ""
     version: int | None = None
+    arm: str = ""
 
 
 _envelopes = msgspec.json.Decoder(Envelope)

@@ -1,16 +1,20 @@
-"""Finding one record by its id: the id names the segment, and lengths lead to the record."""
+"""Finding one record by its id, and the labels of a prediction: the id names the segment, an index the place in it."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
 
 from gateway.events.addresses import parse_id
+from gateway.events.records import KIND_FEEDBACK
+from gateway.predictions.index import SegmentIndex, read_index
 from gateway.predictions.segments import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
+    RECORD_TAIL,
     LogRecord,
     list_segments,
     list_streams,
@@ -19,9 +23,77 @@ from gateway.predictions.segments import (
     split_name,
 )
 
-__all__ = ("find",)
+__all__ = ("LogLookup", "find")
 
 _BLOCK_BYTES = 32 * 1024
+_KEPT_INDEXES = 1024
+_SLACK_SECONDS = 60.0
+
+
+class LogLookup:
+    """Looks records up in a spool, again and again; keeps the indexes it has read, also of segments that still grow.
+
+    Parameters
+    ----------
+    spool_dir : Path
+        The spool; need not be there yet.
+    """
+
+    def __init__(self, spool_dir: Path) -> None:
+        self._spool_dir = spool_dir
+        self._indexes: OrderedDict[Path, SegmentIndex] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<LogLookup {self._spool_dir} indexes={len(self._indexes)}>"
+
+    def find(self, event_id: str) -> LogRecord | None:
+        """Return the record with this id, or None; see `find`."""
+        return find(self._spool_dir, event_id)
+
+    def labels_of(self, prediction_id: str, *, since: float = 0.0) -> list[LogRecord]:
+        """Return the labels that were sent for a prediction, in the order of their segments.
+
+        Parameters
+        ----------
+        since : float
+            When the prediction was answered, in seconds since 1970: segments closed before it are passed over.
+
+        Raises
+        ------
+        AddressError
+        """
+        boot, sequence = parse_id(prediction_id)
+        found = []
+        for path, size in self._segments(since):
+            index = self._index(path)
+            if index.size < size:
+                index.extend()
+            for offset in index.labels_of(boot, sequence):
+                record = _read_at(path, offset)
+                if record is not None and record.kind == KIND_FEEDBACK:
+                    found.append(record)
+        return found
+
+    def _segments(self, since: float) -> list[tuple[Path, int]]:
+        paths = []
+        for stream in list_streams(self._spool_dir):
+            for name in list_segments(self._spool_dir / stream):
+                path = self._spool_dir / stream / name
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                if status.st_mtime >= since - _SLACK_SECONDS:
+                    paths.append((path, status.st_size))
+        return paths
+
+    def _index(self, path: Path) -> SegmentIndex:
+        index = self._indexes.get(path)
+        if index is None:
+            index = self._indexes[path] = read_index(path) or SegmentIndex(path)
+            if len(self._indexes) > _KEPT_INDEXES:
+                self._indexes.popitem(last=False)
+        return index
 
 
 def find(spool_dir: Path, event_id: str) -> LogRecord | None:
@@ -44,26 +116,44 @@ def find(spool_dir: Path, event_id: str) -> LogRecord | None:
 
 
 def _find_in(path: Path, boot: str, sequence: int) -> LogRecord | None:
+    index = read_index(path)
+    start = index.place_before(sequence) if index is not None else None
     try:
         with path.open("rb", buffering=_BLOCK_BYTES) as file:
-            return _walk(file, boot, first=split_name(path.name)[1], sequence=sequence)
+            return _walk(file, boot, sequence=sequence, start=start[0] if start else 0)
     except FileNotFoundError:
         return None
 
 
-def _walk(file: BinaryIO, boot: str, *, first: int, sequence: int) -> LogRecord | None:
+def _read_at(path: Path, offset: int) -> LogRecord | None:
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _record_at(file, split_name(path.name)[0], offset)
+    except FileNotFoundError:
+        return None
+
+
+def _walk(file: BinaryIO, boot: str, *, sequence: int, start: int) -> LogRecord | None:
     """Step from header to header, a block in memory at a time, up to the record and no further."""
-    offset, block, start = 0, b"", 0
-    for _ in range(sequence - first):
-        if offset + HEADER_BYTES > start + len(block):
+    offset, block, begin = start, b"", 0
+    while True:
+        if offset + HEADER_BYTES > begin + len(block):
             file.seek(offset)
-            block, start = file.read(_BLOCK_BYTES), offset
+            block, begin = file.read(_BLOCK_BYTES), offset
             if len(block) < HEADER_BYTES:
                 return None
-        offset += HEADER_BYTES + RECORD_HEAD.unpack_from(block, offset - start)[0]
+        at = offset - begin
+        # Numbers may be missing where the log was full, so that counting headers would not do.
+        number, _ = RECORD_TAIL.unpack_from(block, at + RECORD_HEAD.size)
+        if number >= sequence:
+            return _record_at(file, boot, offset) if number == sequence else None
+        offset += HEADER_BYTES + RECORD_HEAD.unpack_from(block, at)[0]
+
+
+def _record_at(file: BinaryIO, boot: str, offset: int) -> LogRecord | None:
     file.seek(offset)
     head = file.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES or (length := RECORD_HEAD.unpack_from(head)[0]) > MAX_PAYLOAD_BYTES:
         return None
     found = scan(head + file.read(length), boot, max_records=1).records
-    return found[0] if found and found[0].sequence == sequence else None
+    return found[0] if found else None

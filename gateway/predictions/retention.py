@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gateway.predictions.index import index_path
 from gateway.predictions.reader import Position
 from gateway.predictions.segments import LOCK_NAME, list_segments, list_streams, reserve_of, spool_size
 
@@ -51,6 +52,7 @@ def sweep(
         if now - segment.written_at <= max_age_seconds and size <= target:
             break
         segment.path.unlink(missing_ok=True)
+        index_path(segment.path).unlink(missing_ok=True)
         size -= segment.size
         removed.append(segment.path)
     return removed

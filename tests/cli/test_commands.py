@@ -190,10 +190,24 @@ def test_the_tail_reads_the_spool_when_no_gateway_runs(tmp_path: Path, monkeypat
     assert found("--no-follow", "--from", "start", "--model", "n") == [ids[1]]
     assert found("--no-follow", "--state-dir", str(tmp_path / "state")) == ids
     assert found("--no-follow", "--from", "2012-03-02") == []
+    assert found("--no-follow", "--arm", "stable") == ids and found("--no-follow", "--arm", "canary") == []
+    assert misused("predictions", "tail", "--no-follow", "--arm", "left")
     text = done("predictions", "tail", "--no-follow")
     assert f"{ids[0]}  m/1 stable  200  0.09 ms  y=[12.5]" in text
     assert "no start" in misused("predictions", "tail", "--no-follow", "--from", "monday")
     assert "holds no log" in failed("predictions", "tail", "--state-dir", str(tmp_path / "other"))
+
+
+def test_a_prediction_is_shown_when_no_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    (event_id,) = world.predict("m")
+    world.close()
+    monkeypatch.setenv("GATEWAY_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("GATEWAY_STATE_DIR", str(tmp_path / "state"))
+    assert "FP32 y=[12.5]" in done("predictions", "show", event_id)
+    assert "is no event id" in failed("predictions", "show", "x")
+    assert "holds no prediction" in failed("predictions", "show", "0196f0c5d2a100-0000000011")
+    assert "holds no prediction" in failed("predictions", "show", event_id, "--state-dir", str(tmp_path))
 
 
 def test_the_tail_asks_the_gateway_that_runs(world: World) -> None:

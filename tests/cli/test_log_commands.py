@@ -130,3 +130,12 @@ def test_reconcile_names_what_is_missing(state: Path, tmp_path: Path) -> None:
 def test_reconcile_of_a_window_starts_where_the_window_does(state: Path) -> None:
     body = answered("reconcile", "--state-dir", state, "--since", "2012-03-01T00:00:30")
     assert body["ok"] and body["lives"][0]["records"] == COUNT and body["lives"][0]["first"] == COUNT + 1
+
+
+def test_a_prediction_is_shown_with_its_label(state: Path) -> None:
+    name = list_segments(state / "spool" / "front-0")[0]
+    event_id = format_id(name[:14], 7)
+    body = answered("show", event_id, "--state-dir", state)
+    assert body["prediction"]["id"] == event_id
+    assert [(label["label"], label["row"]) for label in body["labels"]] == [(3.0, 0)]
+    assert "3 for row 0" in called("show", event_id, "--state-dir", state).output

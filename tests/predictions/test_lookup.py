@@ -55,7 +55,7 @@ def test_looking_for_a_record_reads_no_further_than_to_it(tmp_path: Path, monkey
             read.append(super().readinto(buffer) or 0)
             return read[-1]
 
-    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: io.BufferedReader(Counted(path), buffering))
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering=-1: io.BufferedReader(Counted(path), buffering))
     assert find(tmp_path, format_id(writer.boot, 10)) == LogRecord(1, writer.boot, 10, bytes(100_000))
     assert 100_000 <= sum(read) < 1_000_000
     read.clear()

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.events.addresses import format_id
+from gateway.predictions.index import index_closed, index_path, read_index
+from gateway.predictions.lookup import LogLookup, find
+from gateway.predictions.retention import sweep
+from gateway.predictions.segments import list_segments
+from gateway.predictions.spool import SpoolWriter
+from gateway.settings import SpoolSettings
+
+
+def label_of(prediction_id: str, label: float) -> bytes:
+    return json.dumps({"prediction_id": prediction_id, "row": 0, "label": label}).encode()
+
+
+def two_fronts(spool: Path) -> list[SpoolWriter]:
+    """Two streams of several segments: each third record is a label of one some records before, of the other front."""
+    writers = [
+        SpoolWriter(spool / f"front-{slot}", slot=slot, settings=SpoolSettings(segment_bytes=4096)) for slot in (0, 1)
+    ]
+    for number in range(1, 301):
+        for writer, other in (writers, writers[::-1]):
+            if number % 3:
+                writer.append([(1, b"p" * 60)])
+            else:
+                writer.append([(2, label_of(format_id(other.boot, number - 2), number))])
+    return writers
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_records_and_labels_are_found_with_and_without_indexes(tmp_path: Path, indexed: bool) -> None:
+    writers = two_fronts(tmp_path)
+    if indexed:
+        assert index_closed(tmp_path, seconds=60) == sum(len(list_segments(w.directory)) - 1 for w in writers) > 4
+        assert index_closed(tmp_path, seconds=60) == 0
+    lookup = LogLookup(tmp_path)
+    for number in range(1, 301):
+        found = find(tmp_path, format_id(writers[0].boot, number))
+        assert found is not None and (found.sequence, found.kind) == (number, 1 if number % 3 else 2)
+        labels = lookup.labels_of(format_id(writers[0].boot, number))
+        assert [json.loads(label.payload)["label"] for label in labels] == ([number + 2] if number % 3 == 1 else [])
+
+
+def test_what_is_written_later_is_found_by_the_same_lookup(tmp_path: Path) -> None:
+    writers = two_fronts(tmp_path)
+    lookup = LogLookup(tmp_path)
+    wanted = format_id(writers[0].boot, 2)
+    assert lookup.labels_of(wanted) == []
+    for count in range(1, 100):
+        writers[1].append([(2, label_of(wanted, count))])
+        assert len(lookup.labels_of(wanted)) == count
+
+
+def test_numbers_missing_within_a_segment_hide_nothing_behind_them(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    writer.append([(1, b"first")])
+    writer.next_sequence = 8  # seven were dropped, as the log was full for a moment
+    writer.append([(1, b"eighth"), (1, b"ninth")])
+    for sequence, payload in ((1, b"first"), (8, b"eighth"), (9, b"ninth")):
+        found = find(tmp_path, format_id(writer.boot, sequence))
+        assert found is not None and found.payload == payload
+    for sequence in (2, 7, 10):
+        assert find(tmp_path, format_id(writer.boot, sequence)) is None
+
+
+def test_an_index_that_cannot_be_read_is_none_and_is_made_again(tmp_path: Path) -> None:
+    writer = two_fronts(tmp_path)[0]
+    index_closed(tmp_path, seconds=60)
+    segment = writer.directory / list_segments(writer.directory)[0]
+    for content in (b"", b"\xc1", index_path(segment).read_bytes()[:-3]):
+        index_path(segment).write_bytes(content)
+        assert read_index(segment) is None
+        assert find(tmp_path, format_id(writer.boot, 2)) is not None
+
+
+def test_indexes_go_with_their_segments(tmp_path: Path) -> None:
+    for writer in two_fronts(tmp_path):
+        writer.close()
+    index_closed(tmp_path, seconds=60)
+    first = tmp_path / "front-0" / list_segments(tmp_path / "front-0")[0]
+    first.unlink()
+    index_closed(tmp_path, seconds=60)
+    assert not index_path(first).exists()
+    later = first.stat().st_mtime if first.exists() else 4e9
+    sweep(tmp_path, max_bytes=2**30, max_age_seconds=1, shipped=None, now=later)
+    assert list(tmp_path.rglob("*.idx")) == []
+
+
+def test_no_time_is_no_work(tmp_path: Path) -> None:
+    two_fronts(tmp_path)
+    assert index_closed(tmp_path, seconds=-1) == 0
