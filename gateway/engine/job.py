@@ -9,9 +9,11 @@ import numpy as np
 
 from gateway.protocol.errors import GatewayError
 
-__all__ = ("HIGH", "LOW", "NORMAL", "Job", "rank_of")
+__all__ = ("DEFAULT_PRIORITY", "HIGH", "LOW", "LOWEST_PRIORITY", "NORMAL", "Job", "rank_of")
 
 HIGH, NORMAL, LOW = -1, 0, 1
+DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
+"""Priorities as Triton counts them: 1 is the highest."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

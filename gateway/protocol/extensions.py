@@ -4,5 +4,5 @@ from __future__ import annotations
 
 __all__ = ("EXTENSIONS",)
 
-EXTENSIONS = ("binary_tensor_data", "classification", "parameters")
+EXTENSIONS = ("binary_tensor_data", "classification", "parameters", "schedule_policy")
 """What this package speaks; what endpoints add to it (statistics, model repository) stands beside them."""

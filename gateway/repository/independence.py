@@ -6,17 +6,19 @@ caller's row change another's answer. So the model is run: rows together, apart,
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from gateway.engine.errors import EngineGone, RunFailed, RunStopped
 from gateway.protocol.datatypes import FREE, Signature
 from gateway.repository.errors import ModelFileError
 from gateway.repository.manifest import Batching
-from gateway.repository.probes import made_up_rows, take_rows, widened_rows
+from gateway.repository.probes import made_up_rows, other_lengths, take_rows, widened_rows
 from gateway.repository.runner import Array, Runner
 
 __all__ = ("examine_batching",)
@@ -37,6 +39,9 @@ class _NotBatchable(Exception):
 def examine_batching(runner: Runner, reference: Mapping[str, Array] | None) -> Batching:
     """Run rows together, apart and regrouped, and compare each row's answers bit for bit.
 
+    Where axes beside the first are free, rows of some other lengths are run too, as far as the model takes them:
+    kernels choose their way by the size of the whole.
+
     Parameters
     ----------
     runner : Runner
@@ -53,7 +58,15 @@ def examine_batching(runner: Runner, reference: Mapping[str, Array] | None) -> B
     try:
         _check_axes(runner.signature)
         rows, alone = _rows_that_run(runner, reference)
-        return _compare(runner, rows, alone)
+        seen = _compare(runner, rows, alone)
+        for others in other_lengths(rows, runner.signature.inputs):
+            if seen.verdict == "dependent":
+                break
+            with contextlib.suppress(_NotBatchable):
+                kept, answers = _run_alone(runner, others)
+                if answers:
+                    seen = _worse(seen, _compare(runner, kept, _stack(answers), briefly=True))
+        return seen
     except _NotBatchable as reason:
         return Batching("not_batchable", reason=str(reason))
 
@@ -108,11 +121,11 @@ def _stack(answers: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
-def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array]) -> Batching:
+def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array], *, briefly: bool = False) -> Batching:
     count = len(next(iter(rows.values())))
     scales = {name: _scales(answers) for name, answers in alone.items()}
-    largest, largest_relative = 0.0, 0.0
-    for group in _groups(count, sum(tensor[:1].nbytes for tensor in rows.values())):
+    largest, largest_relative, same = 0.0, 0.0, True
+    for group in _groups(count, sum(tensor[:1].nbytes for tensor in rows.values()), briefly=briefly):
         try:
             together = runner.run(take_rows(rows, group))
         except RunFailed:
@@ -122,25 +135,44 @@ def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array]) ->
             if answers.shape != expected.shape:
                 seen = f"output {name!r} of {len(group)} rows has shape {list(answers.shape)}"
                 raise _NotBatchable(f"{seen}, expected {list(expected.shape)}")
+            if _bits_equal(expected, answers):
+                continue
+            same = False
             difference, relative = _difference(expected, answers, scales[name][group])
             largest, largest_relative = max(largest, difference), max(largest_relative, relative)
-            if relative > (_ROUNDING[answers.dtype.itemsize] if answers.dtype.kind == "f" else 0):
+            if relative > _tolerance(answers):
                 company = f"the {len(group) - 1} rows beside it" if len(group) > 1 else "every run"
                 reason = f"output {name!r} of a row changes with {company}"
                 return Batching("dependent", _finite(largest), _finite(largest_relative), count, reason)
-    if largest_relative == 0:
+    if same:
         return Batching("equal", rows=count, reason="a row has the same answer, bit for bit, in any company")
-    return Batching("within", largest, largest_relative, count, "a row's answer differs by rounding with its company")
+    tolerance = max(map(_tolerance, alone.values()))
+    reason = f"a row's answer differs by rounding with its company, by no more than {tolerance:g} of its size"
+    return Batching("within", largest, largest_relative, count, reason, tolerance)
 
 
-def _groups(count: int, row_bytes: int) -> Iterator[Array]:
-    """Row numbers to be run together: all in three orders, by one, two and seven in two, and one large batch."""
+def _worse(one: Batching, other: Batching) -> Batching:
+    """The verdict that both allow; its differences are the largest of both."""
+    worse = max(one, other, key=lambda seen: ("equal", "within", "dependent").index(seen.verdict))
+    return msgspec.structs.replace(
+        worse,
+        max_difference=max(one.max_difference, other.max_difference),
+        max_relative_difference=max(one.max_relative_difference, other.max_relative_difference),
+        rows=one.rows + other.rows,
+    )
+
+
+def _groups(count: int, row_bytes: int, *, briefly: bool) -> Iterator[Array]:
+    """Row numbers to be run together: all in three orders, by one, two and seven in two, and one large batch.
+
+    Briefly: all in one order, by two and seven in one, and the large batch.
+    """
     generator = np.random.default_rng(SEED)
     natural = np.arange(count)
     shuffled = generator.permutation(count)
-    yield from (natural, natural[::-1], shuffled)
-    for size in (1, 2, 7):
-        for order in (natural, shuffled):
+    yield from (shuffled,) if briefly else (natural, natural[::-1], shuffled)
+    for size in (2, 7) if briefly else (1, 2, 7):
+        for order in (shuffled,) if briefly else (natural, shuffled):
             yield from (order[start : start + size] for start in range(0, count, size))
     if row_bytes * LARGE_BATCH_ROWS <= LARGE_BATCH_BYTES:
         yield generator.integers(count, size=LARGE_BATCH_ROWS)
@@ -157,11 +189,12 @@ def _scales(answers: Array) -> Array:
 
 
 def _difference(expected: Array, answers: Array, scales: Array) -> tuple[float, float]:
-    """Largest absolute and relative difference; bits that differ without a distance between them count as infinite."""
-    if expected.tobytes() == answers.tobytes() and expected.dtype != object:
-        return 0.0, 0.0
+    """Largest absolute and relative difference of answers whose bits differ; what has no distance is infinitely far.
+
+    Zeros of either sign are as far from each other as any missing values: not at all.
+    """
     if expected.dtype.kind not in "fiu":
-        return (0.0, 0.0) if np.array_equal(expected, answers) else (np.inf, np.inf)
+        return np.inf, np.inf
     left, right = (_flat(values) for values in (expected, answers))
     same = (left == right) | (np.isnan(left) & np.isnan(right))
     with np.errstate(invalid="ignore"):
@@ -170,6 +203,16 @@ def _difference(expected: Array, answers: Array, scales: Array) -> tuple[float, 
     if not distances.size:
         return 0.0, 0.0
     return float(distances.max()), float((distances / scales[:, np.newaxis]).max())
+
+
+def _bits_equal(one: Array, other: Array) -> bool:
+    if one.dtype == object:
+        return np.array_equal(one, other)
+    return one.tobytes() == other.tobytes()
+
+
+def _tolerance(answers: Array) -> float:
+    return _ROUNDING[answers.dtype.itemsize] if answers.dtype.kind == "f" else 0.0
 
 
 def _flat(values: Array) -> np.ndarray[Any, np.dtype[np.float64]]:

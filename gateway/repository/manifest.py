@@ -71,10 +71,13 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Parameters
     ----------
     verdict : str
-        `equal`: answers were the same bit for bit. `within`: they differed by no more than `max_difference`.
+        `equal`: answers were the same bit for bit. `within`: they differed by no more than `tolerance`.
         `dependent`: a row's answer depends on its neighbours. `not_batchable`: there is no common row axis.
     max_difference, max_relative_difference : float
         Largest difference seen, absolute and relative to the size of the answer.
+    tolerance : float
+        Of `within`: the difference that answers in other company are held to, relative to the size of the row's
+        answer or of a usual one, whichever is larger.
     rows : int
         Distinct rows that were tried.
     reason : str
@@ -86,6 +89,7 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_relative_difference: float = 0.0
     rows: Count = 0
     reason: str = ""
+    tolerance: float = 0.0
 
     def allows(self, *, exact: bool) -> bool:
         """Tell whether requests may be put together; `exact` asks for equal bits.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gateway.engine.job import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from gateway.engine.wire import Hello
 from gateway.protocol.datatypes import FREE, TensorSpec
 
@@ -29,6 +30,9 @@ def model_config(model: str, versions: Sequence[int], hello: Hello) -> dict[str,
     >>> config = model_config("m", [1], Hello(signature=signature, pid=1, batchable=True, max_rows=256))
     >>> config["max_batch_size"], config["input"][0]["data_type"], config["input"][0]["dims"]
     (256, 'TYPE_STRING', [2])
+    >>> alone = model_config("m", [1], Hello(signature=signature, pid=1, batching="dependent: output 'y' changes"))
+    >>> alone["max_batch_size"], alone["parameters"]["batching"]["string_value"]
+    (0, "requests are run one by one; dependent: output 'y' changes")
     """
     signature = hello.signature
     specs = (*signature.inputs, *signature.outputs)
@@ -46,8 +50,15 @@ def model_config(model: str, versions: Sequence[int], hello: Hello) -> dict[str,
         "default_model_filename": "model.onnx",
         "parameters": {},
     }
+    if hello.batching:
+        how = "put together" if hello.batchable else "run one by one"
+        config["parameters"] = {"batching": {"string_value": f"requests are {how}; {hello.batching}"}}
     if batched:
-        config["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+        config["dynamic_batching"] = {
+            "max_queue_delay_microseconds": hello.max_delay_us,
+            "priority_levels": LOWEST_PRIORITY,
+            "default_priority_level": DEFAULT_PRIORITY,
+        }
     return config
 
 
