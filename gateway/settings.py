@@ -148,13 +148,20 @@ class KafkaSettings(_Section):
     request_timeout_ms: int = Field(10_000, ge=100)
     batch_bytes: int = Field(256 * 1024, ge=1024, le=900 * 1024)
     create_topics: bool = Field(True, description="Create missing topics at start.")
-    partitions: int = Field(3, ge=1)
-    replication_factor: int = Field(1, ge=1)
+    partitions: int = Field(3, ge=1, description="Of a topic created here; a model stays in one of them.")
+    replication_factor: int = Field(1, ge=1, description="Of a topic created here; from 3 on, two must acknowledge.")
+    retention_hours: float = Field(
+        24.0 * 7, gt=0, description="Of topics created here; decisions stay for ever. Kafka: 168 hours."
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str = ""
+    sasl_username: str = Field("", description="Needed with SASL_PLAINTEXT and SASL_SSL.")
     sasl_password: str = ""
-    ssl_cafile: str = ""
+    ssl_cafile: str = Field("", description="PEM file of who signed the brokers' certificates; empty: the system's.")
+    ssl_check_hostname: bool = Field(True, description="The brokers' certificates must name their hosts.")
+    ssl_certfile: str = Field("", description="PEM file of our own certificate, for brokers that ask for one.")
+    ssl_keyfile: str = Field("", description="PEM file of its key; empty: the key is in `ssl_certfile`.")
+    ssl_key_password: str = Field("", description="Where the key is encrypted.")
 
 
 class MonitorSettings(_Section):

@@ -29,8 +29,8 @@ from gateway.control.status import describe_model
 from gateway.control.versions import Versions
 from gateway.events.encoding import RecordError, decode, seconds_of
 from gateway.events.records import KIND_DECISION, SCHEMA, FeedbackRecord, PredictionRecord
-from gateway.predictions.segments import HEADER_BYTES, LogRecord
-from gateway.predictions.source import LogSource, SpoolSource
+from gateway.predictions.segments import LogRecord
+from gateway.predictions.source import LogSource
 from gateway.predictions.spool import SpoolError
 from gateway.settings import MonitorSettings
 
@@ -135,7 +135,6 @@ class Monitor:
         self.models: dict[str, ModelWatch] = {}
         self.skipped: dict[str, int] = {}
         self.read = 0
-        self._read_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Monitor read={self.read} models={sorted(self.models)} skipped={self.skipped} {self._actor!r}>"
@@ -186,7 +185,6 @@ class Monitor:
         """Take records of the log; one that cannot be used is counted and passed over."""
         for record in records:
             self.read += 1
-            self._read_bytes += HEADER_BYTES + len(record.payload)
             try:
                 reason = self._take_one(record)
             except RecordError:
@@ -250,7 +248,7 @@ class Monitor:
     def write_status(self) -> None:
         """Write `status.json`, and the gauges."""
         self._show_feedback()
-        self._metrics.show(self.models.values(), lag_events=self._lag_events())
+        self._metrics.show(self.models.values(), lag_events=self._source.lag_events() if self._source else 0)
         status = {
             "time": self._clock(),
             "read": self.read,
@@ -459,12 +457,6 @@ class Monitor:
         delays, self._delays = self._delays, {}
         for model, seconds in delays.items():
             self._metrics.delays(model, seconds)
-
-    def _lag_events(self) -> float:
-        """Records still to be read, by their mean size so far; the spool knows its bytes only."""
-        if not isinstance(self._source, SpoolSource) or not self.read:
-            return 0.0
-        return self._source.reader.bytes_behind() / (self._read_bytes / self.read)
 
 
 def _without_evidence(checkpoint: Checkpoint) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gateway.predictions.segments import split_name
 __all__ = ("CHECKPOINT_NAME", "CheckpointError", "read_checkpoint", "write_checkpoint")
 
 CHECKPOINT_NAME = "shipper.json"
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class CheckpointError(Exception):
@@ -46,12 +48,23 @@ def read_checkpoint(spool_dir: Path) -> dict[str, tuple[str, int]]:
 def write_checkpoint(spool_dir: Path, position: Position) -> None:
     """Replace the checkpoint; a reader sees the old one or the new one, whole.
 
+    On a full disk it is written over in place: what has been shipped can only be removed, and make room, once the
+    checkpoint says so.
+
     Raises
     ------
     OSError
         When the disk refuses; the old checkpoint stays.
     """
     path = spool_dir / CHECKPOINT_NAME
+    content = msgspec.json.encode(_Checkpoint(dict(position)))
     fresh = path.with_suffix(".json.new")
-    fresh.write_bytes(msgspec.json.encode(_Checkpoint(dict(position))))
+    try:
+        fresh.write_bytes(content)
+    except OSError as error:
+        if error.errno not in _NO_SPACE or not path.exists():
+            raise
+        with open(path, "r+b", buffering=0) as file:
+            file.write(content.ljust(os.fstat(file.fileno()).st_size))
+        return
     os.replace(fresh, path)

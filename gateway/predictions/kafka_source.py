@@ -8,13 +8,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata
 
 from gateway.events.addresses import AddressError, parse_id
 from gateway.events.cloudevents import kind_of, topic_of
 from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION
-from gateway.predictions.connection import bounded, consumer_of, discard_consumer
+from gateway.predictions.connection import (
+    KafkaRefused,
+    KafkaUnreachable,
+    bounded,
+    consumer_of,
+    discard_consumer,
+    is_there,
+    reach,
+)
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.source import Deduplicator
 from gateway.settings import KafkaSettings
@@ -23,13 +31,21 @@ __all__ = ("KafkaSource",)
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
+# Beyond the time it was given, for what a read has to do before it can wait.
+_GRACE_SECONDS = 1.0
+# How often a broker from which nothing comes is asked whether it is there.
+_LOOK_SECONDS = 5.0
 
 
 class KafkaSource:
     """Reads `<prefix>.predictions` and `<prefix>.feedback` as a member of a consumer group.
 
-    Several monitors of one group share the partitions; what one of them loses in a rebalance goes on elsewhere from
-    the last commit. A broker that is away gives empty reads. `unreadable` counts messages that are no record of ours.
+    Several monitors of one group share the partitions. One that has to hand partitions over in a rebalance commits
+    first what it has returned of them, so that the next one goes on behind it; what a member that died, or was frozen
+    until the group gave it up, had not committed is returned to its successor again.
+
+    A broker that is away gives empty reads. `unreadable` counts messages that are no record of ours, `out_of_range` how
+    often what was to be read next was gone: then reading goes on with the earliest message there is.
 
     Parameters
     ----------
@@ -44,7 +60,7 @@ class KafkaSource:
         Without a position: go on where the group stands, at first with the earliest record; or begin with what
         comes from now on, wherever the group stands.
     note : callable, optional
-        Gets one line when the broker goes away or comes back.
+        Gets one line when the broker goes away or comes back, and when messages were gone before they were read.
     """
 
     def __init__(
@@ -57,6 +73,7 @@ class KafkaSource:
         note: Callable[[str], None] | None = None,
     ) -> None:
         self.unreadable = 0
+        self.out_of_range = 0
         self.connected = False
         self._settings = settings
         self._group = group
@@ -73,12 +90,14 @@ class KafkaSource:
         self._connecting: asyncio.Task[Any] | None = None
         self._pause = _FIRST_PAUSE_SECONDS
         self._noted = False
+        self._look_at = 0.0
+        self._looking: asyncio.Task[bool] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
         return (
             f"<KafkaSource {self._group} {'up' if self.connected else 'down'} partitions={len(self._position)} "
-            f"duplicates={self._seen.duplicates} unreadable={self.unreadable}>"
+            f"duplicates={self._seen.duplicates} unreadable={self.unreadable} out_of_range={self.out_of_range}>"
         )
 
     @property
@@ -97,11 +116,18 @@ class KafkaSource:
             left = max(0.0, deadline - loop.time())
             try:
                 batches = await bounded(
-                    self._consumer.getmany(timeout_ms=int(left * 1000), max_records=max_records), left + self._limit
+                    self._consumer.getmany(timeout_ms=int(left * 1000), max_records=max_records), left + _GRACE_SECONDS
                 )
-            except (KafkaError, OSError, TimeoutError) as error:
+            except TimeoutError:
+                # The group is being rebalanced, which takes as long as its slowest member.
+                batches = {}
+            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+                await self._begin_at_the_earliest(error)
+                continue
+            except (KafkaError, OSError) as error:
                 await self._lose(error)
                 return []
+            self._look(loop)
             records = [
                 record
                 for place, messages in batches.items()
@@ -112,15 +138,25 @@ class KafkaSource:
                 return records
         return []
 
+    def lag_events(self) -> int:
+        """Messages of this member's partitions that were not returned yet, as of the last fetch."""
+        if self._consumer is None:
+            return 0
+        ends = {place: self._consumer.highwater(place) for place in self._position.keys() & self._consumer.assignment()}
+        return sum(max(0, end - self._position[place]) for place, end in ends.items() if end is not None)
+
     def position(self) -> dict[str, Any]:
         offsets = self._checkpoint | {_name(place): offset for place, offset in self._position.items()}
         seen = self._seen.lanes()
         return {name: {"offset": offset, "seen": seen.get(name, {})} for name, offset in offsets.items()}
 
     async def commit(self) -> None:
-        if self._consumer is None or not self._position:
+        await self._commit(self._position)
+
+    async def _commit(self, positions: Mapping[TopicPartition, int]) -> None:
+        if self._consumer is None or not positions:
             return
-        offsets = {place: OffsetAndMetadata(offset, "") for place, offset in self._position.items()}
+        offsets = {place: OffsetAndMetadata(offset, "") for place, offset in positions.items()}
         # A commit that fails costs a repetition after a rebalance, which the reader's checkpoint and the
         # deduplication catch.
         with contextlib.suppress(KafkaError, OSError, TimeoutError):
@@ -147,19 +183,21 @@ class KafkaSource:
         return self._consumer is not None
 
     async def _connect(self) -> Any:
-        consumer = consumer_of(self._settings, self._group)
         topics = [topic_of(kind, self._settings.topic_prefix) for kind in (KIND_PREDICTION, KIND_FEEDBACK)]
+        consumer = None
         started = False
         try:
+            await reach(self._settings)
+            consumer = consumer_of(self._settings, self._group)
             await bounded(consumer.start(), self._limit)
             # Joining the group goes on in the background. It must not be cut short: the broker would wait for each
             # member that gave up until its session ends.
             consumer.subscribe(topics, listener=_Assignment(consumer, self._take_up, self._let_go))
             started = True
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, KafkaRefused, KafkaUnreachable, OSError, TimeoutError) as error:
             self._set_connected(False, error)
         finally:
-            if not started:
+            if consumer is not None and not started:
                 await discard_consumer(consumer)
         if not started:
             await asyncio.sleep(self._pause)
@@ -180,11 +218,13 @@ class KafkaSource:
         if kind is None or message.value is None:
             self.unreadable += 1
             return None
-        if not self._seen.is_new(_name(place), boot, sequence):
+        # Gateways that were started in the same millisecond write under the same boot.
+        if not self._seen.is_new(_name(place), f"{_text(headers.get('ce_source'))}#{boot}", sequence):
             return None
         return LogRecord(kind, boot, sequence, message.value)
 
-    def _let_go(self, revoked: set[TopicPartition]) -> None:
+    async def _let_go(self, revoked: set[TopicPartition]) -> None:
+        await self._commit({place: self._position[place] for place in revoked if place in self._position})
         for place in revoked:
             if place in self._position:
                 self._checkpoint[_name(place)] = self._position.pop(place)
@@ -206,19 +246,52 @@ class KafkaSource:
         # What is taken over from another member later goes on where that one stood.
         self._begins_at_the_end = False
 
+    async def _begin_at_the_earliest(self, error: KafkaError) -> None:
+        """Go on with the earliest message, where nothing was committed or where what was to come next is gone."""
+        places = list(error.args[0]) if isinstance(error, OffsetOutOfRangeError) else [error.args[0]]
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            starts = await bounded(self._consumer.beginning_offsets(places), self._limit)
+            for place, start in starts.items():
+                self._consumer.seek(place, start)
+                if isinstance(error, OffsetOutOfRangeError):
+                    self.out_of_range += 1
+                    if self._note is not None:
+                        self._note(
+                            f"{_name(place)} has no message {error.args[0][place]} any more: reading goes on with "
+                            f"{start}, the earliest; what lay between was never read"
+                        )
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ask the broker every few seconds whether it is there, which a consumer that gets nothing does not tell.
+
+        One that is away is waited for: who left the group would have to wait, on its return, until its former self has
+        been given up.
+        """
+        if self._looking is not None and self._looking.done():
+            there = self._looking.result()
+            self._looking = None
+            self._set_connected(there, None if there else KafkaUnreachable("Kafka does not answer any more"))
+        if self._looking is None and loop.time() >= self._look_at:
+            self._look_at = loop.time() + _LOOK_SECONDS
+            self._looking = asyncio.create_task(is_there(self._consumer._client, self._limit))  # noqa: SLF001
+
     async def _lose(self, error: Exception) -> None:
         self._set_connected(False, error)
         await self._discard()
 
     async def _discard(self) -> None:
         consumer, self._consumer = self._consumer, None
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
         if consumer is not None:
             await discard_consumer(consumer)
 
     def _set_connected(self, connected: bool, error: Exception | None) -> None:
         if self._note is not None and (connected != self.connected or not self._noted):
             servers = self._settings.bootstrap_servers
-            reason = f"{type(error).__name__}: {error}" if error is not None and str(error) else type(error).__name__
+            ours = isinstance(error, KafkaRefused | KafkaUnreachable)
+            reason = str(error) if ours else f"{type(error).__name__}: {error}".removesuffix(": ")
             self._note(f"reading from Kafka at {servers}" if connected else f"cannot read from Kafka: {reason}")
             self._noted = True
         self.connected = connected
@@ -231,14 +304,14 @@ class _Assignment(ConsumerRebalanceListener):  # type: ignore[misc]
         self,
         consumer: Any,
         take_up: Callable[[set[TopicPartition], Any], Awaitable[None]],
-        let_go: Callable[[set[TopicPartition]], None],
+        let_go: Callable[[set[TopicPartition]], Awaitable[None]],
     ) -> None:
         self._consumer = consumer
         self._take_up = take_up
         self._let_go = let_go
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        self._let_go(revoked)
+        await self._let_go(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         await self._take_up(assigned, self._consumer)

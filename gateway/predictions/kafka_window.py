@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaError
 
 from gateway.events.addresses import AddressError, parse_id
 from gateway.events.cloudevents import kind_of, topic_of
-from gateway.predictions.connection import bounded, consumer_of, discard_consumer
+from gateway.predictions.connection import KafkaRefused, KafkaUnreachable, bounded, consumer_of, discard_consumer, reach
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.source import Deduplicator
 from gateway.predictions.tail import moment_of
@@ -53,7 +53,10 @@ def read_topics(
     topics = [topic_of(kind, settings.topic_prefix) for kind in sorted(kinds)]
     seen = Deduplicator()
     with asyncio.Runner() as runner:
-        consumer = runner.run(_new_consumer(settings))
+        try:
+            consumer = runner.run(_new_consumer(settings))
+        except (KafkaRefused, KafkaUnreachable) as error:
+            raise KafkaUnreadable(f"cannot read {', '.join(topics)}: {error}") from None
         try:
             left = runner.run(_begin(consumer, settings, topics, since))
             while left:
@@ -76,6 +79,7 @@ def read_topics(
 
 
 async def _new_consumer(settings: KafkaSettings) -> Any:
+    await reach(settings)
     return consumer_of(settings, None)
 
 

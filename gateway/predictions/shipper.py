@@ -2,7 +2,8 @@
 
 One batch is in flight per partition. After any doubt (a time limit, a refusal, a lost connection) the producer is
 thrown away, with what it holds, and a new one goes on from the last checkpoint. So what comes twice comes in order,
-with the same bytes and the same id.
+with the same bytes and the same id. The next try after a time limit is a smaller one, and tries that bring nothing
+come ever more seldom, so that neither a slow line nor a lasting refusal fills Kafka with repetitions.
 """
 
 from __future__ import annotations
@@ -30,22 +31,33 @@ from aiokafka.partitioner import murmur2
 from gateway.events.addresses import format_id
 from gateway.events.cloudevents import headers_of, topic_of
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
-from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.predictions.backlog import Backlog
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from gateway.predictions.connection import DISCARD_SECONDS, bounded, create_topics, discard_producer, producer_of
+from gateway.predictions.connection import (
+    DISCARD_SECONDS,
+    KafkaRefused,
+    KafkaUnreachable,
+    bounded,
+    discard_producer,
+    is_there,
+    producer_of,
+    reach,
+)
 from gateway.predictions.dead_letters import write_dead_letters
-from gateway.predictions.reader import LogRecord, SpoolReader
-from gateway.predictions.segments import HEADER_BYTES
+from gateway.predictions.reader import LogRecord, Position, SpoolReader
 from gateway.predictions.spool import SpoolError
+from gateway.predictions.topics import ensure_topics
 from gateway.settings import KafkaSettings
 
 __all__ = ("Shipper", "partition_of")
 
 _ROUND_RECORDS = 4000
+_SMALLEST_BATCH_BYTES = 1024
 _POLL_SECONDS = 0.05
+# How often a broker that has nothing to get is asked whether it is there.
+_LOOK_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
-_KINDS = (KIND_PREDICTION, KIND_FEEDBACK, KIND_DECISION)
 # Answers that speak of the records and not of the broker's state. A code that aiokafka does not know, such as
 # INVALID_RECORD of KIP-467, arrives as UnknownError.
 _REFUSALS = (
@@ -56,6 +68,7 @@ _REFUSALS = (
     PolicyViolationError,
     UnknownError,
 )
+_SIZE_REFUSALS = (MessageSizeTooLargeError, RecordListTooLargeError)
 _UNKNOWN_TRIES = 5
 
 _Address = tuple[str, int]
@@ -79,6 +92,7 @@ class _Refused(Exception):
     def __init__(self, messages: list[_Message], error: BrokerResponseError) -> None:
         super().__init__(type(error).__name__)
         self.messages = messages
+        self.of_size = isinstance(error, _SIZE_REFUSALS)
         self.certain = not isinstance(error, UnknownError)
 
 
@@ -96,7 +110,8 @@ class Shipper:
 
     `shipped` counts records acknowledged by Kafka (repeats not counted), `dead_letters` those it refused, which are
     kept in `dead-letters.jsonl` in the spool; `corrupt` and `missing` are what the spool's reader could not give
-    (`SpoolReader`); `connected` tells whether the broker was there at the last look.
+    (`SpoolReader`). `connected` is true from a connection on until a batch or, every 5 s while there is none, a
+    question is not answered in time.
 
     Parameters
     ----------
@@ -130,10 +145,14 @@ class Shipper:
         self._stop_seconds = stop_seconds
         self._clock = clock
         self._limit = settings.request_timeout_ms / 1000
-        self._reader: SpoolReader | None = None
-        self._in_flight = self._corrupt_seen = self._missing_seen = 0
-        self._mean_bytes = 1000.0
-        self._last_note = ""
+        self._corrupt_seen = self._missing_seen = 0
+        self._acknowledged_to: Position = {}
+        self._backlog = Backlog(spool_dir)
+        self._lag = 0
+        self._round_records = _ROUND_RECORDS
+        self._batch_bytes = settings.batch_bytes
+        self._pause = _FIRST_PAUSE_SECONDS
+        self._noted: set[str] = set()
         # What is known of the records after the checkpoint: these go alone, and these do not go at all.
         self._alone: set[_Address] = set()
         self._refused: dict[_Address, str] = {}
@@ -147,12 +166,14 @@ class Shipper:
 
     @property
     def lag_events(self) -> int:
-        """Records in the spool that Kafka has not acknowledged; exact when 0, else reckoned from their bytes."""
-        behind = self._reader.bytes_behind() if self._reader is not None else 0
-        return self._in_flight + round(behind / self._mean_bytes + 0.499)
+        """Records in the spool that Kafka has not acknowledged, as far as the spool can be read."""
+        with contextlib.suppress(OSError):
+            self._lag = self._backlog.count(self._acknowledged_to)
+        return self._lag
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ship until `stop` is set, then send what is left for at most `stop_seconds`. Raises nothing."""
+        self._acknowledged_to = self._checkpoint()
         shipping = asyncio.create_task(self._ship_until(stop))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -164,7 +185,6 @@ class Shipper:
             await asyncio.wait({shipping, stopping})
 
     async def _ship_until(self, stop: asyncio.Event) -> None:
-        pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 await self._ship_from_checkpoint(stop)
@@ -178,43 +198,54 @@ class Shipper:
                 task = asyncio.current_task()
                 if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                     raise
-                pause = _FIRST_PAUSE_SECONDS if self.connected else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                self._set_connected(False, _reason(error))
+                if isinstance(error, TimeoutError):
+                    self._round_records = max(1, self._round_records // 4)
+                self._lose(error)
             if stop.is_set():
                 return
             with contextlib.suppress(TimeoutError):
-                await bounded(stop.wait(), pause)
+                await bounded(stop.wait(), self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
 
     async def _ship_from_checkpoint(self, stop: asyncio.Event) -> None:
-        reader = self._reader = SpoolReader(self._spool_dir, position=self._checkpoint())
-        self._in_flight = self._corrupt_seen = self._missing_seen = 0
+        reader = SpoolReader(self._spool_dir, position=self._checkpoint())
+        self._corrupt_seen = self._missing_seen = 0
         producer = None
         try:
-            if self._settings.create_topics:
-                prefix = self._settings.topic_prefix
-                await create_topics(self._settings, [topic_of(kind, prefix) for kind in _KINDS])
+            await reach(self._settings)
+            for concern in await ensure_topics(self._settings):
+                self._note_once(concern)
             producer = producer_of(self._settings)
             await bounded(producer.start(), self._limit)
-            self._set_connected(True, f"Kafka at {self._settings.bootstrap_servers} is reachable")
-            while True:
-                records = reader.read(_ROUND_RECORDS)
-                if records:
-                    await self._ship_round(producer, records)
-                    self._acknowledged(reader, records)
-                elif stop.is_set():
-                    return
-                else:
-                    with contextlib.suppress(TimeoutError):
-                        await bounded(stop.wait(), _POLL_SECONDS)
+            self._find()
+            await self._ship_all(producer, reader, stop)
         finally:
             reader.close()
             if producer is not None:
                 await discard_producer(producer)
 
+    async def _ship_all(self, producer: Any, reader: SpoolReader, stop: asyncio.Event) -> None:
+        """Ship what the reader gives; returns when there is nothing more and `stop` is set."""
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + _LOOK_SECONDS
+        while True:
+            records = reader.read(self._round_records)
+            if records:
+                await self._ship_round(producer, records)
+                self._acknowledge(reader, records)
+                look_at = loop.time() + _LOOK_SECONDS
+            elif stop.is_set():
+                return
+            else:
+                with contextlib.suppress(TimeoutError):
+                    await bounded(stop.wait(), _POLL_SECONDS)
+                if loop.time() >= look_at:
+                    if not await is_there(producer.client, self._limit):
+                        raise KafkaUnreachable("Kafka does not answer any more")
+                    look_at = loop.time() + _LOOK_SECONDS
+
     async def _ship_round(self, producer: Any, records: list[LogRecord]) -> None:
         """Send records to their partitions, all partitions at once, and wait until every one is acknowledged."""
-        self._in_flight = len(records)
-        self._mean_bytes = HEADER_BYTES + sum(len(record.payload) for record in records) / len(records)
         places: dict[tuple[str, bytes], int] = {}
         lanes: defaultdict[tuple[str, int], list[_Message]] = defaultdict(list)
         for record in records:
@@ -254,19 +285,17 @@ class Shipper:
         """Return a batch with as many of the messages as it takes, at least one, and where it ended."""
         batch = producer.create_batch()
         end = begun
-        for message in messages[begun:]:
+        room = self._batch_bytes
+        while end < len(messages):
+            message = messages[end]
             alone = message.address in self._alone
-            if alone and end > begun:
+            room -= len(message.record.payload)
+            if end > begun and (alone or room < 0):
                 break
-            if (
-                batch.append(
-                    key=message.key,
-                    value=message.record.payload,
-                    timestamp=message.timestamp_ms,
-                    headers=message.headers,
-                )
-                is None
-            ):
+            appended = batch.append(
+                key=message.key, value=message.record.payload, timestamp=message.timestamp_ms, headers=message.headers
+            )
+            if appended is None:
                 break
             end += 1
             if alone:
@@ -294,7 +323,11 @@ class Shipper:
     def _learn(self, refused: _Refused) -> bool:
         """Note which records to send alone, or not at all; return False when only another try can tell."""
         if len(refused.messages) > 1:
-            self._alone.update(message.address for message in refused.messages)
+            if refused.of_size and self._batch_bytes > _SMALLEST_BATCH_BYTES:
+                # A topic may take less at once than `kafka.batch_bytes`.
+                self._batch_bytes //= 2
+            else:
+                self._alone.update(message.address for message in refused.messages)
             return True
         address = refused.messages[0].address
         self._tries[address] += 1
@@ -303,16 +336,22 @@ class Shipper:
         self._refused[address] = f"refused by Kafka: {refused}"
         return True
 
-    def _acknowledged(self, reader: SpoolReader, records: list[LogRecord]) -> None:
+    def _acknowledge(self, reader: SpoolReader, records: list[LogRecord]) -> None:
         dead = [
             (record, self._refused[record.boot, record.sequence])
             for record in records
             if (record.boot, record.sequence) in self._refused
         ]
-        if dead:
-            write_dead_letters(self._spool_dir, dead)
-        write_checkpoint(self._spool_dir, reader.position())
-        self._in_flight = 0
+        position = reader.position()
+        try:
+            if dead:
+                write_dead_letters(self._spool_dir, dead)
+            write_checkpoint(self._spool_dir, position)
+        except OSError as error:
+            raise SpoolError(f"cannot write to {self._spool_dir}: {error.strerror}") from None
+        self._acknowledged_to = position
+        self._round_records = min(2 * self._round_records, _ROUND_RECORDS)
+        self._pause = _FIRST_PAUSE_SECONDS
         self.shipped += len(records) - len(dead)
         self.dead_letters += len(dead)
         self.corrupt, self._corrupt_seen = self.corrupt + reader.corrupt - self._corrupt_seen, reader.corrupt
@@ -332,16 +371,32 @@ class Shipper:
             self._note(f"{error}; shipping the spool from its start")
             return {}
 
-    def _set_connected(self, connected: bool, text: str) -> None:
-        if self.connected != connected or not self._last_note:
+    def _find(self) -> None:
+        if not self.connected:
+            self._note(f"Kafka at {self._settings.bootstrap_servers} is reachable")
+        self.connected = True
+        self._noted.clear()
+
+    def _lose(self, error: BaseException) -> None:
+        text = _reason(error)
+        # What only a person can mend is told also when Kafka was away before, each reason once.
+        if self.connected or not self._noted or isinstance(error, KafkaRefused):
+            self._note_once(text)
+        self.connected = False
+
+    def _note_once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
             self._note(text)
-        self._last_note = text
-        self.connected = connected
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, KafkaRefused):
+        return f"{error}; the spool keeps the records"
     if isinstance(error, TimeoutError):
-        return "Kafka does not answer; the spool keeps the records"
+        return "Kafka does not answer in time; the spool keeps the records"
+    if isinstance(error, KafkaUnreachable):
+        return f"{error}; the spool keeps the records"
     if isinstance(error, KafkaError | OSError):
         return f"Kafka is out of reach: {type(error).__name__}: {error}; the spool keeps the records"
     if isinstance(error, SpoolError):

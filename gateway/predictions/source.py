@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from gateway.predictions.backlog import Backlog
 from gateway.predictions.reader import Position, SpoolReader
 from gateway.predictions.segments import LogRecord
 
@@ -24,6 +26,9 @@ class LogSource(Protocol):
 
     def position(self) -> dict[str, Any]:
         """Return where reading would go on, as plain JSON values; given back at the next start."""
+
+    def lag_events(self) -> int:
+        """Return how many records of the log were not returned yet."""
 
     async def commit(self) -> None:
         """Tell the log that everything returned so far need not be delivered again."""
@@ -87,6 +92,8 @@ class SpoolSource:
         start: Literal["earliest", "latest"] = "earliest",
     ) -> None:
         self.reader = SpoolReader(spool_dir, position=position, start=start)
+        self._backlog = Backlog(spool_dir)
+        self._lag = 0
         self._seen = Deduplicator()
 
     def __repr__(self) -> str:
@@ -106,6 +113,11 @@ class SpoolSource:
 
     def position(self) -> dict[str, Any]:
         return {stream: list(place) for stream, place in self.reader.position().items()}
+
+    def lag_events(self) -> int:
+        with contextlib.suppress(OSError):
+            self._lag = self._backlog.count(self.reader.position())
+        return self._lag
 
     async def commit(self) -> None:
         """Nothing to do: the spool keeps its segments by size and age, and the position is the reader's own."""
@@ -137,6 +149,9 @@ class ListSource:
 
     def position(self) -> dict[str, Any]:
         return {"next": self._next}
+
+    def lag_events(self) -> int:
+        return len(self.records) - self._next
 
     async def commit(self) -> None:
         self.committed = self.position()

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka.errors import MessageSizeTooLargeError, UnknownError
+from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, UnknownError
 
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gateway.predictions.connection import bounded, consumer_of, producer_of
 from gateway.predictions.segments import LogRecord
-from gateway.predictions.shipper import _UNKNOWN_TRIES, Shipper, _Message, _Refused
+from gateway.predictions.shipper import _SMALLEST_BATCH_BYTES, _UNKNOWN_TRIES, Shipper, _Message, _Refused
 from gateway.settings import KafkaSettings
 
 
@@ -80,10 +80,19 @@ def shipper_in(folder: Path) -> Shipper:
 
 def test_a_refused_batch_is_sent_record_by_record_and_the_one_at_fault_is_given_up(tmp_path: Path) -> None:
     shipper = shipper_in(tmp_path)
-    assert shipper._learn(refused(1, 2, 3, error=MessageSizeTooLargeError()))
+    assert shipper._learn(refused(1, 2, 3, error=InvalidTimestampError()))
     assert (shipper._alone, shipper._refused) == ({("boot", 1), ("boot", 2), ("boot", 3)}, {})
-    assert shipper._learn(refused(2, error=MessageSizeTooLargeError()))
-    assert shipper._refused == {("boot", 2): "refused by Kafka: MessageSizeTooLargeError"}
+    assert shipper._learn(refused(2, error=InvalidTimestampError()))
+    assert shipper._refused == {("boot", 2): "refused by Kafka: InvalidTimestampError"}
+
+
+def test_a_batch_too_large_for_its_topic_is_halved_until_only_a_record_can_be_at_fault(tmp_path: Path) -> None:
+    shipper = shipper_in(tmp_path)
+    while not shipper._alone:
+        assert shipper._learn(refused(1, 2, error=MessageSizeTooLargeError()))
+    assert shipper._batch_bytes == _SMALLEST_BATCH_BYTES
+    assert shipper._learn(refused(1, error=MessageSizeTooLargeError()))
+    assert list(shipper._refused) == [("boot", 1)]
 
 
 def test_an_answer_that_may_be_the_brokers_own_trouble_gives_no_record_up_at_once(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from aiokafka import AIOKafkaProducer
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.checkpoint import CHECKPOINT_NAME
-from gateway.predictions.connection import create_topics
 from gateway.predictions.kafka_source import KafkaSource
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.shipper import Shipper
 from gateway.predictions.source import Deduplicator, ListSource, LogSource, SpoolSource
 from gateway.predictions.spool import SpoolWriter
+from gateway.predictions.topics import ensure_topics
 from gateway.settings import KafkaSettings, SpoolSettings
 from tests.brokers import KafkaBroker, free_port
 
@@ -225,7 +225,7 @@ async def test_from_the_latest_on_nothing_old_comes_wherever_the_group_stands(ka
 @pytest.mark.broker
 async def test_two_members_share_the_partitions_and_one_that_leaves_costs_nothing(kafka: str, tmp_path: Path) -> None:
     log = KafkaLog(tmp_path, kafka)
-    await create_topics(log.settings, [f"{log.settings.topic_prefix}.{name}" for name in ("predictions", "feedback")])
+    await ensure_topics(log.settings)
     await log.append(100)
     sources = [KafkaSource(log.settings, log.group) for _ in range(2)]
     found: list[LogRecord] = []
@@ -283,7 +283,8 @@ async def test_a_broker_that_is_absent_gives_empty_reads_in_their_time_and_one_n
     await source.commit()
     await source.close()
     assert len(notes) == 1
-    assert notes[0].startswith("cannot read from Kafka: KafkaConnectionError")
+    assert notes[0].startswith("cannot read from Kafka: Kafka at 127.0.0.1:")
+    assert "ConnectionRefusedError" in notes[0]
     assert await source.read(10, 0.1) == []
 
 
