@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 
@@ -163,6 +163,16 @@ class KafkaSettings(_Section):
     ssl_keyfile: str = Field("", description="PEM file of its key; empty: the key is in `ssl_certfile`.")
     ssl_key_password: str = Field("", description="Where the key is encrypted.")
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(
+                f'security_protocol = "{self.security_protocol}" logs in: sasl_username and sasl_password are needed'
+            )
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ValueError("ssl_keyfile is the key of ssl_certfile, which is not set")
+        return self
+
 
 class MonitorSettings(_Section):
     source: Literal["auto", "spool", "kafka"] = Field("auto", description="auto: Kafka where it is configured.")
@@ -284,6 +294,9 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             lines.append(f"{key}: no such setting")
+        elif isinstance(fault["input"], dict | BaseModel):
+            # A whole section, which may hold secrets.
+            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
     return "; ".join(lines)

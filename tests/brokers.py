@@ -69,13 +69,38 @@ def free_port() -> int:
 
 
 class KafkaBroker:
-    """One broker with its own data folder; `start` after `kill` goes on with what it had acknowledged."""
+    """One broker with its own data folder; `start` after `kill` goes on with what it had acknowledged.
 
-    def __init__(self, folder: Path, *, settings: dict[str, str] | None = None) -> None:
+    Parameters
+    ----------
+    folder : Path
+    settings : mapping, optional
+        Lines of server.properties.
+    listeners : mapping of name to protocol, optional
+        More listeners, such as `{"TLS": "SSL"}`, beside the plain one that this kit uses itself.
+    advertised : mapping of name to port, optional
+        Where clients of a listener are sent on to, such as a proxy in front of it.
+    users : mapping of name to password, optional
+        Who may log in by SCRAM.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        settings: dict[str, str] | None = None,
+        listeners: dict[str, str] | None = None,
+        advertised: dict[str, int] | None = None,
+        users: dict[str, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._settings = settings or {}
+        self._protocols = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
+        self._advertised = advertised or {}
+        self._users = users or {}
         self._jars = kafka_jars()
-        self._port = free_port()
+        self._ports = {name: free_port() for name in self._protocols}
+        self._port = self._ports["PLAINTEXT"]
         self._process: subprocess.Popen[bytes] | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -85,6 +110,14 @@ class KafkaBroker:
     @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    def port(self, listener: str) -> int:
+        """The port that a listener listens on, whatever it advertises."""
+        return self._ports[listener]
+
+    def advertise(self, listener: str, port: int) -> None:
+        """Send the clients of a listener on to this port; before the first start."""
+        self._advertised[listener] = port
 
     def start(self) -> None:
         """Start the broker and wait until it answers."""
@@ -136,11 +169,13 @@ class KafkaBroker:
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
+            "listeners": _listeners(self._ports | {"CONTROLLER": controller}),
+            "advertised.listeners": _listeners(self._ports | self._advertised),
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{protocol}" for name, protocol in {"CONTROLLER": "PLAINTEXT", **self._protocols}.items()
+            ),
             "log.dirs": str(self._folder / "data"),
             "auto.create.topics.enable": "false",
             "offsets.topic.num.partitions": "1",
@@ -158,8 +193,13 @@ class KafkaBroker:
         (self._folder / "server.properties").write_text(text)
         tool = [*self._java("-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool"]
         made = subprocess.run([*tool, "random-uuid"], capture_output=True, text=True, timeout=60, check=True)
+        scram = [
+            f"--add-scram={mechanism}=[name={user},password={password}]"
+            for user, password in self._users.items()
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512")
+        ]
         subprocess.run(
-            [*tool, "format", "-t", made.stdout.split()[-1], "-c", "server.properties"],
+            [*tool, "format", "-t", made.stdout.split()[-1], "-c", "server.properties", *scram],
             cwd=self._folder,
             capture_output=True,
             timeout=60,
@@ -173,6 +213,10 @@ class KafkaBroker:
             door.settimeout(2)
             return len(door.recv(8)) == 8
         return False
+
+
+def _listeners(ports: dict[str, int]) -> str:
+    return ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
 
 
 def _fetch(folder: Path) -> None:

@@ -63,3 +63,13 @@ def test_children_read_back_exactly_what_the_supervisor_resolved(monkeypatch: py
     settings = load_settings(overrides={"server": {"http_port": 4444}, "state_dir": Path("/tmp/x")})
     monkeypatch.setenv("GATEWAY_SERVER__HTTP_PORT", "5555")
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_a_login_that_is_not_whole_is_refused_without_telling_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("GATEWAY_KAFKA__SASL_PASSWORD", "kept-to-itself")
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value) == (
+        'kafka: security_protocol = "SASL_SSL" logs in: sasl_username and sasl_password are needed'
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
+from itertools import chain
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -112,7 +113,7 @@ async def reach(settings: KafkaSettings) -> None:
                 # Before a login a listener answers the question for its versions and no other.
                 await bounded(connection.send(MetadataRequest([])), limit)
             finally:
-                connection.close()
+                await _end(_closed(connection))
             return
         except (KafkaError, OSError, TimeoutError, ValueError) as error:
             reasons.append(_reason(settings, f"{host}:{port}", error))
@@ -126,21 +127,24 @@ def _reason(settings: KafkaSettings, server: str, error: Exception) -> KafkaUnre
             "kafka.ssl_cafile names the authority that signed it"
         )
     if isinstance(error, ssl.SSLError):
-        return KafkaRefused(
-            f"no TLS with Kafka at {server}: {error.reason or error}; does its listener speak TLS, and does it want a "
-            "client certificate (kafka.ssl_certfile)?"
-        )
+        return KafkaRefused(f"no TLS with Kafka at {server}: {error.reason or error}")
     if isinstance(error, _LOGIN_ERRORS):
         who = f"{settings.sasl_username!r} by {settings.sasl_mechanism}"
         return KafkaRefused(f"Kafka at {server} refuses the login of {who}: {error}")
-    if isinstance(error, KafkaConnectionError):
+    if isinstance(error, KafkaConnectionError | ConnectionResetError):
+        # Also what a listener does that wants a certificate of ours: TLS 1.3 finds out after it has let us in.
+        certificate = ", and kafka.ssl_certfile" if settings.security_protocol.endswith("SSL") else ""
         return KafkaUnreachable(
             f"Kafka at {server} closed the connection; does its listener expect kafka.security_protocol = "
-            f'"{settings.security_protocol}"?'
+            f'"{settings.security_protocol}"{certificate}?'
         )
     if isinstance(error, TimeoutError):
         return KafkaUnreachable(f"Kafka at {server} does not answer")
     return KafkaUnreachable(f"Kafka at {server} is out of reach: {type(error).__name__}: {error}")
+
+
+async def _closed(connection: Any) -> None:
+    await connection.close()
 
 
 async def is_there(client: Any, seconds: float) -> bool:
@@ -158,7 +162,12 @@ async def discard_producer(producer: Any) -> None:
     if sender is not None:
         sender.cancel()
     await _end(producer.client.close())
-    producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
+    accumulator = producer._message_accumulator  # noqa: SLF001
+    accumulator.fail_all(ProducerClosed())
+    held = [*accumulator._pending_batches, *chain.from_iterable(accumulator._batches.values())]  # noqa: SLF001
+    for future in chain.from_iterable((batch.future, batch._drain_waiter) for batch in held):  # noqa: SLF001
+        # Nobody waits for these any more, which asyncio would complain of.
+        future.add_done_callback(_ignore_outcome)
     await _end(producer.stop())
 
 
@@ -195,7 +204,7 @@ async def _end(closing: Coroutine[Any, Any, None]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
-def _ignore_outcome(task: asyncio.Task[None]) -> None:
+def _ignore_outcome(task: asyncio.Future[None]) -> None:
     if not task.cancelled():
         task.exception()
 

@@ -57,7 +57,7 @@ _POLL_SECONDS = 0.05
 # How often a broker that has nothing to get is asked whether it is there.
 _LOOK_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 3.0
 # Answers that speak of the records and not of the broker's state. A code that aiokafka does not know, such as
 # INVALID_RECORD of KIP-467, arrives as UnknownError.
 _REFUSALS = (

@@ -36,10 +36,9 @@ async def ensure_topics(settings: KafkaSettings) -> list[str]:
     admin = admin_of(settings)
     try:
         await bounded(admin.start(), limit)
-        there = topics.keys() & set(await bounded(admin.list_topics(), limit))
-        if missing := sorted(topics.keys() - there):
+        if missing := sorted(topics.keys() - set(await bounded(admin.list_topics(), limit))):
             await _create(admin, settings, {topic: topics[topic] for topic in missing})
-        return await _concerns(admin, sorted(there), limit)
+        return await _concerns(admin, sorted(topics), limit)
     finally:
         await discard_admin(admin)
 
@@ -69,8 +68,6 @@ def _configuration(settings: KafkaSettings, kind: int) -> dict[str, str]:
 
 async def _concerns(admin: Any, topics: list[str], limit: float) -> list[str]:
     """What stands in the way of "nothing is lost"; nothing where we may not look."""
-    if not topics:
-        return []
     asked = [ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": None}) for topic in topics]
     try:
         answers = await bounded(admin.describe_configs(asked), limit)

@@ -61,6 +61,20 @@ def test_a_checkpoint_is_read_as_written_and_none_is_the_start(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["shipper.json"]
 
 
+def test_a_full_disk_leaves_room_for_the_checkpoint_which_makes_room(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {"front-0": ("01a20738c4d000-0000000001.seg", 1_234_567)})
+    (tmp_path / "shipper.json.new").symlink_to("/dev/full")
+    position = {"front-0": ("01a20738c4d000-0000000002.seg", 17)}
+    write_checkpoint(tmp_path, position)
+    assert read_checkpoint(tmp_path) == position
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "shipper.json.new").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(tmp_path, {})
+
+
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"streams":{"front-0":["../x",1]}}', b"\xff"])
 def test_a_damaged_checkpoint_is_an_error_of_its_own(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "shipper.json").write_bytes(text)
