@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from gateway.cli.client import CommandError, NoGateway, open_client, state_dir_here
+from gateway.cli.export import export
 from gateway.cli.group import Commands
 from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
@@ -74,6 +75,7 @@ def show(
         print_facts(_facts(body))
 
 
+app.command()(export)
 app.command()(replay)
 app.command()(reconcile)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -20,11 +22,13 @@ from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.encode import tensor_head
 from gateway.serving.records import feedback_record, prediction_head, prediction_record, record_time, tensor_records
 from gateway.settings import SpoolSettings
+from tests.clients.environments import client_python
 
 MODELS = Path(__file__).parents[2] / "models"
 MODEL = "bike-demand"
 START = 1_330_560_000.0
 COUNT = 60
+NAMES = ("hour", "weekday", "month", "tmin", "tmax", "pn")
 HEADS = [tensor_head(TensorSpec(name, "FP32", (-1, -1))) for name in ("features", "count")]
 
 
@@ -139,3 +143,58 @@ def test_a_prediction_is_shown_with_its_label(state: Path) -> None:
     assert body["prediction"]["id"] == event_id
     assert [(label["label"], label["row"]) for label in body["labels"]] == [(3.0, 0)]
     assert "3 for row 0" in called("show", event_id, "--state-dir", state).output
+
+
+def test_an_export_is_a_table_with_the_names_of_the_reference_and_the_labels(state: Path, tmp_path: Path) -> None:
+    common = ("export", "--model", MODEL, "--models", MODELS, "--state-dir", state)
+    lines = [json.loads(line) for line in called(*common).stdout.splitlines()]
+    assert len(lines) == COUNT and [line["label"] for line in lines] == list(range(COUNT))
+    assert all(isinstance(lines[0][name], float) for name in (*NAMES, "count"))
+    called(*common, "--output", tmp_path / "table.jsonl", "--since", "2012-03-01T00:00:50")
+    assert (tmp_path / "table.jsonl").read_bytes().splitlines() == [
+        line.encode() for line in called(*common).stdout.splitlines()[50:]
+    ]
+    assert "60 rows in" in called(*common, "-o", tmp_path / "table.parquet").output
+    table = parquet.read_table(tmp_path / "table.parquet")
+    assert table.column("prediction_id").to_pylist() == [line["prediction_id"] for line in lines]
+    for name in (*NAMES, "count", "label"):
+        assert table.column(name).to_pylist() == [np.float32(line[name]) for line in lines]
+    assert (
+        str(table.schema.field("count").type) == "float"
+        and str(table.schema.field("time").type) == "timestamp[us, tz=UTC]"
+    )
+    assert table.column("time").to_pylist()[1].timestamp() == START + 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_export_chooses_and_says_what_it_cannot_do(state: Path, tmp_path: Path) -> None:
+    common = ("export", "--state-dir", state)
+    assert called(*common, "--arm", "canary").stdout == ""
+    assert called(*common, "--version", 2).stdout == ""
+    unnamed = json.loads(called(*common, "--no-labels", "--models", tmp_path).stdout.splitlines()[0])
+    assert unnamed["features[5]"] is not None and unnamed["label"] is None
+    called(*common, "--format", "parquet", status=2)
+    assert "cannot write" in called(*common, "-o", tmp_path / "no" / "table.jsonl", status=1).output
+
+
+@pytest.mark.slow
+def test_pandas_and_duckdb_read_an_export(state: Path, tmp_path: Path) -> None:
+    python = client_python("frames", "duckdb==1.4.1", "pandas==2.3.3", "pyarrow==22.0.0")
+    for name in ("table.parquet", "table.jsonl"):
+        called("export", "--models", MODELS, "--state-dir", state, "-o", tmp_path / name)
+    done = subprocess.run([python, "-c", READ_FRAMES], cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().split() == ["60", "60", "60", "60", "1770.0"]
+
+
+READ_FRAMES = """
+import duckdb, pandas
+parquet, lines = pandas.read_parquet("table.parquet"), pandas.read_json("table.jsonl", lines=True)
+assert list(parquet.columns) == list(lines.columns), (parquet.columns, lines.columns)
+assert str(parquet.time.dtype) == "datetime64[us, UTC]", parquet.time.dtype
+assert (parquet["count"] == lines["count"].astype("float32")).all()
+print(len(parquet), len(lines))
+for name in ("table.parquet", "table.jsonl"):
+    print(duckdb.sql(f"select count(*) from '{name}' where status = 200").fetchone()[0])
+print(duckdb.sql("select sum(label) from 'table.parquet'").fetchone()[0])
+"""

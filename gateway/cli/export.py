@@ -1,0 +1,127 @@
+"""`gateway predictions export`: a window of the log as a table for other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gateway.cli.client import CommandError
+from gateway.cli.window import (
+    Config,
+    Progress,
+    Since,
+    Source,
+    StateDir,
+    Until,
+    interruptible,
+    moment,
+    records_of,
+    settings_of,
+)
+from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION, Arm
+
+if TYPE_CHECKING:
+    from gateway.predictions.table import ColumnNames
+
+__all__ = ("export",)
+
+
+def export(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; its end tells the format. [default: JSON lines]")
+    ] = None,
+    form: Annotated[
+        Literal["jsonl", "parquet"] | None, typer.Option("--format", help="[default: as the file's end tells]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Only what this version answered.")] = None,
+    arm: Annotated[Arm | None, typer.Option(help="Only what this arm answered.")] = None,
+    since: Since = None,
+    until: Until = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Failed predictions too.")] = False,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Join the labels that have come by now.")] = True,
+    source: Source = "spool",
+    models: Annotated[Path | None, typer.Option(help="Model folders. [default: as the settings have it]")] = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Write predictions as a table: a line for each row, with inputs and outputs by their names, and the label.
+
+    The columns have the names of the version's reference. Parquet needs the extra `archive`.
+    """
+    form = form or ("parquet" if output is not None and output.suffix == ".parquet" else "jsonl")
+    if form == "parquet" and output is None:
+        raise typer.BadParameter("Parquet goes into a file", param_hint="--output")
+    settings = settings_of(config, state_dir)
+    low, high = moment(since, "--since"), moment(until, "--until")
+    from gateway.predictions.arrow import NeedsArchiveExtra
+    from gateway.predictions.export import chosen, export_jsonl, export_parquet, lines_of
+    from gateway.predictions.table import TableLine, labels_by_prediction
+
+    progress = Progress("rows written")
+    try:
+        with interruptible(progress):
+            # A label comes after its prediction, however late: the window bounds the predictions alone.
+            joined = (
+                labels_by_prediction(records_of(settings, source, kinds={KIND_FEEDBACK}, since=low, until=None), model)
+                if labels
+                else {}
+            )
+            names = _column_names(models or settings.models)
+
+            def lines() -> Iterator[TableLine]:
+                records = records_of(settings, source, kinds={KIND_PREDICTION}, since=low, until=high)
+                wanted = chosen(records, model=model, version=version, arm=arm, failed=failed)
+                return lines_of(wanted, names, joined)
+
+            if form == "parquet" and output is not None:
+                export_parquet(lines, output, progress.add)
+            else:
+                with _opened(output) as file:
+                    export_jsonl(lines(), file, progress.add)
+    except NeedsArchiveExtra as error:
+        raise CommandError(f"Parquet cannot be written: {error}") from None
+    except BrokenPipeError:
+        # Whoever read the lines has had enough; nothing more may be written when this process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise CommandError(f"cannot write {output or 'the table'}: {error.strerror}") from None
+    if output is not None:
+        typer.echo(f"{progress.count} rows in {output}")
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+    """Standard output, or a file that is there when it is whole."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _column_names(models: Path) -> ColumnNames:
+    from gateway.drift.profile import ProfileError, decode_profile
+    from gateway.repository.manifest import PROFILE_NAME
+
+    @functools.lru_cache(maxsize=256)
+    def names(model: str, version: int) -> Mapping[str, Sequence[str]]:
+        try:
+            return decode_profile((models / model / str(version) / PROFILE_NAME).read_bytes()).columns
+        except (OSError, ProfileError):
+            return {}
+
+    return names

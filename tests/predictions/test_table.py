@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+
+from gateway.events.records import PredictionRecord, TensorRecord, Timings
+from gateway.predictions.export import export_parquet, lines_of
+from gateway.predictions.table import ENVELOPE, table_lines
+
+
+def record(
+    inputs: list[TensorRecord], outputs: list[TensorRecord], *, rows: int = 2, **changes: Any
+) -> PredictionRecord:
+    fields: dict[str, Any] = {
+        "id": "0196f0c5d2a100-0000000001", "time": "2012-03-01T00:00:00Z", "gateway": "g", "seq": 1, "model": "m",
+        "version": 1, "digest": "", "arm": "stable", "weight": 0.0, "reason": "stable", "status": 200, "rows": rows,
+        "timings": Timings(1, 2, 3), "inputs": inputs, "outputs": outputs, "parameters": {},
+    }  # fmt: skip
+    return PredictionRecord(**(fields | changes))
+
+
+def lines(found: PredictionRecord, **names: list[str]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.values.items() if name not in ENVELOPE}
+        for line in table_lines(found, lambda model, version: names, {})
+    ]
+
+
+X = TensorRecord("x", "FP32", (2, 2), [1.0, 2.0, 3.0, 4.0])
+Y = TensorRecord("y", "INT64", (2, 1), [7, 8])
+
+
+def test_each_row_is_a_line_and_each_scalar_a_column() -> None:
+    assert lines(record([X], [Y])) == [{"x[0]": 1.0, "x[1]": 2.0, "y": 7}, {"x[0]": 3.0, "x[1]": 4.0, "y": 8}]
+    assert lines(record([X], [Y]), x=["age", "hour"])[1] == {"age": 3.0, "hour": 4.0, "y": 8}
+
+
+def test_a_name_that_is_taken_says_where_it_comes_from() -> None:
+    found = lines(record([X], [Y, TensorRecord("z", "BOOL", (2,), [True, False])]), x=["time", "y"], z=["y"])
+    assert found[0] == {"input.time": 1.0, "y": 2.0, "output.y": True} | {"output.y": True}
+
+
+def test_many_axes_many_columns_and_no_row_axis_are_lists() -> None:
+    wide = TensorRecord("w", "FP32", (2, 2, 2), [float(number) for number in range(8)])
+    whole = TensorRecord("s", "BYTES", (3,), ["a", "b", "c"])
+    assert lines(record([wide, whole], [])) == [
+        {"w": [0.0, 1.0, 2.0, 3.0], "s": ["a", "b", "c"]},
+        {"w": [4.0, 5.0, 6.0, 7.0], "s": ["a", "b", "c"]},
+    ]
+
+
+def test_what_was_not_logged_is_null() -> None:
+    masked = TensorRecord("x", "FP32", (2, 2), [1.0, None, 3.0, None], redacted_columns={"x[1]": 1})
+    assert lines(record([masked], []))[0] == {"x[0]": 1.0, "x[1]": None}
+    assert lines(record([TensorRecord("x", "FP32", (2, 2), redacted=True)], []))[0] == {"x[0]": None, "x[1]": None}
+    [failed] = table_lines(record([], [], rows=0, status=400, error="no"), lambda model, version: {}, {})
+    assert failed.values["error"] == "no" and failed.values["row"] == 0
+
+
+def test_a_label_is_on_its_row() -> None:
+    labels = {("0196f0c5d2a100-0000000001", 1): (5.0, "2012-03-02T00:00:00Z")}
+    assert [line.values["label"] for line in table_lines(record([X], [Y]), lambda model, version: {}, labels)] == [
+        None,
+        5.0,
+    ]
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP32", "FP64", "INT8", "UINT64", "BOOL", "BYTES"])
+def test_every_datatype_has_a_column_in_parquet(tmp_path: Path, datatype: str) -> None:
+    values = {"BOOL": [True, False], "BYTES": ["a", "b"], "UINT64": [2**64 - 1, 0]}.get(datatype, [1, 2])
+    found = [record([TensorRecord("x", datatype, (2, 1), values)], [TensorRecord("v", datatype, (2, 1, 1), values)])]
+    export_parquet(lambda: lines_of(found, lambda model, version: {}, {}), tmp_path / "t.parquet", lambda: None)
+    table = parquet.read_table(tmp_path / "t.parquet")
+    assert table.column("x").to_pylist() == values and table.column("v").to_pylist() == [[value] for value in values]
+
+
+def test_versions_that_disagree_about_a_column_share_it(tmp_path: Path) -> None:
+    one = record([TensorRecord("x", "INT64", (1, 1), [1])], [], rows=1)
+    for other, held in (
+        (TensorRecord("x", "FP32", (1, 1), [1.5]), [1.0, 1.5]),
+        (TensorRecord("x", "BYTES", (1, 1), ["a"]), ["1", "a"]),
+    ):
+        found = [one, record([other], [], rows=1, version=2)]
+        export_parquet(
+            lambda found=found: lines_of(found, lambda model, version: {}, {}), tmp_path / "t.parquet", lambda: None
+        )
+        assert parquet.read_table(tmp_path / "t.parquet").column("x").to_pylist() == held
