@@ -9,6 +9,8 @@ came. After the run `check` compares any number of histories with the entries of
   back there, but for repetitions;
 - repetitions carry equal bytes, and the spool holds none.
 
+`gaps` counts the numbers that a boot has used and the spool does not hold: what was dropped, or what is lost.
+
 `check_counts` holds the metrics against the same entries: served is logged. Source of the manner: Jepsen's histories
 and checkers (Kingsbury, jepsen.io).
 """
@@ -193,14 +195,15 @@ class Verdict:
     logged: int = 0
     repetitions: int = 0
     others: int = 0
+    gaps: int = 0
     faults: list[str] = field(default_factory=list)
     _by_sort: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def __str__(self) -> str:
         return (
             f"{self.sent} sent, {self.answered} answered with a prediction, {self.unanswered} without an answer; "
-            f"{self.logged} logged, {self.repetitions} repetitions, {self.others} of others; "
-            f"{sum(self._by_sort.values())} faults"
+            f"{self.logged} logged, {self.repetitions} repetitions, {self.others} of others, "
+            f"{self.gaps} gaps; {sum(self._by_sort.values())} faults"
         )
 
     def fault(self, sort: str, text: str) -> None:
@@ -232,6 +235,7 @@ def check(operations: Sequence[Operation], entries: Iterable[Entry], *, alone: b
     seen: set[tuple[str, str]] = set()
     latest: dict[tuple[str, str, str], int] = {}
     lanes: dict[tuple[str, str, str], str] = {}
+    numbered: dict[str, set[int]] = defaultdict(set)
     for entry in entries:
         boot, sequence = parse_id(entry.id)
         again = (entry.place, entry.id) in seen
@@ -239,6 +243,8 @@ def check(operations: Sequence[Operation], entries: Iterable[Entry], *, alone: b
         verdict.repetitions += again
         if again and entry.place == "spool":
             verdict.fault("twice in the spool", entry.id)
+        if entry.place == "spool":
+            numbered[boot].add(sequence)
         if contents.setdefault(entry.id, entry.content) != entry.content:
             verdict.fault("unequal repetitions", f"{entry.id} in {entry.place} {entry.lane}")
         if entry.kind != KIND_PREDICTION:
@@ -265,6 +271,7 @@ def check(operations: Sequence[Operation], entries: Iterable[Entry], *, alone: b
             verdict.fault("never sent", f"{entry.id} for request {request!r}")
         else:
             verdict.others += 1
+    verdict.gaps = sum(max(numbers) - len(numbers) for numbers in numbered.values())
     for operation in operations:
         _check_answer(operation, logged, verdict)
     return verdict

@@ -69,8 +69,10 @@ def test_what_was_answered_and_logged_passes_and_is_counted() -> None:
     verdict = check(operations, [*entries, entry(3), *[entry(n, place="topic", lane="t/0") for n in (1, 2, 1, 2, 3)]])
     assert verdict.faults == []
     assert str(verdict) == (
-        "3 sent, 2 answered with a prediction, 1 without an answer; 3 logged, 2 repetitions, 0 of others; 0 faults"
+        "3 sent, 2 answered with a prediction, 1 without an answer; 3 logged, 2 repetitions, 0 of others, "
+        "0 gaps; 0 faults"
     )
+    assert check(operations, [entry(2), entry(4)]).gaps == 2
 
 
 @pytest.mark.parametrize(

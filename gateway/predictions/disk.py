@@ -125,6 +125,7 @@ class FakeDisk:
         self.crashed = False
         self._sleep = sleep
         self._disk = LocalDisk()
+        self._forsaken: set[Path] = set()
         self._named = set(self.root.rglob("*"))
         self._synced = {path: path.stat().st_size for path in self._named if path.is_file()}
 
@@ -151,8 +152,15 @@ class FakeDisk:
         size = os.fstat(file).st_size
         if self.delay_seconds:
             self._sleep(self.delay_seconds)
-        self._step()
-        self._synced[_path_of(file)] = size
+        path = _path_of(file)
+        try:
+            self._step()
+        except OSError:
+            # As Linux does: what could not be written back is called clean, and no later sync brings it to the disk.
+            self._forsaken.add(path)
+            raise
+        if path not in self._forsaken:
+            self._synced[path] = size
 
     def sync_folder(self, folder: Path) -> None:
         self._step()

@@ -120,11 +120,14 @@ class SpoolWriter:
         self.unsure = False
         self._retired: list[int] = []
         self._renamed: list[Path] = []
+        self._naming = 0
         self._synced_at = clock()
         self._begun_at = clock()
         self._lock = self._take_lock()
         try:
             self.boot = self._next_boot(slot)
+            # The folder may have been made in an earlier life that did not come to sync its name.
+            self._note_names(self.directory.parent, self.directory.parent.parent)
             self.cut = self._cut_torn_tail()
             self._look_for_room()
         except OSError as error:
@@ -242,7 +245,7 @@ class SpoolWriter:
         elif self.unsure:
             last.append(self._probe())
         debt = SyncDebt((*self._retired, *last), tuple(self._renamed))
-        self._retired, self._renamed, self._dirty = [], [], False
+        self._retired, self._dirty, self._naming = [], False, len(self._renamed)
         return debt
 
     def settle(self, error: OSError | None) -> SpoolError | None:
@@ -250,7 +253,9 @@ class SpoolWriter:
 
         After a failure nothing written so far can be relied on, and the next record begins another file.
         """
+        paid, self._naming = self._naming, 0
         if error is None:
+            del self._renamed[:paid]
             if self.unsure:
                 self.unsure = self.full = False
             return None
@@ -305,8 +310,12 @@ class SpoolWriter:
     def _make_folder(self) -> None:
         if not self.directory.is_dir():
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._fsync != "never":
-                self._renamed += [self.directory.parent, self.directory.parent.parent]
+            self._note_names(self.directory.parent, self.directory.parent.parent)
+
+    def _note_names(self, *folders: Path) -> None:
+        """There are new names in these folders, to be brought to the disk with what is written next."""
+        if self._fsync != "never":
+            self._renamed += [folder for folder in folders if folder not in self._renamed[self._naming :]]
 
     def _cut_torn_tail(self) -> int:
         """Cut what a killed writer left unfinished off the last segment; returns its bytes.
@@ -343,8 +352,7 @@ class SpoolWriter:
         # A file of this name exists only when nothing whole could be written to it before.
         self._file, self._path = self._disk.begin(path), path
         self._begun_at = self._clock()
-        if self._fsync != "never":
-            self._renamed.append(self.directory)
+        self._note_names(self.directory)
 
     def _leave_segment(self) -> None:
         """Write no more to the open segment; what it owes to the disk is kept for the next debt."""
