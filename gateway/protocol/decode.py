@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simdjson
@@ -19,16 +19,19 @@ from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import (
+    READING,
+    Reading,
     check_flat,
     finite_number,
     fragment_of,
     is_array,
-    is_loggable,
     is_object,
     is_splittable,
+    longest_text,
     nesting_of,
     numbers,
     tensor_of,
+    within,
 )
 from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
@@ -41,6 +44,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _BYTE_ORDER_MARK = 0xEF
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
+
+
+class _Usual(NamedTuple):
+    """What stood before and behind the numbers of a usual request, their shape and count, and how they are read."""
+
+    before: bytes
+    after: bytes
+    shape: tuple[int, ...]
+    size: int
+    most: int
+    reading: Reading
 
 
 class RequestDecoder:
@@ -71,7 +85,7 @@ class RequestDecoder:
         self._signature = signature
         self._parser = simdjson.Parser()
         self._slice_parser = simdjson.Parser()
-        self._last_usual: tuple[bytes, bytes, tuple[int, ...], int] = (b"", b"", (), 0)
+        self._last_usual: _Usual | None = None
         self._usual_spec = signature.inputs[0] if len(signature.inputs) == 1 and self.checks.sayable else None
         if self._usual_spec is not None and (
             NUMPY_OF[self._usual_spec.datatype].kind not in "fiu" or self._usual_spec.datatype in NOT_IN_JSON
@@ -144,19 +158,25 @@ class RequestDecoder:
 
     def _refilled(self, body: bytes) -> InferRequest | None:
         """The last usual request with other numbers in it, byte for byte: only the numbers need reading."""
-        before, after, shape, size = self._last_usual
-        if not before or not body.startswith(before) or not body.endswith(after):
+        last = self._last_usual
+        if last is None:
+            return None
+        before, after, shape, size, most, reading = last
+        if not body.startswith(before) or not body.endswith(after):
             return None
         fragment = body[len(before) : len(body) - len(after)]
-        if fragment.rfind(b"[") != 0 or not is_loggable(fragment, size) or self._usual_spec is None:
+        if len(fragment) > most or fragment.rfind(b"[") or b"\n" in fragment or b"\r" in fragment:
             return None
         try:
-            array = numbers(self._parser.parse(fragment), self._usual_spec)
-        except (ValueError, RuntimeError, AttributeError):
+            values: Any = self._parser.parse(fragment)
+            wide: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
+            del values
+        except (TypeError, ValueError, RuntimeError, AttributeError):
             return None
-        if array.size != size:
+        if wide.size != size or not (reading.limits is None or within(wide, reading)):
             return None
-        return _usual_request(array.reshape(shape), fragment)
+        array = wide.astype(reading.dtype).reshape(shape)
+        return InferRequest(inputs=[array], rows=shape[0], fragments=[fragment], plain=True)
 
     def _usual(self, document: Any, body: bytes) -> InferRequest | None:
         """The usual request in few steps: one flat input of numbers and nothing else. None: take the thorough way."""
@@ -182,8 +202,15 @@ class RequestDecoder:
         if len(shape) != len(spec.shape) or size != array.size or not shape or size > self._usual_elements:
             return None
         start = body.index(b"[", body.index(b'"data"'))
-        self._last_usual = (body[:start], body[start + len(fragment) :], tuple(shape), size)
-        return _usual_request(array.reshape(shape), fragment)
+        self._last_usual = _Usual(
+            body[:start],
+            body[start + len(fragment) :],
+            tuple(shape),
+            size,
+            longest_text(size),
+            READING[spec.datatype],
+        )
+        return InferRequest(inputs=[array.reshape(shape)], rows=shape[0], fragments=[fragment], plain=True)
 
     def _decode_with_tokens(self, text: bytes, tail: Tail | None, error: Exception) -> InferRequest:
         if b"NaN" not in text and b"Infinity" not in text:
@@ -291,10 +318,6 @@ class RequestDecoder:
         if place is not None:
             return numbers_in_slices(self._whole, place, shape, spec, parser=self._slice_parser), False
         return tensor_of(data, shape, spec)
-
-
-def _usual_request(array: Array, fragment: bytes) -> InferRequest:
-    return InferRequest(inputs=[array], rows=array.shape[0], fragments=[fragment], plain=True)
 
 
 def _check_text(text: bytes, brackets: int, max_depth: int) -> None:

@@ -19,18 +19,21 @@ from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
 __all__ = (
+    "READING",
+    "Reading",
     "check_flat",
     "check_nesting",
     "finite_number",
     "fragment_of",
     "is_array",
-    "is_loggable",
     "is_object",
     "is_splittable",
+    "longest_text",
     "nesting_of",
     "numbers",
     "numbers_with_tokens",
     "tensor_of",
+    "within",
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -66,7 +69,7 @@ _LIMITS = {dtype: _limits(dtype) for dtype in NUMPY_OF.values() if dtype.kind in
 _BLOCK = 64 * 1024
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
     """How numbers of one datatype are read: simdjson's code, its dtype, ours, and what must be checked on the way."""
 
     code: str
@@ -76,14 +79,14 @@ class _Reading(NamedTuple):
     square: float
 
 
-def _reading(dtype: np.dtype[Any]) -> _Reading:
+def _reading(dtype: np.dtype[Any]) -> Reading:
     code, wide = _BUFFER_OF_KIND[dtype.kind]
     narrow = dtype.itemsize < 8
     square = float(np.finfo(dtype).max) ** 2 if narrow and dtype.kind == "f" else 0.0
-    return _Reading(code, wide, dtype, _LIMITS[dtype] if narrow else None, square)
+    return Reading(code, wide, dtype, _LIMITS[dtype] if narrow else None, square)
 
 
-_READING = {datatype: _reading(dtype) for datatype, dtype in NUMPY_OF.items() if dtype.kind in "fiu"}
+READING = {datatype: _reading(dtype) for datatype, dtype in NUMPY_OF.items() if dtype.kind in "fiu"}
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
 
@@ -156,20 +159,26 @@ def numbers(values: Any, spec: TensorSpec) -> Array:
     ------
     CallerError
     """
-    code, wide, dtype, limits, square = _READING[spec.datatype]
+    reading = READING[spec.datatype]
     try:
-        array: Array = np.frombuffer(values.as_buffer(of_type=code), wide)
+        array: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
     except (TypeError, ValueError):
         raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}") from None
-    if limits is None:
+    if reading.limits is None:
         return array
+    if not within(array, reading):
+        raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
+    return array.astype(reading.dtype)
+
+
+def within(array: Array, reading: Reading) -> bool:
+    """Whether every number of a flat array is one of a datatype that has limits."""
     # No element is beyond the limit when the sum of squares is within its square: one product for two searches.
-    if array.size and not (square and array.dot(array) < square):
-        low, high = limits
-        # For a few numbers, looking for the place is a third of the price of max() and min().
-        if array.item(array.argmax()) > high or array.item(array.argmin()) < low:
-            raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
-    return array.astype(dtype)
+    if not array.size or (reading.square and array.dot(array) < reading.square):
+        return True
+    low, high = reading.limits or (-math.inf, math.inf)
+    # For a few numbers, looking for the place is a third of the price of max() and min().
+    return bool(array.item(array.argmax()) <= high and array.item(array.argmin()) >= low)
 
 
 def numbers_with_tokens(text: bytes, inner: tuple[int, ...], spec: TensorSpec) -> Array:
@@ -219,12 +228,17 @@ def fragment_of(body: bytes, size: int) -> bytes | None:
     # The key stands once in the body (`is_splittable`) and its array is flat and of numbers: no bracket misleads.
     start = body.index(b"[", body.index(b'"data"'))
     fragment = body[start : body.index(b"]", start) + 1]
-    return fragment if is_loggable(fragment, size) else None
+    return fragment if _is_loggable(fragment, size) else None
 
 
-def is_loggable(fragment: bytes, size: int) -> bool:
+def longest_text(size: int) -> int:
+    """Bytes that the JSON of `size` numbers may take in a record."""
+    return _MAX_TEXT * (size + 1)
+
+
+def _is_loggable(fragment: bytes, size: int) -> bool:
     """Whether the text of `size` numbers may stand in a record, which is one line and no longer than it need be."""
-    return len(fragment) <= _MAX_TEXT * (size + 1) and b"\n" not in fragment and b"\r" not in fragment
+    return len(fragment) <= longest_text(size) and b"\n" not in fragment and b"\r" not in fragment
 
 
 def _check_size(elements: int, shape: tuple[int, ...], size: int, spec: TensorSpec) -> None:
