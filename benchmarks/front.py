@@ -19,7 +19,7 @@ import numpy as np
 
 from gateway.app import run_front
 from gateway.engine.job import Job
-from gateway.engine.lane import Lane
+from gateway.engine.lane import Array, Lane
 from gateway.engine.session import ModelSession
 from gateway.protocol.encode import encode_flat, encode_string
 from gateway.serving.answers import status_of
@@ -111,17 +111,16 @@ class _LaneInside(Lane):
 
     session: ModelSession
 
-    def _send(self, jobs: list[Job], link: Any, *, now: float) -> None:
+    def _send(self, jobs: list[Job], link: Any, *, now: float, whole: list[list[Array]] | None) -> None:
         self._next_id += 1
         for job in jobs:
             job.sent_at = now
         jobs[0].batch_rows = sum(job.rows for job in jobs)
         assert self.hello is not None
+        parts = whole or zip(*[job.inputs for job in jobs], strict=True)
         inputs = {
             spec.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-            for spec, arrays in zip(
-                self.hello.signature.inputs, zip(*[job.inputs for job in jobs], strict=True), strict=True
-            )
+            for spec, arrays in zip(self.hello.signature.inputs, parts, strict=True)
         }
         began = time.perf_counter_ns()
         outputs = self.session.run(inputs)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +33,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _log = logging.getLogger(__name__)
 
 
+def _nothing_to_read(_: list[Any]) -> tuple[None, list[Any]]:
+    return None, []
+
+
 class Lane:
     """Requests of one model version, from one front, to its engine.
 
@@ -44,6 +48,10 @@ class Lane:
         The engine's socket; it may come and go.
     done : callable
         Called with the jobs of a finished frame, answered or failed, in order.
+    read : callable
+        Called with the jobs of a batch before it goes, to make ready what is not in their `inputs` yet. It returns
+        the inputs of the whole batch, as `encode_run` takes them, where it has them joined, and the jobs that cannot
+        be made ready, with their `failure`.
     greeted : callable
         Called with the engine's greeting each time one is reached, before anything is sent to it; an engine that is
         not the one asked for (False) is left alone.
@@ -59,6 +67,7 @@ class Lane:
         *,
         socket_path: Path,
         done: Callable[[list[Any]], None],
+        read: Callable[[list[Any]], tuple[list[list[Array]] | None, list[Any]]] = _nothing_to_read,
         greeted: Callable[[Hello], bool],
         limits: QueueLimits,
         frames_in_flight: int,
@@ -70,6 +79,7 @@ class Lane:
         self.line = WaitingLine(f"model '{model}' version {version}", limits=limits)
         self._socket_path = socket_path
         self._done = done
+        self._read = read
         self._greeted = greeted
         self._frames_in_flight = frames_in_flight
         self._in_flight: dict[int, list[Job]] = {}
@@ -181,7 +191,12 @@ class Lane:
                 if late:
                     self._fail(late, self._too_late())
             if jobs:
-                self._send(jobs, self._link, now=now)
+                whole, refused = self._read(jobs)
+                if refused:
+                    self._done(refused)
+                    jobs = [job for job in jobs if job.failure is None]
+            if jobs:
+                self._send(jobs, self._link, now=now, whole=whole)
 
     def _held_back(self, now: float) -> bool:
         # Whether the next batch may still be filled; it is looked at again when it may not.
@@ -196,7 +211,7 @@ class Lane:
         self._release = None
         self._flush()
 
-    def _send(self, jobs: list[Job], link: _Link, *, now: float) -> None:
+    def _send(self, jobs: list[Job], link: _Link, *, now: float, whole: list[list[Array]] | None) -> None:
         self._next_id += 1
         rows, latest = 0, 0.0
         for job in jobs:
@@ -205,7 +220,10 @@ class Lane:
             if job.deadline > latest:
                 latest = job.deadline
         jobs[0].batch_rows = rows
-        if len(jobs) == 1:
+        parts: Sequence[Sequence[Array]]
+        if whole is not None:
+            parts = whole
+        elif len(jobs) == 1:
             parts = [[array] for array in jobs[0].inputs]
         else:
             parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]

@@ -38,7 +38,7 @@ from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_KEYS, InferRequest
 from gateway.protocol.slices import Cut, cut_numbers, numbers_in_slices
 
-__all__ = ("InferRequest", "RequestDecoder")
+__all__ = ("InferRequest", "RequestDecoder", "Usual")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -46,8 +46,11 @@ _BYTE_ORDER_MARK = 0xEF
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
 
 
-class _Usual(NamedTuple):
-    """What stood before and behind the numbers of a usual request, their shape and count, and how they are read."""
+class Usual(NamedTuple):
+    """What stood before and behind the numbers of a usual request, their shape and count, and how they are read.
+
+    `most` is how many bytes the text of the numbers may have.
+    """
 
     before: bytes
     after: bytes
@@ -85,7 +88,7 @@ class RequestDecoder:
         self._signature = signature
         self._parser = simdjson.Parser()
         self._slice_parser = simdjson.Parser()
-        self._last_usual: _Usual | None = None
+        self._last_usual: Usual | None = None
         self._usual_spec = signature.inputs[0] if len(signature.inputs) == 1 and self.checks.sayable else None
         if self._usual_spec is not None and (
             NUMPY_OF[self._usual_spec.datatype].kind not in "fiu" or self._usual_spec.datatype in NOT_IN_JSON
@@ -110,12 +113,51 @@ class RequestDecoder:
             Whatever is wrong with it, naming the input, what came and what is expected.
         """
         if json_length is None:
-            return self._refilled(body) or self._decode(body, None)
+            return self._decode(body, None)
         if json_length > len(body):
             raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
         if json_length == 0:
             return self._decode_raw(body)
         return self._decode(body[:json_length], Tail(body, json_length, self._model))
+
+    def recognise(self, body: bytes) -> tuple[Usual, bytes] | None:
+        """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
+
+        The text is one flat JSON array with as many commas as its numbers need; they have still to be read
+        (`numbers_of`).
+        """
+        usual = self._last_usual
+        if usual is None:
+            return None
+        before, after, _, size, most, _ = usual
+        if not body.startswith(before) or not body.endswith(after):
+            return None
+        text = body[len(before) : len(body) - len(after)]
+        length = len(text)
+        if length > most or text.rfind(b"[") or text.find(b"]") != length - 1 or text.count(b",") != size - 1:
+            return None
+        if b"\n" in text or b"\r" in text:
+            return None
+        return usual, text
+
+    def numbers_of(self, texts: list[bytes], reading: Reading) -> Array | None:
+        """The numbers of texts that `recognise` gave, behind one another; None when some text has anything else.
+
+        Brackets stand only around each text, and in a string none could: a string is no number.
+
+        Returns
+        -------
+        array of the dtype of `reading`, flat
+        """
+        try:
+            values: Any = self._parser.parse(b"[%b]" % b",".join(texts))
+            wide: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
+            del values
+        except (TypeError, ValueError, RuntimeError, AttributeError):
+            return None
+        if reading.limits is not None and not within(wide, reading):
+            return None
+        return wide.astype(reading.dtype)
 
     def again(self) -> RequestDecoder:
         """Another decoder of the same requests."""
@@ -156,28 +198,6 @@ class RequestDecoder:
         finally:
             del document
 
-    def _refilled(self, body: bytes) -> InferRequest | None:
-        """The last usual request with other numbers in it, byte for byte: only the numbers need reading."""
-        last = self._last_usual
-        if last is None:
-            return None
-        before, after, shape, size, most, reading = last
-        if not body.startswith(before) or not body.endswith(after):
-            return None
-        fragment = body[len(before) : len(body) - len(after)]
-        if len(fragment) > most or fragment.rfind(b"[") or b"\n" in fragment or b"\r" in fragment:
-            return None
-        try:
-            values: Any = self._parser.parse(fragment)
-            wide: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
-            del values
-        except (TypeError, ValueError, RuntimeError, AttributeError):
-            return None
-        if wide.size != size or not (reading.limits is None or within(wide, reading)):
-            return None
-        array = wide.astype(reading.dtype).reshape(shape)
-        return InferRequest(inputs=[array], rows=shape[0], fragments=[fragment], plain=True)
-
     def _usual(self, document: Any, body: bytes) -> InferRequest | None:
         """The usual request in few steps: one flat input of numbers and nothing else. None: take the thorough way."""
         spec = self._usual_spec
@@ -201,15 +221,11 @@ class RequestDecoder:
             size *= axis
         if len(shape) != len(spec.shape) or size != array.size or not shape or size > self._usual_elements:
             return None
-        start = body.index(b"[", body.index(b'"data"'))
-        self._last_usual = _Usual(
-            body[:start],
-            body[start + len(fragment) :],
-            tuple(shape),
-            size,
-            longest_text(size),
-            READING[spec.datatype],
-        )
+        if FREE not in spec.shape[1:]:
+            start = body.index(b"[", body.index(b'"data"'))
+            before, after = body[:start], body[start + len(fragment) :]
+            reading = READING[spec.datatype]
+            self._last_usual = Usual(before, after, tuple(shape), size, longest_text(size), reading)
         return InferRequest(inputs=[array.reshape(shape)], rows=shape[0], fragments=[fragment], plain=True)
 
     def _decode_with_tokens(self, text: bytes, tail: Tail | None, error: Exception) -> InferRequest:

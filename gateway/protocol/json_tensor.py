@@ -174,8 +174,11 @@ def numbers(values: Any, spec: TensorSpec) -> Array:
 def within(array: Array, reading: Reading) -> bool:
     """Whether every number of a flat array is one of a datatype that has limits."""
     # No element is beyond the limit when the sum of squares is within its square: one product for two searches.
-    if not array.size or (reading.square and array.dot(array) < reading.square):
+    if not array.size:
         return True
+    with np.errstate(over="ignore"):
+        if reading.square and array.dot(array) < reading.square:
+            return True
     low, high = reading.limits or (-math.inf, math.inf)
     # For a few numbers, looking for the place is a third of the price of max() and min().
     return bool(array.item(array.argmax()) <= high and array.item(array.argmin()) >= low)

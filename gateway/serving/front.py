@@ -44,6 +44,7 @@ from gateway.serving.aside import (
 )
 from gateway.serving.bodies import BodyRoom
 from gateway.serving.inference import Inference
+from gateway.serving.reading import read_alone, read_batch
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
 from gateway.serving.stencil import Stencil
 from gateway.serving.version import ServedVersion
@@ -314,6 +315,7 @@ class Front:
             version,
             socket_path=self._sockets(model, version),
             done=self.deliver,
+            read=read_batch,
             greeted=served.greeted,
             limits=self._queue_limits,
             frames_in_flight=self.settings.engine.frames_in_flight,
@@ -381,7 +383,13 @@ class Front:
             )
             self._side.run(read, partial(self._go_on, inference))
             return
-        self._take(inference, inference.read(served.decoder))
+        if inference.recognise(served.decoder):
+            seconds = self._timeout_seconds
+            if inference.timeout_ms:
+                seconds = min(seconds, inference.timeout_ms / 1000)
+            inference.deadline = inference.arrived + seconds
+        else:
+            self._take(inference, inference.read(served.decoder))
         served.lane.submit(inference)
 
     def _go_on(self, inference: Inference, read: Future[InferRequest]) -> None:
@@ -405,11 +413,7 @@ class Front:
         inference.inputs = request.inputs
         inference.rows = request.rows
         inference.fragments = request.fragments
-        if request.plain:
-            inference.plain = inference.accepts is None
-            seconds = inference.timeout_ms / 1000 if inference.timeout_ms else self._timeout_seconds
-            inference.deadline = inference.arrived + min(seconds, self._timeout_seconds)
-            return
+        inference.plain = request.plain and inference.accepts is None
         inference.request_id = request.id
         inference.parameters = request.parameters
         inference.requested = request.outputs
@@ -437,6 +441,9 @@ class Front:
     ) -> tuple[bytes, bytes, int]:
         served, choice = inference.served, inference.choice
         failure, prepared = inference.failure, inference.prepared
+        if inference.usual is not None:
+            # It has not come as far as a batch; the log shall have what it asked all the same.
+            read_alone(inference)
         inputs = outputs = b"[]"
         error = None
         key = None if inference.key is None else hash_key(inference.key)

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from gateway.engine.job import Job
 from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import TensorSpec
-from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.decode import RequestDecoder, Usual
 from gateway.protocol.encode import encode_string, encode_tensor, encode_tensor_in_binary, tensor_head
 from gateway.protocol.errors import CallerError, GatewayError, ModelFailed, UnknownModel
 from gateway.protocol.request import InferRequest, RequestedOutput
@@ -73,6 +73,7 @@ class Inference(Job, eq=False):
     parameters: dict[str, Any] = {}
     requested: tuple[RequestedOutput, ...] | None = None
     fragments: list[bytes | None] = []
+    usual: Usual | None = None  # while its numbers are still text, in `fragments`
     plain: bool = False
     prepared: Prepared | None = None
     held_body: HeldBody | None = None
@@ -96,6 +97,21 @@ class Inference(Job, eq=False):
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.size = len(body)
         return decoder.decode(body, self.json_length)
+
+    def recognise(self, decoder: RequestDecoder) -> bool:
+        """Whether it is a request like the last, so that its numbers may be read later, with others."""
+        if self.json_length is not None or len(self.body) != 1:
+            return False
+        found = decoder.recognise(self.body[0])
+        if found is None:
+            return False
+        self.size = len(self.body[0])
+        self.usual, text = found
+        self.fragments = [text]
+        self.rows = self.usual.shape[0]
+        self.plain = self.accepts is None
+        self.body = []
+        return True
 
     def said(self) -> Sequence[int] | None:
         """Positions of the outputs that `outputs_of` wants as flat JSON arrays; None for all of them."""

@@ -66,6 +66,9 @@ class GrpcInference(Inference, eq=False, kw_only=True):
             allowed = max(1, int(seconds_left * 1000))
             self.timeout_ms = min(self.timeout_ms, allowed) if self.timeout_ms else allowed
 
+    def recognise(self, decoder: RequestDecoder) -> bool:
+        return False
+
     def read(self, decoder: RequestDecoder) -> InferRequest:
         # Its tensors are in the request then, and it may be large.
         message, self.message = self.message, _READ

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.errors import CallerError
+from gateway.serving.inference import Inference
+from gateway.serving.reading import read_batch
+
+NUMBERS = [name for name, dtype in NUMPY_OF.items() if dtype.kind in "fiu" and name not in ("FP16", "BF16")]
+TEXTS = st.one_of(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-300, 300), min_size=2, max_size=2).map(
+        lambda numbers: json.dumps(numbers).encode()
+    ),
+    st.text("019.,-eE[]{}\"'\\ nulltrueNaNInfinity:\n", max_size=12).map(lambda text: b"[%b]" % text.encode()),
+    st.sampled_from(
+        [b'["]', b'["]"]', b"[1,,2]", b"[1 2,3]", b"[1,2", b"[true,1]", b"[null,1]", b"[1e400,1]", b"[1e39,1]"]
+    ),
+)
+
+
+def decoder_of(datatype: str, *, primed: bool) -> RequestDecoder:
+    decoder = RequestDecoder("m", Signature((TensorSpec("x", datatype, (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
+    if primed:
+        decoder.decode(body_of(datatype, b"[1, 2]"))
+    return decoder
+
+
+def body_of(datatype: str, text: bytes) -> bytes:
+    return b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "%b", "data": %b}]}' % (datatype.encode(), text)
+
+
+def recognised(body: bytes, decoder: RequestDecoder) -> Inference | None:
+    connection: Any = SimpleNamespace(answered=None)
+    inference = Inference(connection, "m", body=[body])
+    inference.served = SimpleNamespace(decoder=decoder)  # type: ignore[assignment]
+    return inference if inference.recognise(decoder) else None
+
+
+def outcome_of(body: bytes, datatype: str) -> list[Any] | str:
+    try:
+        [array] = decoder_of(datatype, primed=False).decode(body).inputs
+    except CallerError as error:
+        return str(error)
+    return [array.dtype, array.tolist()]
+
+
+@given(st.sampled_from(NUMBERS), st.lists(TEXTS, min_size=1, max_size=6))
+@example("FP32", [b'["]', b'["]'])
+@example("FP32", [b"[1,2]", b"[1e39,1]", b"[3,4]"])
+@example("INT8", [b"[1,2]", b"[1,300]", b"[3,-4]"])
+def test_a_batch_is_read_as_each_of_its_requests_would_be(datatype: str, texts: list[bytes]) -> None:
+    decoder = decoder_of(datatype, primed=True)
+    bodies = [body_of(datatype, text) for text in texts]
+    batch = [found for body in bodies if (found := recognised(body, decoder)) is not None]
+    asked = [body for body in bodies if recognised(body, decoder) is not None]
+
+    whole, refused = read_batch(batch)
+
+    for inference, body in zip(batch, asked, strict=True):
+        if inference.failure is not None:
+            assert any(inference is each for each in refused)
+            assert outcome_of(body, datatype) == str(inference.failure)
+        else:
+            [array] = inference.inputs
+            assert outcome_of(body, datatype) == [array.dtype, array.tolist()]
+    if whole is not None:
+        [[array]] = whole
+        assert np.array_equal(array, np.concatenate([inference.inputs[0] for inference in batch]))
+
+
+@pytest.mark.parametrize("text", [b"[1,2]", b"[ 1.5 , -2e3 ]"])
+def test_a_request_like_the_last_is_recognised(text: bytes) -> None:
+    assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is not None
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1,2,3]", b"[1]", b"[[1,2]]", b"[1,2]]", b"[1,\n2]", b"[1," + b" " * 200 + b"2]", b""]
+)
+def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
+    assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
