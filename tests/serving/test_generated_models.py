@@ -66,6 +66,7 @@ async def engine_of(version: ModelVersion, folder: Path) -> AsyncIterator[Path]:
         threads=1,
         hang_seconds=30.0,
         max_resident_bytes=2**30,
+        drain_seconds=0.1,
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway.engine", msgspec.json.encode(order))
     try:
