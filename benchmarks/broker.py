@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +34,7 @@ def running_broker(bench: Bench) -> Iterator[str]:
 
     before = set(tree([os.getpid()]))
     try:
-        broker = KafkaBroker(bench.place / "kafka")
+        broker = KafkaBroker(Path(tempfile.mkdtemp(dir=bench.place, prefix="kafka-")))
         broker.start()
     except (pytest.skip.Exception, pytest.fail.Exception) as error:
         raise ServerFailed(str(error)) from None

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,7 @@ def running_peer(peer: Peer, model: Path, *, cache: Path, place: Path) -> Iterat
     ServerFailed
     """
     python = environment(peer.environment, cache) if peer.environment else Path(sys.executable)
-    folder = place / f"{peer.name.replace(' ', '-')}-{model.stem}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=place, prefix=f"{peer.name.replace(' ', '-')}-"))
     start = Start(python, model.resolve(), free_port(), folder)
     log = folder / "output.log"
     variables = {_MODEL_VARIABLE: str(start.model), "BENTOML_DO_NOT_TRACK": "True"}
@@ -136,7 +136,7 @@ def running_triton(program: Path, model: Path, *, place: Path) -> Iterator[list[
     ------
     ServerFailed
     """
-    folder = place / f"triton-{model.stem}"
+    folder = Path(tempfile.mkdtemp(dir=place, prefix="triton-"))
     (folder / "models" / "m" / "1").mkdir(parents=True)
     shutil.copy(model, folder / "models" / "m" / "1" / "model.onnx")
     parameters = '{ key: "intra_op_thread_count" value: { string_value: "1" } }'

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,7 @@ def running_gateway(
     ------
     ServerFailed
     """
-    folder = place / f"gateway-{name.replace(' ', '-')}-{models.name}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=place, prefix="gateway-"))
     state, log = folder / "state", folder / "output.log"
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--admin-port", "0"]
     command = [sys.executable, "-m", "gateway", "serve", "--models", str(models), "--state-dir", str(state), *ports]

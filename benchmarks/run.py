@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,12 @@ def run_stages(stages: Sequence[Stage], bench: Bench, depth: Depth) -> Outcome:
     until = time.monotonic() + estimated_seconds(stages, depth)
     for number, stage in enumerate(stages, 1):
         _say(f"stage {number} of {len(stages)}: {stage.name}")
-        _Stage(stage, bench, depth, outcome, until=until).run()
+        try:
+            _Stage(stage, bench, depth, outcome, until=until).run()
+        except Exception as error:
+            # An hour of measurements must not be lost to the one stage that has a defect.
+            traceback.print_exc()
+            outcome.faults.append((stage.name, f"the stage broke off: {type(error).__name__} {error}"))
     return outcome
 
 
