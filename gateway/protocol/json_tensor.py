@@ -39,6 +39,8 @@ __all__ = (
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _MAX_TEXT = 40
+_ONE_THREAD_SIZE = 8192
+"""OpenBLAS shares the product of 10,000 numbers and more out to threads, which then spin against the loop."""
 """Bytes of JSON a logged number may take; spaces and idle digits could make it any length."""
 
 _BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
@@ -177,7 +179,7 @@ def within(array: Array, reading: Reading) -> bool:
     if not array.size:
         return True
     with np.errstate(over="ignore"):
-        if reading.square and array.dot(array) < reading.square:
+        if reading.square and array.size <= _ONE_THREAD_SIZE and array.dot(array) < reading.square:
             return True
     low, high = reading.limits or (-math.inf, math.inf)
     # For a few numbers, looking for the place is a third of the price of max() and min().
