@@ -237,9 +237,8 @@ class Settings(BaseSettings):
         return self.store.url or f"sqlite:///{self.state_dir / 'store.db'}"
 
 
-_NOT_SETTINGS = frozenset(
-    {"GATEWAY_URL", "GATEWAY_TOKEN", "GATEWAY_TEST_KAFKA", "GATEWAY_TEST_POSTGRES", "GATEWAY_TEST_PROMETHEUS"}
-)
+_NOT_SETTINGS = ("GATEWAY_URL", "GATEWAY_TOKEN", "GATEWAY_TEST_")
+"""What these begin belongs to the command line and to the tests."""
 
 
 def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | None = None) -> Settings:
@@ -260,7 +259,7 @@ def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | Non
     tree = _read_toml(config)
     known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
     for name in os.environ:
-        if name.startswith("GATEWAY_") and name not in _NOT_SETTINGS and name.split("__")[0] not in known:
+        if name.startswith("GATEWAY_") and not name.startswith(_NOT_SETTINGS) and name.split("__")[0] not in known:
             raise SettingsError(f"environment variable {name} is no setting; sections are {', '.join(sorted(known))}")
     try:
         tree = _merge(tree, EnvSettingsSource(Settings)())

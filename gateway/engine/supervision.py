@@ -130,6 +130,7 @@ class EngineSupervision:
 
     async def _unload(self, key: Key, engine: _Engine) -> None:
         # The engine goes on until the fronts have let go of it, so that nothing they took for it is lost.
+        engine.paths.state.unlink(missing_ok=True)
         try:
             await engine.child.stop(seconds=self._drain_seconds + STOP_SECONDS)
             for path in (engine.paths.socket, engine.paths.state, engine.paths.beat):
