@@ -1,17 +1,23 @@
-"""Engines that are killed, that hang and that crash for ever: the harm stays with the version."""
+"""Engines that are killed, that hang and that crash for ever: the harm stays with the version.
+
+With `GATEWAY_TEST_ROUNDS`, the number of answers to measure over, the times of the other versions' answers before and
+during each fault are printed side by side.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.engines import save_divider
+from tests.engines import save_divider, save_looper
 from tests.gateways import RunningGateway, call, eventually
 from tests.load import ROWS, Answer, Load, features, vector
+from tests.rounds import rounds
 
 MODEL = "bike-demand"
 SMALLEST = -(2**63)
@@ -100,6 +106,67 @@ def test_a_frozen_engine_is_replaced_and_its_requests_end_in_time(gateway: Runni
     assert timeouts
     assert timeouts[0].body["error"] == f"model '{MODEL}' version 2 did not answer in time"
     assert max(answer.received - answer.sent for answer in load.failed) < 5
+    assert not others.broken and not wrong(others.answers, expected)
+
+
+def percentile(answers: list[Answer], share: float) -> float:
+    times = sorted(answer.received - answer.sent for answer in answers)
+    return times[int(share * (len(times) - 1))]
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.promise("P5")
+def test_however_an_engine_ends_its_requests_end_in_time_and_the_others_stay_right(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    models = {"fragile": save_divider(tmp_path / "fragile.onnx"), "endless": save_looper(tmp_path / "endless.onnx")}
+    urls = {}
+    for model, file in models.items():
+        urls[model] = f"{gateway.http_url}/v2/models/{model}/versions/{gateway.add(model, file)}/infer"
+    harmless = {"fragile": {"inputs": [vector("a", [42]), vector("b", [5])]}, "endless": {"inputs": [vector("n", [8])]}}
+
+    def is_right(model: str) -> bool:
+        status, answer = call(urls[model], harmless[model])
+        return status == 200 and answer["outputs"][0]["data"] == [8]
+
+    def signalled(number: int) -> int:
+        (victim,) = gateway.children("engine fragile")
+        os.kill(victim, number)
+        return call(urls["fragile"], harmless["fragile"], headers={"Gateway-Timeout-Ms": "1000"})[0]
+
+    def asked(model: str, **values: int) -> int:
+        body = {"inputs": [vector(name, [value]) for name, value in values.items()]}
+        return call(urls[model], body, headers={"Gateway-Timeout-Ms": "1000"})[0]
+
+    faults: dict[str, tuple[str, Callable[[], int], set[int]]] = {
+        "SIGKILL": ("fragile", lambda: signalled(signal.SIGKILL), {200, 500, 504}),
+        "SIGSEGV": ("fragile", lambda: signalled(signal.SIGSEGV), {200, 500, 504}),
+        "SIGFPE by its input": ("fragile", lambda: asked("fragile", a=SMALLEST, b=-1), {500}),
+        "SIGSTOP": ("fragile", lambda: signalled(signal.SIGSTOP), {504}),
+        "an endless loop": ("endless", lambda: asked("endless", n=2**62), {504}),
+    }
+    expected = expected_answers(gateway, 1)
+    with Load(gateway.http_port, version=1) as others:
+        for name, (model, fault, statuses) in faults.items():
+            eventually(lambda model=model: is_right(model), seconds=30, what=model)
+            engines = gateway.children(f"engine {model}")
+            start = len(others.answers)
+            others.wait(rounds(30))
+            middle, started = len(others.answers), time.monotonic()
+            assert fault() in statuses, name
+            assert time.monotonic() - started < 10, name
+            eventually(lambda model=model: is_right(model), seconds=30, what=f"{model} after {name}")
+            others.wait(rounds(30))
+            before, during = others.answers[start:middle], others.answers[middle:]
+            print(
+                f"{name}: p50 and p99 of the others {1000 * percentile(before, 0.5):.1f} and "
+                f"{1000 * percentile(before, 0.99):.1f} ms before, {1000 * percentile(during, 0.5):.1f} and "
+                f"{1000 * percentile(during, 0.99):.1f} ms during; "
+                f"p99 {percentile(during, 0.99) / percentile(before, 0.99):.2f} times"
+            )
+            if model == "endless":
+                assert gateway.children(f"engine {model}") == engines, "the engine stopped the run and goes on"
     assert not others.broken and not wrong(others.answers, expected)
 
 
