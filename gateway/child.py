@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 __all__ = ("STOP_SECONDS", "Child")
 
@@ -28,9 +28,18 @@ class Child:
     ended : callable
         Called with the child and its status each time it ended without having been stopped; it may set `stopping`, and
         then the child is not started again until `start`.
+    environment : mapping of str to str, optional
+        Besides what this process has.
     """
 
-    def __init__(self, name: str, arguments: list[str], *, ended: Callable[[Child, int], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        *,
+        ended: Callable[[Child, int], None],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.process: asyncio.subprocess.Process | None = None
         self.started = 0.0
@@ -38,6 +47,7 @@ class Child:
         self.stopping = False
         self._arguments = arguments
         self._ended = ended
+        self._environment = {"_GATEWAY_PARENT": str(os.getpid()), **(environment or {})}
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -66,7 +76,7 @@ class Child:
                 self.process.send_signal(number)
 
     async def _run(self) -> None:
-        environment = os.environ | {"_GATEWAY_PARENT": str(os.getpid())}
+        environment = os.environ | self._environment
         while not self.stopping:
             self.started = time.monotonic()
             try:

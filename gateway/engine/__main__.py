@@ -15,7 +15,7 @@ import setproctitle
 
 from gateway.engine.approved import run_approved
 from gateway.engine.errors import EngineStartFailed
-from gateway.engine.loading import load_session
+from gateway.engine.loading import WARM_UP_SECONDS, hold_memory, load_session, warm_up
 from gateway.engine.notes import EngineNote, write_note
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
@@ -23,6 +23,7 @@ from gateway.engine.wire import Hello
 from gateway.parent import die_with_parent
 from gateway.repository.errors import RepositoryError
 from gateway.repository.policy import PolicyError
+from gateway.telemetry.log import ProcessLog
 
 
 def main(arguments: list[str]) -> int:
@@ -32,10 +33,14 @@ def main(arguments: list[str]) -> int:
         if len(arguments) == 1:
             order = msgspec.json.decode(arguments[0], type=EngineOrder)
             setproctitle.setproctitle(f"gateway: engine {order.model}/{order.version}")
-            run_approved(order)
+            name = f"engine {order.model}/{order.version}"
+            run_approved(order, log=ProcessLog(name, json=order.json_lines, stream=sys.stderr))
         elif len(arguments) in (3, 4):
             limit = int(arguments[3]) if len(arguments) == 4 else None
             session = load_session(Path(arguments[0]), threads=int(arguments[2]), max_resident_bytes=limit)
+            warm_up(session, profile=None, max_rows=1, max_seconds=WARM_UP_SECONDS)
+            if limit is not None:
+                hold_memory(limit)
             hello = Hello(signature=session.signature, pid=os.getpid(), omitted=session.omitted)
             run_engine(session, Path(arguments[1]), hello=hello)
         else:

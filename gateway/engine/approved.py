@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-from gateway.engine.loading import load_session
+from gateway.drift.profile import Profile, ProfileError, decode_profile
+from gateway.engine.cores import choose_threads, usable_cores
+from gateway.engine.loading import hold_memory, load_session, warm_up
+from gateway.engine.memory import Floor, resident_bytes
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
+from gateway.engine.providers import choose_providers
+from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
 from gateway.repository.labels import read_labels
-from gateway.repository.manifest import load_version
+from gateway.repository.manifest import PROFILE_NAME, load_version
 from gateway.repository.policy import load_policy
 from gateway.repository.redaction import redaction_of
 from gateway.repository.staging import stage
+from gateway.telemetry.log import ProcessLog
 
 __all__ = ("run_approved",)
 
 
-def run_approved(order: EngineOrder) -> None:
+def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
     """Copy the files while hashing them, load, warm up, and serve until SIGTERM.
 
     Raises
@@ -29,19 +36,43 @@ def run_approved(order: EngineOrder) -> None:
     version = load_version(Path(order.folder))
     policy = load_policy(version.folder.parent)
     redaction = redaction_of(version, policy.logging.redact)
+    threads, why = choose_threads(order.threads, usable_cores())
+    providers, missing = choose_providers(
+        policy.engine.providers, options=policy.engine.options, installed=ModelSession.installed_providers()
+    )
+    if missing:
+        log.warn(missing)
+    model_file = stage(version, Path(order.staged), expected_digest=order.digest)
     session = load_session(
-        stage(version, Path(order.staged), expected_digest=order.digest),
-        threads=order.threads,
-        max_resident_bytes=order.max_resident_bytes,
+        model_file, threads=threads, providers=providers, max_resident_bytes=order.max_resident_bytes
     )
     batching = version.manifest.batching
+    batchable = batching.allows(exact=policy.batching.exact)
+    warm = warm_up(
+        session,
+        profile=_profile(model_file.parent, log),
+        max_rows=policy.batching.max_rows if batchable else 1,
+        max_seconds=order.start_timeout_seconds / 2,
+    )
+    floor = Floor(lambda: session.shrink(warm.row, until=time.monotonic() + order.hang_seconds))
+    hold_memory(order.max_resident_bytes)
+    log.note(
+        "loaded",
+        {
+            "provider": session.provider,
+            "threads": why,
+            "warmed_up_on": warm.said,
+            "resident_bytes": resident_bytes(),
+            "max_resident_bytes": order.max_resident_bytes,
+        },
+    )
     hello = Hello(
         signature=session.signature,
         pid=os.getpid(),
         model=order.model,
         version=order.version,
         digest=order.digest,
-        batchable=batching.allows(exact=policy.batching.exact),
+        batchable=batchable,
         max_rows=policy.batching.max_rows,
         max_delay_us=policy.batching.max_delay_us,
         batching=f"{batching.verdict}: {batching.reason}",
@@ -55,7 +86,18 @@ def run_approved(order: EngineOrder) -> None:
         session,
         Path(order.socket),
         hello=hello,
+        floor=floor,
         max_run_seconds=order.hang_seconds,
         drain_seconds=order.drain_seconds,
         beat_path=Path(order.beat),
     )
+
+
+def _profile(folder: Path, log: ProcessLog) -> Profile | None:
+    try:
+        return decode_profile((folder / PROFILE_NAME).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ProfileError) as error:
+        log.warn("the profile cannot be read, so the model is warmed up on zeros", {"error": str(error)})
+        return None

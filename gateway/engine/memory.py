@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
+from collections.abc import Callable
 
-__all__ = ("limit_growth", "resident_bytes")
+from gateway.engine.errors import EngineError
+
+__all__ = ("Floor", "limit_growth", "resident_bytes")
+
+SLACK_BYTES = 2**25
+
+
+class Floor:
+    """What an engine holds when nothing large is asked of it; what a large request left behind is given back.
+
+    onnxruntime's arena and the allocator under numpy both keep what they once had. They are asked to give it back when
+    the engine holds `SLACK_BYTES` more than it need, and not again for what stayed all the same.
+
+    Parameters
+    ----------
+    shrink : callable
+        Makes the arena give back what is free, by a small run; may raise EngineError.
+    """
+
+    def __init__(self, shrink: Callable[[], None]) -> None:
+        self._shrink = shrink
+        self._give_back()
+        self._bytes = resident_bytes()
+
+    def __repr__(self) -> str:
+        return f"<Floor {self._bytes} bytes>"
+
+    def keep(self) -> None:
+        """Call about once a second, between two runs."""
+        held = resident_bytes()
+        if held > self._bytes + SLACK_BYTES:
+            self._give_back()
+            self._bytes = max(self._bytes, resident_bytes())
+        elif held < self._bytes:
+            self._bytes = held
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(EngineError):
+            self._shrink()
+        with contextlib.suppress(OSError, AttributeError):  # not GNU's libc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes(pid: int | None = None) -> int:

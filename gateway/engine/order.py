@@ -29,3 +29,5 @@ class EngineOrder(msgspec.Struct, frozen=True):
     hang_seconds: float
     max_resident_bytes: int
     drain_seconds: float
+    start_timeout_seconds: float
+    json_lines: bool

@@ -16,6 +16,7 @@ import uvloop
 
 from gateway.engine.address import short_address
 from gateway.engine.errors import RunFailed, RunStopped, WireError
+from gateway.engine.memory import Floor
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import (
     BEAT,
@@ -32,6 +33,7 @@ from gateway.engine.wire import (
 __all__ = ("run_engine",)
 
 BEAT_SECONDS = 0.2
+FLOOR_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.02
 QUIET_SECONDS = 2.0
 """An engine that is told to end waits so long for another question of those that are still connected."""
@@ -42,6 +44,7 @@ def run_engine(
     socket_path: Path,
     *,
     hello: Hello,
+    floor: Floor | None = None,
     max_run_seconds: float = math.inf,
     drain_seconds: float = 0.0,
     beat_path: Path | None = None,
@@ -56,6 +59,8 @@ def run_engine(
         A Unix socket; a stale one is replaced.
     hello : Hello
         The greeting of every connection.
+    floor : Floor, optional
+        Kept once a second.
     max_run_seconds : float
         A run is stopped at the deadline that came with it, and after this time at the latest.
     drain_seconds : float
@@ -64,15 +69,17 @@ def run_engine(
         Where the engine leaves its pulse for the supervisor (see `BEAT`).
     """
     engine = _Engine(session, encode_hello(hello), max_run_seconds, _Pulse(beat_path))
-    uvloop.run(_serve(engine, socket_path, drain_seconds))
+    uvloop.run(_serve(engine, socket_path, floor, drain_seconds))
 
 
-async def _serve(engine: _Engine, socket_path: Path, drain_seconds: float) -> None:
+async def _serve(engine: _Engine, socket_path: Path, floor: Floor | None, drain_seconds: float) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)
     engine.pulse.keep(loop)
+    if floor is not None:
+        _keep(floor, loop)
     # Bound under another name and then renamed, so that whoever sees the socket can connect to it.
     hidden = socket_path.with_name(f".{socket_path.name}.{os.getpid()}")
     hidden.unlink(missing_ok=True)
@@ -88,6 +95,11 @@ async def _serve(engine: _Engine, socket_path: Path, drain_seconds: float) -> No
     end = time.monotonic() + drain_seconds
     while engine.is_wanted(now := time.monotonic()) and now < end:  # noqa: ASYNC110
         await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
+
+def _keep(floor: Floor, loop: asyncio.AbstractEventLoop) -> None:
+    floor.keep()
+    loop.call_later(FLOOR_SECONDS, _keep, floor, loop)
 
 
 class _Engine:

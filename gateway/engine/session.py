@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gateway.engine.errors import EngineStartFailed, RunFailed, RunStopped
+from gateway.engine.providers import CPU, Provider
 from gateway.engine.watch import RunWatch
 from gateway.protocol.datatypes import FREE, NUMPY_OF, ONNX_OF, Signature, TensorSpec
 
@@ -24,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ModelSession:
-    """A model ready to run on the CPU.
+    """A model ready to run.
 
     Parameters
     ----------
@@ -32,14 +34,18 @@ class ModelSession:
         An ONNX file; its external weights lie beside it.
     threads : int
         Intra-op threads, never the host's count: an engine shares the machine with fronts and other engines.
+    providers : sequence of Provider
+        In the order of preference, all of them installed.
 
     Raises
     ------
     EngineStartFailed
-        onnxruntime refuses the file, or no output is a tensor.
+        onnxruntime refuses the file, no output is a tensor, or none of the providers could be started.
     """
 
-    def __init__(self, model_file: Path, *, threads: int = 1) -> None:
+    def __init__(
+        self, model_file: Path, *, threads: int = 1, providers: Sequence[Provider] = (Provider(CPU, {}),)
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -50,10 +56,11 @@ class ModelSession:
         # The path must not change what is loaded: weights are looked for beside the file, in its private folder.
         try:
             self._session = ort.InferenceSession(
-                os.fspath(model_file), sess_options=options, providers=["CPUExecutionProvider"]
+                os.fspath(model_file), sess_options=options, providers=[tuple(provider) for provider in providers]
             )
         except Exception as error:  # onnxruntime has no exception base of its own
             raise EngineStartFailed(f"onnxruntime cannot load {model_file.name}: {error}") from None
+        self.provider = _started(self._session.get_providers(), providers)
         self.signature = Signature(
             inputs=tuple(_spec(node) for node in self._session.get_inputs()),
             outputs=tuple(_spec(node) for node in self._session.get_outputs() if node.type in ONNX_OF),
@@ -72,7 +79,14 @@ class ModelSession:
             )
 
     def __repr__(self) -> str:
-        return f"<ModelSession {len(self.signature.inputs)} inputs, outputs {', '.join(self._output_names)}>"
+        names = ", ".join(self._output_names)
+        return f"<ModelSession {len(self.signature.inputs)} inputs, outputs {names} on {self.provider}>"
+
+    @staticmethod
+    def installed_providers() -> list[str]:
+        """The execution providers onnxruntime was built with, best first."""
+        names: list[str] = ort.get_available_providers()
+        return names
 
     def run(self, inputs: dict[str, Array], *, until: float = math.inf) -> list[Array]:
         """Run the model once.
@@ -114,6 +128,21 @@ class ModelSession:
             finally:
                 self._watch.end()
 
+    def shrink(self, inputs: dict[str, Array], *, until: float) -> None:
+        """Run once and let onnxruntime's arena give back whatever is free at the end of the run.
+
+        Raises
+        ------
+        RunFailed, RunStopped
+        """
+        plain, self._options = self._options, ort.RunOptions()
+        # Source: onnxruntime_run_options_config_keys.h
+        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        try:
+            self.run(inputs, until=until)
+        finally:
+            self._options = plain
+
     def _stop_run(self) -> None:
         self._options.terminate = True
 
@@ -121,19 +150,6 @@ class ModelSession:
         # onnxruntime hands out no numpy array of bfloat16 and takes none, but its values can be made of the bits.
         values = {name: _value(array) for name, array in inputs.items()}
         return [_array(value) for value in self._session.run_with_ort_values(self._output_names, values, self._options)]
-
-    def warm_up(self) -> None:
-        """Run once on zeros, free axes taken as one; a model that refuses zeros is left to its callers."""
-        zeros = {}
-        for spec in self.signature.inputs:
-            shape = [1 if axis == FREE else axis for axis in spec.shape]
-            zeros[spec.name] = (
-                np.full(shape, "", object) if spec.datatype == "BYTES" else np.zeros(shape, NUMPY_OF[spec.datatype])
-            )
-        try:
-            self.run(zeros)
-        except RunFailed:
-            return
 
 
 def _value(array: Array) -> Any:
@@ -150,6 +166,15 @@ def _array(value: Any) -> Array:
     shape = value.shape()
     bits = ctypes.string_at(value.data_ptr(), 2 * math.prod(shape))
     return np.frombuffer(bits, NUMPY_OF["BF16"]).reshape(shape)
+
+
+def _started(active: list[str], wanted: Sequence[Provider]) -> str:
+    """The first provider that is at work; onnxruntime goes on without one that it cannot start, and always has CPU."""
+    for provider in wanted:
+        if provider.name in active:
+            return provider.name
+    names = ", ".join(provider.name for provider in wanted)
+    raise EngineStartFailed(f"onnxruntime has {names} installed, but could not start it")
 
 
 def _spec(node: Any) -> TensorSpec:

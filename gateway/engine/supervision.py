@@ -29,6 +29,9 @@ LOOK_SECONDS = 0.2
 STOP_RUN_SECONDS = 1.0
 """How much longer than the longest run an engine may stand still before it is killed."""
 
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""numpy brings a pool of as many threads as the host has cores, of which an engine uses none."""
+
 Key = tuple[str, int]
 
 
@@ -112,9 +115,16 @@ class EngineSupervision:
             hang_seconds=settings.engine.hang_seconds,
             max_resident_bytes=settings.engine.max_resident_bytes,
             drain_seconds=self._drain_seconds,
+            start_timeout_seconds=settings.engine.start_timeout_seconds,
+            json_lines=settings.log.json_lines,
         )
         arguments = ["gateway.engine", msgspec.json.encode(order).decode()]
-        child = Child(f"engine {model}/{version}", arguments, ended=lambda _, status: self._ended(key, status))
+        child = Child(
+            f"engine {model}/{version}",
+            arguments,
+            ended=lambda _, status: self._ended(key, status),
+            environment=ENVIRONMENT,
+        )
         engine = self._engines[key] = _Engine(child, paths, digest)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc(0)
         engine.note("starting")

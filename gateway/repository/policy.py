@@ -16,6 +16,7 @@ __all__ = (
     "BatchingPolicy",
     "DetectorPolicy",
     "DriftPolicy",
+    "EnginePolicy",
     "LoggingPolicy",
     "ModelPolicy",
     "PolicyError",
@@ -55,6 +56,17 @@ class BatchingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     exact: bool = False
     max_rows: Annotated[int, msgspec.Meta(ge=1)] = 256
     max_delay_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+
+
+class EnginePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the engines of this model run.
+
+    `providers`: onnxruntime's execution providers in the order of preference; those that are not installed are passed
+    over, and a version with none of them is not served. `options`: for a provider, its options as onnxruntime has them.
+    """
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    options: dict[str, dict[str, str]] = {}
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +147,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     approvals: dict[str, str] = {}
     route: RoutePolicy = RoutePolicy()
     batching: BatchingPolicy = BatchingPolicy()
+    engine: EnginePolicy = EnginePolicy()
     drift: DriftPolicy = DriftPolicy()
     quality: QualityPolicy = QualityPolicy()
     detectors: tuple[DetectorPolicy, ...] = (DetectorPolicy("ADWIN"),)
@@ -165,6 +178,11 @@ def load_policy(folder: Path) -> ModelPolicy:
     for version, digest in policy.approvals.items():
         if not re.fullmatch(r"[1-9][0-9]{0,8}", version) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
             raise PolicyError(f"{path}: approvals.{version} = {digest!r}: expected a version and 'sha256:<64 hex>'")
+    stray = sorted(set(policy.engine.options) - set(policy.engine.providers))
+    if stray:
+        raise PolicyError(f"{path}: engine.options.{stray[0]}: no such provider in engine.providers")
+    if not policy.engine.providers:
+        raise PolicyError(f"{path}: engine.providers = []: expected at least one, such as 'CPUExecutionProvider'")
     if any(a >= b for a, b in zip(policy.rollout.steps, policy.rollout.steps[1:], strict=False)):
         raise PolicyError(f"{path}: rollout.steps = {list(policy.rollout.steps)}: weights must rise")
     return policy

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from gateway.engine.notes import read_note
+from gateway.engine.oneshot import connect_engine
+from gateway.engine.order import EngineOrder
+from gateway.repository.manifest import load_version
+from tests.gateways import eventually
+
+BIKE_DEMAND = Path(__file__).parents[2] / "models" / "bike-demand"
+
+
+@contextmanager
+def started(tmp_path: Path, policy: str = "") -> Iterator[tuple[subprocess.Popen[bytes], EngineOrder, Path]]:
+    """An engine of bike-demand's first version, as the supervisor starts it; what it says goes to the file."""
+    model = tmp_path / "models" / "bike-demand"
+    shutil.copytree(BIKE_DEMAND / "1", model / "1")
+    (model / "model.toml").write_text(policy)
+    run = tmp_path / "run"
+    run.mkdir()
+    order = EngineOrder(
+        model="bike-demand",
+        version=1,
+        digest=load_version(model / "1").digest,
+        folder=str(model / "1"),
+        staged=str(tmp_path / "loaded"),
+        socket=str(run / "e.sock"),
+        beat=str(run / "e.beat"),
+        state=str(run / "e.json"),
+        threads=0,
+        hang_seconds=10.0,
+        max_resident_bytes=2**30,
+        drain_seconds=10.0,
+        start_timeout_seconds=30.0,
+        json_lines=False,
+    )
+    command = [sys.executable, "-m", "gateway.engine", msgspec.json.encode(order).decode()]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield process, order, tmp_path / "log"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_an_engine_says_what_it_chose_and_why(tmp_path: Path) -> None:
+    policy = '[engine]\nproviders = ["CUDAExecutionProvider", "CPUExecutionProvider"]\n'
+    with started(tmp_path, policy) as (_, order, log):
+        eventually(Path(order.socket).exists, seconds=60, what="the engine")
+        said = log.read_text()
+    assert "engine bike-demand/1: warning: CUDAExecutionProvider was asked for but is not installed" in said
+    assert "engine bike-demand/1: loaded provider=CPUExecutionProvider" in said
+    assert "cores that may be used" in said
+    assert 'warmed_up_on="rows like the reference, up to 256 at once"' in said
+
+
+def test_a_version_with_none_of_its_providers_installed_is_not_served_and_says_so(tmp_path: Path) -> None:
+    with started(tmp_path, '[engine]\nproviders = ["CUDAExecutionProvider"]\n') as (process, order, log):
+        assert process.wait(60) == 1, log.read_text()
+        note = read_note(Path(order.state))
+        assert note is not None and note.state == "failed"
+        assert "asks for CUDAExecutionProvider, of which onnxruntime has none here" in note.reason
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_engine_that_is_told_to_end_takes_its_socket_away_and_waits_for_who_is_connected(
+    tmp_path: Path, connected: bool
+) -> None:
+    with started(tmp_path) as (process, order, _):
+        eventually(Path(order.socket).exists, seconds=60, what="the engine")
+        if not connected:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            return
+        with connect_engine(Path(order.socket)) as engine:
+            process.send_signal(signal.SIGTERM)
+            eventually(lambda: not Path(order.socket).exists(), what="the end of the socket")
+            row = {"features": np.zeros((1, 6), "f4")}
+            assert engine.run(row)["count"].shape[0] == 1
+            assert process.poll() is None
+        assert process.wait(30) == 0
