@@ -99,8 +99,8 @@ class EngineSettings(_Section):
         1,
         ge=0,
         le=256,
-        description="onnxruntime's intra-op threads of one engine; 0: as many as there are cores by affinity and by the "
-        "quota of the control groups, beyond which it never goes.",
+        description="onnxruntime's intra-op threads of one engine; 0: as many as there are cores by affinity and by "
+        "the quota of the control groups, beyond which it never goes.",
     )
     start_timeout_seconds: float = Field(30.0, gt=0, description="Time to load and warm up a version.")
     hang_seconds: float = Field(

@@ -58,7 +58,7 @@ def watched(gateway: RunningGateway) -> dict[str, Holding]:
 
 def left_behind(gateway: RunningGateway) -> set[str]:
     folders = (gateway.state_dir / "run", gateway.state_dir / "loaded")
-    return {path.name for folder in folders for path in folder.iterdir()}
+    return {path.name for folder in folders for path in folder.iterdir() if "tiny" in path.name}
 
 
 def load_and_unload(gateway: RunningGateway) -> None:
@@ -88,11 +88,12 @@ def test_versions_that_are_loaded_and_unloaded_over_and_over_leave_nothing_behin
         shutil.copytree(gateway.models / COPIES[0], gateway.models / model)
     for _ in range(SETTLING_ROUNDS):
         load_and_unload(gateway)
-    before, files = watched(gateway), left_behind(gateway)
+    eventually(lambda: not left_behind(gateway), what="the end of the engines' files")
+    before = watched(gateway)
     wanted = rounds(3)
     for _ in range(wanted):
         load_and_unload(gateway)
-    eventually(lambda: left_behind(gateway) == files, what="the end of the engines' files")
+    eventually(lambda: not left_behind(gateway), what="the end of the engines' files")
     after = watched(gateway)
     print(f"{wanted * len(COPIES)} loads and unloads: {before} -> {after}")
     assert after.keys() == before.keys()
@@ -157,13 +158,13 @@ def test_a_version_that_is_unloaded_still_answers_what_was_taken_for_it(
     eventually(lambda: count_to(1)[0] == 200, what="the looper")
     started = time.monotonic()
     assert count_to(10**5)[1]["outputs"][0]["data"] == [10**5]
-    about_three_seconds = int(10**5 * 3 / (time.monotonic() - started))
+    about_a_second = int(10**5 / (time.monotonic() - started))
     (engine,) = gateway.children("engine looper/2")
     answers: list[tuple[int, Any]] = []
-    callers = [threading.Thread(target=lambda: answers.append(count_to(about_three_seconds))) for _ in range(2)]
+    callers = [threading.Thread(target=lambda: answers.append(count_to(about_a_second))) for _ in range(2)]
     for caller in callers:
         caller.start()
-    time.sleep(0.5)
+    time.sleep(0.3)
     judge(gateway, "looper", "reject")
     assert gateway.children("engine looper") == [engine], "it has not answered yet"
     for caller in callers:
