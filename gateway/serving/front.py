@@ -222,13 +222,20 @@ class Front:
         answers: list[Answer] = []
         results: object = None
         rows: Sequence[bytes] | None = None
+        stencil: Stencil | None = None
+        choice = route = shape = None
         for inference in inferences:
             event_id = b"%b-%010x" % (boot, sequence)
             if inference.plain and inference.failure is None and inference.keep_alive:
                 if inference.results is not results:
-                    results = inference.results
+                    results, choice = inference.results, None
                     rows = _rows_of(inference)
-                if rows is not None and (stencil := _stencil_of(inference)) is not None:
+                if rows is not None and (
+                    inference.choice is not choice or inference.route is not route or inference.inputs[0].shape != shape
+                ):
+                    choice, route, shape = inference.choice, inference.route, inference.inputs[0].shape
+                    stencil = _stencil_of(inference)
+                if rows is not None and stencil is not None:
                     record, answer = _fill(stencil, inference, rows, event_id, now, stamp, sequence)
                     records.append((KIND_PREDICTION, record))
                     answers.append((event_id, answer, 200, True))
@@ -508,12 +515,12 @@ class Front:
     def _count(self, inferences: Sequence[Inference], answers: Sequence[Answer], *, now: float) -> None:
         groups: dict[tuple[Arm, int], list[float]] = {}
         ran: list[Inference] = []
-        for inference, answer in zip(inferences, answers, strict=True):
-            group = (inference.choice.arm, answer[2])
-            if group in groups:
-                groups[group].append(now - inference.arrived)
-            else:
-                groups[group] = [now - inference.arrived]
+        choice = ended = None
+        for inference, (_, _, status, _) in zip(inferences, answers, strict=True):
+            if inference.choice is not choice or status != ended:
+                choice, ended = inference.choice, status
+                seconds = groups.setdefault((choice.arm, status), [])
+            seconds.append(now - inference.arrived)
             if inference.inference_ns:
                 ran.append(inference)
         if not inferences:
