@@ -33,6 +33,7 @@ __all__ = (
     "gateway_name",
     "metrics_dir",
     "run_admin",
+    "run_archiver",
     "run_front",
     "run_monitor",
     "run_shipper",
@@ -235,6 +236,29 @@ async def _sweep(server: Any, front: Any) -> None:
         for connection in list(server.server_state.connections):
             connection.sweep(now)
         spool_bytes.set(await asyncio.to_thread(_spool_bytes, front.settings.spool_dir))
+
+
+def run_archiver(settings: Settings) -> None:
+    """Move what is due from the spool into the archive, until SIGTERM."""
+    with _process(settings, "archiver") as (log, cells):
+        asyncio.run(_archiver(settings, log=log, cells=cells))
+
+
+async def _archiver(settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
+    from gateway.predictions.archive import Archive
+    from gateway.predictions.archiver import Archiver, ArchiverBusy
+
+    stop = _stop_signal()
+    archive = Archive(settings.spool.archive_url)
+    archiver = Archiver(settings, archive, note=log.note, is_ending=stop.is_set)
+    archived = cells.counter("gateway_log_events_total", {"state": "archived"})
+    before = archived.value
+    while not stop.is_set():
+        with contextlib.suppress(ArchiverBusy):
+            await asyncio.to_thread(archiver.move_due)
+        archived.inc(before + archiver.archived - archived.value)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), SWEEP_SECONDS)
 
 
 def run_shipper(settings: Settings) -> None:

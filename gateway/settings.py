@@ -138,6 +138,10 @@ class SpoolSettings(_Section):
         4096, ge=1, description='Answers of one front that may wait for the disk with fsync = "always"; then 503.'
     )
     full: Literal["block", "drop"] = Field("block", description="When no space is left: refuse predictions, or drop.")
+    archive_url: str = Field(
+        "", description="Folder or fsspec URL; segments go there as Parquet before they are removed. Empty: nowhere."
+    )
+    archive_max_age_days: float = Field(0.0, ge=0, description="Older archives are removed; 0: never.")
 
 
 class LogSettings(_Section):

@@ -23,6 +23,8 @@ from gateway.child import STOP_SECONDS, Child
 from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
+from gateway.predictions.archive import Archive, ArchiveError
+from gateway.predictions.arrow import NeedsArchiveExtra
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.index import index_closed
 from gateway.predictions.reader import Position
@@ -139,6 +141,10 @@ class Supervisor:
                 f"admin.host = {settings.admin.host!r} is not loopback and admin.token is empty; "
                 "set GATEWAY_ADMIN__TOKEN"
             )
+        try:
+            Archive.of(settings.spool.archive_url)
+        except (NeedsArchiveExtra, ArchiveError) as error:
+            raise StartFailed(f"spool.archive_url = {settings.spool.archive_url!r}: {error}") from None
         server = settings.server
         http = _reserve(held, server.host, server.http_port, "server.http_port")
         grpc = is_installed() and server.grpc
@@ -201,6 +207,8 @@ class Supervisor:
         names += [("admin", ["admin-process"]), ("monitor", ["monitor"])]
         if self._settings.kafka.bootstrap_servers:
             names.append(("shipper", ["ship"]))
+        if self._settings.spool.archive_url:
+            names.append(("archiver", ["archive"]))
         for name, arguments in names:
             child = Child(
                 name, ["gateway", *arguments, "--resolved", str(self._settings_file)], ended=self._child_ended
@@ -297,6 +305,11 @@ class Supervisor:
     async def _watch_spool(self) -> None:
         settings = self._settings
         while True:
+            await asyncio.to_thread(index_closed, settings.spool_dir, seconds=INDEX_SECONDS)
+            await asyncio.sleep(SWEEP_SECONDS)
+            if settings.spool.archive_url:
+                # The archiver removes what it has moved, and nothing else may.
+                continue
             shipped: Position | None = None
             if settings.kafka.bootstrap_servers:
                 try:
@@ -312,8 +325,6 @@ class Supervisor:
                 shipped=shipped,
                 now=time.time(),
             )
-            await asyncio.to_thread(index_closed, settings.spool_dir, seconds=INDEX_SECONDS)
-            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _report_ready(self) -> None:
         server, admin = self._settings.server, self._settings.admin

@@ -31,6 +31,7 @@ from gateway.admin.requests import ApproveRequest
 from gateway.admin.tail import Tail, open_tail, parse_start
 from gateway.control.store import Store
 from gateway.events.records import Arm
+from gateway.predictions.archive import Archive
 from gateway.settings import Settings
 
 __all__ = ("create_admin",)
@@ -223,6 +224,7 @@ def create_admin(
         spool_dir=spool_dir or settings.spool_dir,
         run_dir=run_dir or settings.run_dir,
         status_file=status_file or settings.state_dir / "monitor" / "status.json",
+        archive=Archive.of(settings.spool.archive_url),
     )
     wait = settings.engine.start_timeout_seconds if approve_wait_seconds is None else approve_wait_seconds
     admin = _Admin(operations, token=settings.admin.token, approve_wait_seconds=wait)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gateway.control.errors import Conflict, NotKnown, Refused, StoreAway, StoreError
 from gateway.events.addresses import AddressError
+from gateway.predictions.archive import ArchiveError
 from gateway.predictions.spool import SpoolError
 from gateway.repository.errors import RepositoryError
 from gateway.repository.policy import PolicyError
@@ -64,6 +65,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (StoreError, 500),
     (AddressError, 400),
     (SpoolError, 503),
+    (ArchiveError, 503),
     (RepositoryError, 409),
     (PolicyError, 409),
 )

@@ -19,6 +19,7 @@ from gateway.control.store import Snapshot, Store, VersionState
 from gateway.drift.profile import FeatureProfile, Profile, ProfileError, decode_profile
 from gateway.events.encoding import seconds_of
 from gateway.events.records import KIND_PREDICTION, DecisionRecord, PredictionRecord
+from gateway.predictions.archive import Archive
 from gateway.predictions.lookup import LogLookup
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import PROFILE_NAME, ModelVersion, is_model_name, load_version
@@ -42,15 +43,26 @@ class Operations:
     models_dir, spool_dir, run_dir : Path
     status_file : Path
         Where the monitor writes what it sees, a JSON object per model.
+    archive : Archive, optional
+        Where predictions are that have left the spool.
     """
 
-    def __init__(self, *, store: Store, models_dir: Path, spool_dir: Path, run_dir: Path, status_file: Path) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        models_dir: Path,
+        spool_dir: Path,
+        run_dir: Path,
+        status_file: Path,
+        archive: Archive | None = None,
+    ) -> None:
         self._store = store
         self._models_dir = models_dir
         self._run_dir = run_dir
         self._status_file = status_file
         self.spool_dir = spool_dir
-        self._log = LogLookup(spool_dir)
+        self._log = LogLookup(spool_dir, archive)
         self._log_lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -197,7 +209,7 @@ class Operations:
         except msgspec.DecodeError as error:
             raise NotFound(f"prediction {prediction_id} is not a record this gateway can read: {error}") from None
         with self._log_lock:
-            labels = self._log.labels_of(prediction_id, since=seconds_of(record.time))
+            labels = self._log.labels_of(prediction_id, model=record.model, since=seconds_of(record.time))
         state = self._store.snapshot().versions.get((record.model, record.version))
         return {
             "prediction": msgspec.json.decode(found.payload),

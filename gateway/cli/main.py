@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandLine] = {
     "front": CommandLine("gateway.cli.serve:front", _PARTS, "Run one front."),
     "monitor": CommandLine("gateway.cli.serve:monitor", _PARTS, "Run the monitor."),
     "ship": CommandLine("gateway.cli.serve:ship", _PARTS, "Run the shipper, from the spool to Kafka."),
+    "archive": CommandLine("gateway.cli.serve:archive", _PARTS, "Run the archiver, from the spool to Parquet."),
     "admin-process": CommandLine("gateway.cli.serve:admin_process", _PARTS, "Run the admin API.", hidden=True),
 }
 

@@ -18,6 +18,7 @@ from gateway.cli.group import Commands
 from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
 from gateway.cli.screen import AsJson, clean, print_facts, print_json
+from gateway.cli.window import archive_of, settings_of
 from gateway.events.records import Arm, PredictionRecord, TensorRecord
 
 __all__ = ("app",)
@@ -96,15 +97,17 @@ def _from_log(state_dir: Path, prediction_id: str) -> dict[str, Any]:
     from gateway.events.addresses import AddressError
     from gateway.events.encoding import RecordError, read_envelope, seconds_of
     from gateway.events.records import KIND_PREDICTION
+    from gateway.predictions.archive import ArchiveError
     from gateway.predictions.lookup import LogLookup
 
-    lookup = LogLookup(state_dir / "spool")
+    lookup = LogLookup(state_dir / "spool", archive_of(settings_of(None, state_dir)))
     try:
         found = lookup.find(prediction_id)
         if found is None or found.kind != KIND_PREDICTION:
             raise CommandError(f"the log in {state_dir} holds no prediction {prediction_id[:64]} (any more)")
-        labels = lookup.labels_of(prediction_id, since=seconds_of(read_envelope(found.payload).time))
-    except (AddressError, RecordError) as error:
+        told = read_envelope(found.payload)
+        labels = lookup.labels_of(prediction_id, model=told.model, since=seconds_of(told.time))
+    except (AddressError, RecordError, ArchiveError) as error:
         raise CommandError(str(error)) from None
     return {
         "prediction": json.loads(found.payload),

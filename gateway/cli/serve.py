@@ -119,6 +119,42 @@ def monitor(
     run_monitor(_child_settings(resolved, config, models, state_dir))
 
 
+def archive(
+    resolved: Resolved = None,
+    config: Config = None,
+    models: Models = None,
+    state_dir: StateDir = None,
+    once: Annotated[bool, typer.Option("--once", help="Move what is due now, and end.")] = False,
+    older_than_hours: Annotated[
+        float | None, typer.Option(min=0, help="With --once: due is what is older. [default: spool.max_age_hours]")
+    ] = None,
+) -> None:
+    """Run the archiver by itself: it moves what is due from the spool to spool.archive_url, as Parquet."""
+    settings = _child_settings(resolved, config, models, state_dir)
+    if not settings.spool.archive_url:
+        _fail("spool.archive_url is empty; set it, or GATEWAY_SPOOL__ARCHIVE_URL")
+    if not once:
+        from gateway.app import run_archiver
+
+        run_archiver(settings)
+        return
+    from gateway.predictions.archive import Archive, ArchiveError
+    from gateway.predictions.archiver import Archiver, ArchiverBusy
+    from gateway.predictions.arrow import NeedsArchiveExtra
+
+    age = None if older_than_hours is None else older_than_hours * 3600
+    try:
+        archiver = Archiver(settings, Archive(settings.spool.archive_url), note=lambda text: None)
+        moved = archiver.move_due(max_age_seconds=age)
+    except (NeedsArchiveExtra, ArchiveError, ArchiverBusy) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{settings.spool_dir} cannot be archived: {error.strerror}")
+    typer.echo(f"{moved} segments with {archiver.archived} records moved to {settings.spool.archive_url}")
+    if archiver.fault:
+        _fail(archiver.fault)
+
+
 def ship(resolved: Resolved = None, config: Config = None, models: Models = None, state_dir: StateDir = None) -> None:
     """Run the shipper by itself: it brings the spool to Kafka."""
     settings = _child_settings(resolved, config, models, state_dir)

@@ -16,6 +16,7 @@ from gateway.cli.client import CommandError, state_dir_here
 from gateway.events.encoding import RecordError, seconds_of
 
 if TYPE_CHECKING:
+    from gateway.predictions.archive import Archive
     from gateway.predictions.segments import LogRecord
     from gateway.settings import Settings
 
@@ -26,6 +27,7 @@ __all__ = (
     "Source",
     "StateDir",
     "Until",
+    "archive_of",
     "interruptible",
     "moment",
     "records_of",
@@ -97,7 +99,26 @@ def records_of(
         return read_topics(settings.kafka, kinds=kinds, since=since, until=until)
     from gateway.predictions.tail import read_all
 
-    return read_all(spool_of(settings), kinds=kinds, since=since, until=until)
+    archive = archive_of(settings)
+    return read_all(spool_of(settings), kinds=kinds, since=since, until=until, archive=archive)
+
+
+def archive_of(settings: Settings) -> Archive | None:
+    """The archive of the settings; None where they name none.
+
+    Raises
+    ------
+    CommandError
+    """
+    if not settings.spool.archive_url:
+        return None
+    from gateway.predictions.archive import Archive, ArchiveError
+    from gateway.predictions.arrow import NeedsArchiveExtra
+
+    try:
+        return Archive.of(settings.spool.archive_url)
+    except (ArchiveError, NeedsArchiveExtra) as error:
+        raise CommandError(f"spool.archive_url = {settings.spool.archive_url!r}: {error}") from None
 
 
 def spool_of(settings: Settings) -> Path:
@@ -147,6 +168,7 @@ def interruptible(progress: Progress) -> Iterator[None]:
     ------
     CommandError
     """
+    from gateway.predictions.archive import ArchiveError
     from gateway.predictions.kafka_window import KafkaUnreadable
     from gateway.predictions.spool import SpoolError
 
@@ -155,7 +177,7 @@ def interruptible(progress: Progress) -> Iterator[None]:
     except KeyboardInterrupt:
         progress.end()
         raise CommandError(f"stopped after {progress.count:,}") from None
-    except (SpoolError, KafkaUnreadable) as error:
+    except (SpoolError, KafkaUnreadable, ArchiveError) as error:
         raise CommandError(str(error)) from None
     finally:
         progress.end()

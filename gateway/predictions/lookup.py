@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from gateway.events.addresses import parse_id
 from gateway.events.records import KIND_FEEDBACK
+from gateway.predictions.archive import Archive
 from gateway.predictions.index import SegmentIndex, read_index
 from gateway.predictions.segments import (
     HEADER_BYTES,
@@ -37,33 +38,46 @@ class LogLookup:
     ----------
     spool_dir : Path
         The spool; need not be there yet.
+    archive : Archive, optional
+        Where records are that have left it.
     """
 
-    def __init__(self, spool_dir: Path) -> None:
+    def __init__(self, spool_dir: Path, archive: Archive | None = None) -> None:
         self._spool_dir = spool_dir
+        self._archive = archive
         self._indexes: OrderedDict[Path, SegmentIndex] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<LogLookup {self._spool_dir} indexes={len(self._indexes)}>"
 
     def find(self, event_id: str) -> LogRecord | None:
-        """Return the record with this id, or None; see `find`."""
-        return find(self._spool_dir, event_id)
+        """Return the record with this id, or None when the log does not hold it (any more).
 
-    def labels_of(self, prediction_id: str, *, since: float = 0.0) -> list[LogRecord]:
-        """Return the labels that were sent for a prediction, in the order of their segments.
+        Raises
+        ------
+        AddressError, ArchiveError
+        """
+        found = find(self._spool_dir, event_id)
+        return self._archive.find(event_id) if found is None and self._archive is not None else found
+
+    def labels_of(self, prediction_id: str, *, model: str = "", since: float = 0.0) -> list[LogRecord]:
+        """Return the labels that were sent for a prediction, each once.
 
         Parameters
         ----------
+        model : str
+            The model that answered, to look in the archive as well.
         since : float
             When the prediction was answered, in seconds since 1970: segments closed before it are passed over.
 
         Raises
         ------
-        AddressError
+        AddressError, ArchiveError
         """
         boot, sequence = parse_id(prediction_id)
         found = []
+        if self._archive is not None and model:
+            found += self._archive.labels_of(prediction_id, model=model, since=since)
         for path, size in self._segments(since):
             index = self._index(path)
             if index.size < size:
@@ -72,7 +86,7 @@ class LogLookup:
                 record = _read_at(path, offset)
                 if record is not None and record.kind == KIND_FEEDBACK:
                     found.append(record)
-        return found
+        return list({(record.boot, record.sequence): record for record in found}.values())
 
     def _segments(self, since: float) -> list[tuple[Path, int]]:
         paths = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,13 @@ class _Segment(NamedTuple):
 
 
 def sweep(
-    spool_dir: Path, *, max_bytes: int, max_age_seconds: float, shipped: Position | None, now: float
+    spool_dir: Path,
+    *,
+    max_bytes: int,
+    max_age_seconds: float,
+    shipped: Position | None,
+    now: float,
+    keep: Callable[[Path], bool] = lambda segment: True,
 ) -> list[Path]:
     """Remove closed segments that are too old, or the oldest while the spool is too large; return what was removed.
 
@@ -44,12 +50,17 @@ def sweep(
         How far Kafka has acknowledged: nothing behind it is removed. None when there is no Kafka.
     now : float
         Seconds since 1970.
+    keep : callable
+        Called with a segment before it is removed; brings it elsewhere, and returns False to have it stay, and with
+        it all that are younger.
     """
     target = max_bytes - max(2 * reserve_of(max_bytes), max_bytes // 8)
     size = spool_size(spool_dir)
     removed = []
     for segment in sorted(_removable(spool_dir, shipped, now)):
         if now - segment.written_at <= max_age_seconds and size <= target:
+            break
+        if not keep(segment.path):
             break
         segment.path.unlink(missing_ok=True)
         index_path(segment.path).unlink(missing_ok=True)

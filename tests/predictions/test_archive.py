@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.events.addresses import format_id
+from gateway.predictions.archive import Archive, ArchiveError
+from gateway.predictions.archiver import Archiver, ArchiverBusy, _alone
+from gateway.predictions.lookup import LogLookup
+from gateway.predictions.segments import LogRecord, list_segments, scan
+from gateway.predictions.spool import SpoolWriter
+from gateway.predictions.tail import read_all
+from gateway.settings import Settings, SpoolSettings
+
+START = 1330560000.0
+DAY = 86_400.0
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "archive") if request.param == "folder" else f"memory://{uuid.uuid4().hex}"
+
+
+def fill(spool: Path, *, count: int = 300) -> list[LogRecord]:
+    """Two fronts, six hours between records: predictions of two models, labels, and one that is no UTF-8."""
+    written = []
+    writers = [
+        SpoolWriter(spool / f"front-{slot}", slot=slot, settings=SpoolSettings(segment_bytes=4096)) for slot in (0, 1)
+    ]
+    for number in range(1, count + 1):
+        for slot, writer in enumerate(writers):
+            day, hour = divmod(number * 6, 24)
+            record: dict[str, Any] = {
+                "id": format_id(writer.boot, number),
+                "time": f"2012-03-{day % 28 + 1:02d}T{hour:02d}:00:00Z"
+                if count < 100
+                else f"2012-03-01T{number % 24:02d}:00:00Z",
+                "model": f"m{number % 2}",
+                "version": 1,
+                "status": 200,
+            }
+            kind = 1
+            if number % 5 == 0:
+                kind, record["prediction_id"] = 2, format_id(writers[1 - slot].boot, number - 1)
+                record["model"] = f"m{(number - 1) % 2}"
+            payload = b"\xff no record" if number == 7 else json.dumps(record, ensure_ascii=False).encode()
+            written.append(LogRecord(kind, writer.boot, number, payload))
+            writer.append([(kind, payload)])
+    for writer in writers:
+        writer.close()
+    return written
+
+
+def archiver(spool: Path, archive: Archive) -> Archiver:
+    settings = Settings.model_validate({"state_dir": spool.parent})
+    assert settings.spool_dir == spool
+    return Archiver(settings, archive, note=lambda text: None)
+
+
+def by_address(records: list[LogRecord]) -> list[LogRecord]:
+    return sorted(records, key=lambda record: (record.boot, record.sequence))
+
+
+def test_what_has_moved_is_answered_as_before_byte_for_byte(tmp_path: Path, url: str) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool, count=150)
+    archive = Archive(url)
+    moved = archiver(spool, archive).move_due(max_age_seconds=-1)
+    assert moved > 2
+    left = sum(len(list_segments(folder)) for folder in spool.iterdir() if folder.is_dir())
+    assert left <= 2, "only the last of a stream may stay"
+    assert by_address(list(read_all(spool, archive=archive))) == by_address(written)
+    lookup = LogLookup(spool, archive)
+    for record in written[::11]:
+        assert lookup.find(format_id(record.boot, record.sequence)) == record
+    for record in written[::3]:
+        if record.kind == 2:
+            told = json.loads(record.payload)
+            labels = lookup.labels_of(told["prediction_id"], model=told["model"], since=START)
+            assert labels == [record]
+    assert lookup.find(format_id(written[0].boot, 999)) is None
+
+
+def test_a_window_of_the_archive_is_the_window_of_the_spool(tmp_path: Path, url: str) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=60)
+    window = {"kinds": {1}, "since": START + 2 * DAY, "until": START + 5.3 * DAY}
+    before = list(read_all(spool, **window))  # type: ignore[arg-type]
+    archive = Archive(url)
+    archiver(spool, archive).move_due(max_age_seconds=-1)
+    after = list(read_all(spool, archive=archive, **window))  # type: ignore[arg-type]
+    assert by_address(after) == by_address(before) and len(before) > 10
+    assert [record.payload[60:90] for record in after if record.boot == after[0].boot] == [
+        record.payload[60:90] for record in before if record.boot == after[0].boot
+    ]
+
+
+def test_nothing_is_twice_there_after_a_crash_between_archive_and_removal(tmp_path: Path, url: str) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool)
+    archive = Archive(url)
+    for folder in (spool / "front-0", spool / "front-1"):
+        for name in list_segments(folder)[:3]:
+            archive.store(folder / name)
+    assert by_address(list(read_all(spool, archive=archive))) == by_address(written)
+    archiver(spool, archive).move_due(max_age_seconds=-1)
+    assert by_address(list(read_all(spool, archive=archive))) == by_address(written)
+
+
+def test_what_moves_while_it_is_read_is_read_all_the_same(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool, count=1500)
+    archive = Archive(str(tmp_path / "archive"))
+    found = read_all(spool, archive=archive)
+    early = [next(found) for _ in range(10)]
+    archiver(spool, archive).move_due(max_age_seconds=-1)
+    assert by_address([*early, *found]) == by_address(written)
+
+
+def test_an_archive_that_takes_nothing_loses_nothing(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool)
+    (tmp_path / "file").write_text("no folder")
+    notes: list[str] = []
+    mover = Archiver(
+        Settings.model_validate({"state_dir": tmp_path}), Archive(str(tmp_path / "file" / "archive")), note=notes.append
+    )
+    assert mover.move_due(max_age_seconds=-1) == 0 == mover.move_due(max_age_seconds=-1)
+    assert len(notes) == 1 and "stays in the spool" in notes[0] and mover.fault
+    assert by_address(list(read_all(spool))) == by_address(written)
+
+
+def test_a_file_that_does_not_read_back_as_written_never_replaces_a_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    fill(spool)
+    archive = Archive(str(tmp_path / "archive"))
+    write = archive._parquet.write_table
+
+    def half(table: Any, file: Any, **options: Any) -> None:
+        write(table.slice(1), file, **options)
+
+    monkeypatch.setattr(archive._parquet, "write_table", half)
+    segments = {name for name in list_segments(spool / "front-0")}
+    mover = archiver(spool, archive)
+    assert mover.move_due(max_age_seconds=-1) == 0 and "does not hold what was written" in mover.fault
+    assert set(list_segments(spool / "front-0")) == segments
+    assert list((tmp_path / "archive").rglob("*.parquet")) == []
+
+
+def test_archives_are_removed_by_age_day_by_day(tmp_path: Path, url: str) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=60)
+    archive = Archive(url)
+    archiver(spool, archive).move_due(max_age_seconds=-1)
+    assert archive.remove_older(START + 5 * DAY) > 0
+    days = {
+        json.loads(record.payload)["time"][:10]
+        for _, record in archive.read(kinds={1})
+        if b"\xff" not in record.payload
+    }
+    assert min(days) == "2012-03-06"
+    assert archive.remove_older(START + 5 * DAY) == 0
+
+
+def test_one_archiver_a_spool(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=5)
+    with _alone(spool), pytest.raises(ArchiverBusy):
+        archiver(spool, Archive(str(tmp_path / "archive"))).move_due()
+
+
+def test_what_is_damaged_is_passed_over_and_the_rest_kept(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=20)
+    segment = spool / "front-0" / list_segments(spool / "front-0")[0]
+    raw = bytearray(segment.read_bytes())
+    raw[30] ^= 1
+    segment.write_bytes(raw)
+    archive = Archive(str(tmp_path / "archive"))
+    assert (
+        archive.store(segment) == len(scan(bytes(raw), segment.name[:14], start=0).records) + 19
+        or archive.store(segment) > 10
+    )
+
+
+def test_a_place_that_is_none_is_named() -> None:
+    with pytest.raises(ArchiveError, match="'nosuch://x' is no place for an archive"):
+        Archive("nosuch://x")
