@@ -23,7 +23,8 @@ from gateway.engine.lane import Array, Lane
 from gateway.engine.session import ModelSession
 from gateway.protocol.encode import encode_flat, encode_string
 from gateway.serving.answers import status_of
-from gateway.serving.front import Answer, Front, _rows_of, _stencil_of
+from gateway.serving.delivery import Answer, Delivery, rows_of, stencil_of
+from gateway.serving.front import Front
 from gateway.serving.inference import Inference
 from gateway.serving.tally import RunTally
 from gateway.serving.version import ServedVersion
@@ -40,14 +41,14 @@ class _NothingTallied(RunTally):
         """Count nothing."""
 
 
-class _Unlogged(Front):
+class _Unlogged(Delivery):
     """Makes no records; answers are made as ever, each with a number."""
 
     _numbers = itertools.count(1)
 
     def deliver(self, inferences: Sequence[Inference]) -> None:
         now = time.perf_counter()
-        boot = self.spool.boot.encode()
+        boot = self._spool.boot.encode()
         answers: list[Answer] = []
         results: object = None
         rows: Sequence[bytes] | None = None
@@ -56,8 +57,8 @@ class _Unlogged(Front):
             if inference.plain and inference.failure is None and inference.keep_alive:
                 if inference.results is not results:
                     results = inference.results
-                    rows = _rows_of(inference)
-                if rows is not None and (stencil := _stencil_of(inference)) is not None:
+                    rows = rows_of(inference)
+                if rows is not None and (stencil := stencil_of(inference)) is not None:
                     first, count = inference.row, inference.rows
                     flat = rows[first] if count == 1 else b",".join(rows[first : first + count])
                     answer = stencil.answer % (event_id, stencil.answer_bytes + len(flat), event_id, flat)
@@ -78,7 +79,7 @@ class _Unlogged(Front):
         return inference.body_of(event_id, inference.outputs_of(flats)), 200
 
 
-class _Uncounted(Front):
+class _Uncounted(Delivery):
     """Counts nothing."""
 
     def _count(self, inferences: Sequence[Inference], answers: Sequence[Answer], *, now: float) -> None:
@@ -128,18 +129,17 @@ class _LaneInside(Lane):
         self._loop.call_soon(self._result, self._next_id, time.perf_counter_ns() - began, outputs)
 
 
-_WITHOUT: dict[str, type[Front]] = {
-    "log": _Unlogged,
-    "metrics": _Uncounted,
-    "statistics": _Untallied,
-    "isolation": _Together,
-}
+_FRONT: dict[str, type[Front]] = {"statistics": _Untallied, "isolation": _Together}
+_DELIVERY: dict[str, type[Delivery]] = {"log": _Unlogged, "metrics": _Uncounted}
 
 
 def build_front(settings: Settings, *, without: Sequence[str], **given: Any) -> Front:
     """Make a front without these `PARTS`; the rest is given to it as to any."""
-    kind: type[Front] = type("PartialFront", tuple(_WITHOUT[part] for part in without), {})
-    return kind(settings, **given)
+    kind: type[Front] = type("PartialFront", (*(_FRONT[part] for part in without if part in _FRONT), Front), {})
+    front = kind(settings, **given)
+    parts = (*(_DELIVERY[part] for part in without if part in _DELIVERY), Delivery)
+    front.delivery.__class__ = type("PartialDelivery", parts, {})
+    return front
 
 
 def main(arguments: Sequence[str]) -> None:

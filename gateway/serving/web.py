@@ -252,13 +252,13 @@ class _Web:
         try:
             front.spool.append(records)
         except SpoolError as error:
-            front.count_feedback(model, error.written)
+            front.delivery.count_feedback(model, error.written)
             raise LogUnavailable("the feedback could not be logged; send it again later") from None
         if lost := front.spool.dropped - dropped:
-            front.count_dropped_feedback(model, lost)
-            front.count_feedback(model, len(records) - lost)
+            front.delivery.count_dropped_feedback(model, lost)
+            front.delivery.count_feedback(model, len(records) - lost)
             raise LogUnavailable("the log is full and drops what comes, so the feedback was not kept")
-        front.count_feedback(model, len(records))
+        front.delivery.count_feedback(model, len(records))
         await self._until_durable(len(records))
         return _json({"accepted": len(records)})
 
@@ -269,7 +269,7 @@ class _Web:
         try:
             await front.commit.durable()
         except SpoolError:
-            if front.count_unsynced(records):
+            if front.delivery.count_unsynced(records):
                 raise LogUnavailable("the feedback may not survive in the log; send it again later") from None
 
     async def index(self, request: Request) -> Response:
