@@ -64,11 +64,11 @@ class Door:
         return records
 
 
-async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any]:
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).decode("latin-1")
+async def read_answer(reader: asyncio.StreamReader, *, seconds: float = 10) -> tuple[int, dict[str, str], Any]:
+    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), seconds)).decode("latin-1")
     status_line, *lines = head.strip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    content = await asyncio.wait_for(reader.readexactly(int(headers.get("content-length", 0))), 10)
+    content = await asyncio.wait_for(reader.readexactly(int(headers.get("content-length", 0))), seconds)
     with contextlib.suppress(ValueError):
         return int(status_line.split()[1]), headers, json.loads(content)
     return int(status_line.split()[1]), headers, content
