@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 import os
 import secrets
@@ -45,6 +46,7 @@ SWEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 0.05
 REACH_SECONDS = 2.0
 ADMIN_CONNECTIONS = 256
+BEHIND_SERVING = 5  # nice: where cores are short, who reads the log waits for those who answer
 DECISIONS_SLOT = 255
 """Slot of the decisions' stream; fronts have 0 and up."""
 
@@ -158,6 +160,9 @@ async def _front(
     ]
     stop = _stop_signal()
     await _reach_engines(front, settings)
+    # What is there now stays: no collection shall walk over it again while requests wait.
+    gc.collect()
+    gc.freeze()
     serving = loop.create_task(server.serve(sockets=[listener]))
     try:
         await asyncio.wait([loop.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
@@ -241,6 +246,7 @@ async def _sweep(server: Any, front: Any) -> None:
 def run_archiver(settings: Settings) -> None:
     """Move what is due from the spool into the archive, until SIGTERM."""
     with _process(settings, "archiver") as (log, cells):
+        os.nice(BEHIND_SERVING)
         asyncio.run(_archiver(settings, log=log, cells=cells))
 
 
@@ -264,6 +270,7 @@ async def _archiver(settings: Settings, *, log: ProcessLog, cells: CellFile) -> 
 def run_shipper(settings: Settings) -> None:
     """Run the shipper until SIGTERM."""
     with _process(settings, "shipper") as (log, cells):
+        os.nice(BEHIND_SERVING)
         asyncio.run(_shipper(settings, log=log, cells=cells))
 
 
@@ -291,6 +298,7 @@ async def _shipper(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
 def run_monitor(settings: Settings) -> None:
     """Run the monitor until SIGTERM."""
     with _process(settings, "monitor") as (log, cells):
+        os.nice(BEHIND_SERVING)
         asyncio.run(_monitor(settings, log=log, cells=cells))
 
 
