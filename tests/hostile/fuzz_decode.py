@@ -1,14 +1,15 @@
 """Coverage-guided fuzzing of the request decoder: whatever the bytes are, a request comes back or `CallerError`, and
 the same where the body is read in slices.
 
-atheris is no dependency of the project; it gets an environment of its own:
+atheris is no dependency of the project; it gets an environment of its own. `tests/hostile/test_fuzz.py` makes one and
+runs this for some seconds, longer where GATEWAY_TEST_FUZZ_SECONDS says so. By hand:
 
-    python3.11 -m venv .cache/fuzz
-    .cache/fuzz/bin/pip install atheris==3.0.0 -c requirements.lock numpy msgspec orjson pysimdjson
-    nice -n 19 .cache/fuzz/bin/python tests/hostile/fuzz_decode.py --seconds 300
+    python3 -m venv .cache/fuzz/venv
+    .cache/fuzz/venv/bin/pip install atheris==3.0.0 -c requirements.lock numpy msgspec orjson pysimdjson
+    nice -n 19 .cache/fuzz/venv/bin/python tests/hostile/fuzz_decode.py --seconds 300
 
 It starts from good requests and from `tests/hostile/corpus`, which the test suite replays. What adds coverage is kept
-in `.cache/fuzz/corpus`; a finding is left in `.cache/fuzz` as `crash-*`.
+in `.cache/fuzz/corpus`; a finding is left in `.cache/fuzz` as `crash-*`, or where `--keep` says.
 """
 
 from __future__ import annotations
@@ -151,25 +152,31 @@ def _good(choice: int, signature: Any) -> list[bytes]:
     return [*found, found[0].replace(b"0.0", b"NaN"), _given(choice, blocks, 0)]
 
 
-def fuzz(seconds: int) -> None:
-    """Run atheris for so many seconds; the process ends with it, and not with 0 if something was found."""
+def fuzz(seconds: int, keep: Path) -> None:
+    """Run atheris for so many seconds; the process ends with it, and not with 0 if something was found.
+
+    Parameters
+    ----------
+    keep : Path
+        Folder for what adds coverage, and for findings.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["gateway.protocol", "gateway.serving.records"]):
         target = Target()
-    corpus = CACHE / "corpus"
+    corpus = keep / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds()):
         (corpus / f"seed-{number:03}").write_bytes(seed)
     words = [*(f'\\"{token}\\"' for token in TOKENS), *WORDS]
-    (CACHE / "words.dict").write_text("".join(f'"{word}"\n' for word in words))
+    (keep / "words.dict").write_text("".join(f'"{word}"\n' for word in words))
     arguments = (
         "-max_len=2048",
         "-timeout=10",
         "-rss_limit_mb=2048",
         f"-max_total_time={seconds}",
-        f"-dict={CACHE / 'words.dict'}",
-        f"-artifact_prefix={CACHE}/",
+        f"-dict={keep / 'words.dict'}",
+        f"-artifact_prefix={keep}/",
         "-print_final_stats=1",
     )
     atheris.Setup([sys.argv[0], *arguments, str(corpus), str(CORPUS)], target)
@@ -180,4 +187,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=300)
-    fuzz(parser.parse_args().seconds)
+    parser.add_argument("--keep", type=Path, default=CACHE)
+    arguments = parser.parse_args()
+    fuzz(arguments.seconds, arguments.keep)
