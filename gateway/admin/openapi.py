@@ -10,12 +10,30 @@ import msgspec
 
 from gateway import __version__
 from gateway.admin.endpoints import PREFIX, Endpoint, Query
+from gateway.rollout.plan import MAX_STEPS, METRICS, Plan
 
 __all__ = ("describe",)
 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 _ANSWERS = {"application/json": {"type": "object"}, "application/x-ndjson": {"type": "string"}}
+_SHARE = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_FROM_ONE = {"minimum": 1}
+_PLAN_BOUNDS: dict[str, dict[str, Any]] = {
+    "steps": {
+        "minItems": 1,
+        "maxItems": MAX_STEPS,
+        "items": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100},
+        "description": "Rising.",
+    },
+    **dict.fromkeys(("false_rollback", "bad_promotion", "error_floor", "input_tolerance"), _SHARE),
+    **dict.fromkeys(("harm_ratio", "minimum_units", "minimum_labels", "remembered_units"), _FROM_ONE),
+    "worse_ratio": {"exclusiveMinimum": 1},
+    **dict.fromkeys(("output_tolerance", "max_hours"), {"exclusiveMinimum": 0}),
+    "require": {"minItems": 1},
+    "actions": {"propertyNames": {"enum": list(METRICS)}},
+}
+"""What `check_plan` asks of each field beyond its type."""
 _SEGMENTS = {
     "version": {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"},
     "prediction": {"type": "string", "pattern": "^[0-9a-f]{14}-[0-9a-f]{10}$"},
@@ -25,7 +43,12 @@ _SEGMENTS = {
 def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """The OpenAPI 3.1 description of the admin API."""
     bodies = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
-    _, schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    _, schemas = msgspec.json.schema_components([*bodies, Plan], ref_template="#/components/schemas/{name}")
+    schemas["Plan"] |= {"additionalProperties": False}
+    for field, bounds in _PLAN_BOUNDS.items():
+        schemas["Plan"]["properties"][field] |= bounds
+    if "RolloutRequest" in schemas:
+        schemas["RolloutRequest"]["properties"]["plan"] = {"$ref": "#/components/schemas/Plan"}
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         paths.setdefault(PREFIX + endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)

@@ -15,6 +15,23 @@ from gateway.serving.schemas import SCHEMAS, infer_answer, infer_example, infer_
 __all__ = ("describe", "describe_model")
 
 _MODEL = "/v2/models/{model}"
+_LINKS: dict[str, dict[str, Any]] = {
+    "models": {"first": {"operationId": "model", "parameters": {"model": "$response.body#/models/0"}}},
+    "index": {
+        "first": {
+            "operationId": "model_version",
+            "parameters": {"model": "$response.body#/0/name", "version": "$response.body#/0/version"},
+        }
+    },
+    "infer": {
+        "label": {
+            "operationId": "feedback",
+            "parameters": {"model": "$request.path.model"},
+            "requestBody": {"prediction_id": "$response.body#/parameters/prediction_id", "label": 1},
+        }
+    },
+}
+"""By operation, where its answer leads to."""
 
 
 def describe(endpoints: Sequence[Endpoint], *, models: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +97,8 @@ def _operation(endpoint: Endpoint, values: dict[str, list[str]] | None) -> dict[
         },
     }
     if values is not None:
+        if endpoint.name in _LINKS:
+            operation["responses"]["200"]["links"] = _LINKS[endpoint.name]
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": _segment(values.get(name))}
             for name in re.findall(r"{(\w+)}", endpoint.path)

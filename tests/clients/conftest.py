@@ -1,2 +1,2 @@
 # Run by the clients' own environments, which have what they import.
-collect_ignore = ["flows"]
+collect_ignore = ["flows", "schemathesis"]

@@ -1,4 +1,4 @@
-"""The tiny models of the conformance kit: `python tests/conformance/models.py DIR --layout triton|gateway`.
+"""The tiny models of the conformance kit: `python tests/conformance/models.py DIR --layout triton|mlserver|gateway`.
 
 Needs onnx; the layout `gateway` also needs this project, which writes the manifests.
 """
@@ -6,6 +6,7 @@ Needs onnx; the layout `gateway` also needs this project, which writes the manif
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-__all__ = ("DATATYPES", "HALVES", "MODELS", "TinyModel", "write_gateway", "write_triton")
+__all__ = ("DATATYPES", "HALVES", "MODELS", "TinyModel", "write_gateway", "write_mlserver", "write_triton")
 
 MAX_BATCH_SIZE = 64
 
@@ -142,6 +143,27 @@ def write_triton(folder: Path) -> None:
         model.save(folder / model.name / "1" / "model.onnx")
 
 
+def write_mlserver(folder: Path) -> None:
+    """Folders as MLServer reads them: `<model>/model-settings.json`, served by `mlserver_runtime.py`."""
+    for model in MODELS:
+        (folder / model.name).mkdir(parents=True)
+        file = model.save(folder / model.name / "model.onnx").resolve()
+        inputs, outputs = (
+            [{"name": name, "datatype": datatype, "shape": list(shape)} for name, datatype, shape in tensors]
+            for tensors in (model.inputs, model.outputs)
+        )
+        settings = {
+            "name": model.name,
+            "implementation": "mlserver_runtime.OnnxModel",
+            "platform": "onnx",
+            "versions": ["1"],
+            "inputs": inputs,
+            "outputs": outputs,
+            "parameters": {"uri": str(file), "version": "1"},
+        }
+        (folder / model.name / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def write_gateway(folder: Path, models: Sequence[TinyModel] = MODELS) -> None:
     """Model folders as this project reads them, approved by digest in their `model.toml`."""
     from gateway.engine.oneshot import open_engine
@@ -160,10 +182,9 @@ def write_gateway(folder: Path, models: Sequence[TinyModel] = MODELS) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the tiny models of the conformance kit.")
     parser.add_argument("folder", type=Path, help="where to; must not hold them yet")
-    parser.add_argument("--layout", choices=("triton", "gateway"), default="triton")
+    parser.add_argument("--layout", choices=("triton", "mlserver", "gateway"), default="triton")
     arguments = parser.parse_args()
-    write = write_triton if arguments.layout == "triton" else write_gateway
-    write(arguments.folder)
+    {"triton": write_triton, "mlserver": write_mlserver, "gateway": write_gateway}[arguments.layout](arguments.folder)
     print(f"{len(MODELS)} models in {arguments.folder}")
 
 
