@@ -178,7 +178,9 @@ class RequestDecoder:
         if json_length is not None and json_length > len(body):
             raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
         self._whole = text
-        return self._decode(self._cut.text, None if json_length is None else Tail(body, json_length, self._model))
+        request = self._decode(self._cut.text, None if json_length is None else Tail(body, json_length, self._model))
+        # What stands where no tensor is read must be JSON all the same.
+        return self.again().decode(body, json_length) if self._cut.unread else request
 
     def _decode(self, text: bytes, tail: Tail | None) -> InferRequest:
         try:

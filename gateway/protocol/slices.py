@@ -39,17 +39,22 @@ class Cut(NamedTuple):
         With an array of one string, `mark` and a number, in the place of each.
     places : list of (int, int)
         By that number, where its elements begin and end in the whole text.
+    unread : set of int
+        Numbers of those that nobody has asked for: whether they are JSON is not known.
     """
 
     text: bytes
     places: list[tuple[int, int]]
+    unread: set[int]
 
     def place_of(self, values: Any) -> tuple[int, int] | None:
         """Where the elements are that stood in the place of a decoded array; None where nothing was cut out."""
         first = values[0] if isinstance(values, (simdjson.Array, list)) and len(values) == 1 else None
         if not isinstance(first, str) or not first.startswith(_MARK):
             return None
-        return self.places[int(first[len(_MARK) :])]
+        number = int(first[len(_MARK) :])
+        self.unread.discard(number)
+        return self.places[number]
 
 
 def cut_numbers(text: bytes) -> Cut | None:
@@ -82,7 +87,7 @@ def cut_numbers(text: bytes) -> Cut | None:
         at = text.find(_KEY, at)
     if not places:
         return None
-    return Cut(b"".join([*kept, text[begin:]]), places)
+    return Cut(b"".join([*kept, text[begin:]]), places, set(range(len(places))))
 
 
 def numbers_in_slices(

@@ -103,6 +103,14 @@ def test_good_bodies_are_cut_and_taken(data: list[Any]) -> None:
     assert not agree(raw, signature, len(raw) + 1)
 
 
+def test_numbers_that_no_tensor_reads_are_json_all_the_same() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), OUTPUTS)
+    tensor = {"name": "x", "shape": [20], "datatype": "FP32", "data": [7] * 20}
+    raw = json.dumps({"inputs": [tensor], "extra": {"data": [8] * 20}}).encode()
+    assert agree(raw, signature)
+    assert not agree(raw.replace(b"8, 8", b"8, 8.x", 1), signature)
+
+
 def test_the_mark_of_what_is_cut_out_cannot_be_forged() -> None:
     signature = Signature((TensorSpec("x", "FP32", (-1,)), TensorSpec("z", "FP32", (-1,))), OUTPUTS)
     long = {"name": "x", "shape": [20], "datatype": "FP32", "data": [7] * 20}
