@@ -137,8 +137,9 @@ class _Stage:
                 if name not in warmed:
                     warmed.add(name)
                     self._each([(case, name)], self._warm)
-            for _ in range(self._depth.rounds):
-                self._each(cases, self._measure)
+            for number in range(self._depth.rounds):
+                # There and back, so that nobody always comes after the same one.
+                self._each(cases[:: -1 if number % 2 else 1], self._measure)
             self._each(cases, self._check)
             self._weigh()
             self._compare_logs()

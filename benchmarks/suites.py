@@ -129,7 +129,7 @@ def _full(triton: Path | None) -> tuple[Stage, ...]:
         Stage("connections", both, tuple(Case(ONE_ROW, 2**power) for power in range(10))),
         Stage(
             "models",
-            tuple(_gateway("tabular", name=_counted(count), copies=count) for count in (1, 2, 4, 8, 16)),
+            tuple(_gateway("tabular", name=_counted(count), copies=count) for count in (1, 4, 16)),
             (Case(ONE_ROW, 64),),
         ),
     )
@@ -145,7 +145,7 @@ def _images(connections: Sequence[int]) -> Stage:
 
 
 def _fronts() -> Stage:
-    # One front and its load on one core against two fronts and their load on two: were the load apart, two cores would
+    # One front and its load on one core against two of both: were the load apart, two cores would
     # have to carry it and both fronts, and the machine would be measured, not the fronts.
     sources = (_gateway("tabular"), _gateway("tabular", name=TWO_FRONTS, fronts=2))
     cases = []

@@ -39,9 +39,9 @@ __all__ = (
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _MAX_TEXT = 40
+"""Bytes of JSON a logged number may take; spaces and idle digits could make it any length."""
 _ONE_THREAD_SIZE = 8192
 """OpenBLAS shares the product of 10,000 numbers and more out to threads, which then spin against the loop."""
-"""Bytes of JSON a logged number may take; spaces and idle digits could make it any length."""
 
 _BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
 _ALLOWED: Mapping[str, frozenset[type]] = {
