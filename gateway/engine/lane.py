@@ -22,7 +22,17 @@ from gateway.engine.address import short_address
 from gateway.engine.errors import WireError
 from gateway.engine.job import Job
 from gateway.engine.waiting import QueueLimits, WaitingLine
-from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
+from gateway.engine.wire import (
+    FAILURE,
+    HELLO,
+    RESULT,
+    STOPPED,
+    FrameReader,
+    Hello,
+    decode_result,
+    encode_run,
+    write_frame,
+)
 from gateway.protocol.datatypes import FREE
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, GatewayError, ModelFailed, Overloaded
 
@@ -228,7 +238,7 @@ class Lane:
         else:
             parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
         try:
-            frame = b"".join(encode_run(self._next_id, parts, deadline=latest))
+            frame = encode_run(self._next_id, parts, deadline=latest)
         except (ValueError, TypeError) as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
             self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))
@@ -324,7 +334,7 @@ class Lane:
         )
 
 
-class _Link(asyncio.Protocol):
+class _Link(asyncio.BufferedProtocol):
     """One connection to the engine."""
 
     def __init__(self, lane: Lane) -> None:
@@ -335,10 +345,13 @@ class _Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         lane = self._lane
         try:
-            for kind, count, frame_id, payload in self._reader.feed(data):
+            for kind, count, frame_id, payload in self._reader.received(nbytes):
                 if kind == RESULT:
                     lane._result(frame_id, *decode_result(payload, count))  # noqa: SLF001
                 elif kind == FAILURE:
@@ -353,8 +366,8 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lane._lost(self)  # noqa: SLF001
 
-    def send(self, frame: bytes) -> None:
-        self._transport.write(frame)
+    def send(self, frame: Sequence[bytes | memoryview]) -> None:
+        write_frame(self._transport, frame)
 
     def close(self) -> None:
         self._transport.close()

@@ -9,6 +9,7 @@ import mmap
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +29,7 @@ from gateway.engine.wire import (
     encode_hello,
     encode_result,
     encode_stopped,
+    write_frame,
 )
 
 __all__ = ("run_engine",)
@@ -121,7 +123,7 @@ class _Engine:
         return bool(self.connections) and now - self.asked_at < QUIET_SECONDS
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     def __init__(self, engine: _Engine) -> None:
         self._engine = engine
         self._reader = FrameReader()
@@ -139,21 +141,24 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._engine.connections.discard(self)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for kind, count, frame_id, payload in self._reader.feed(data):
+            for kind, count, frame_id, payload in self._reader.received(nbytes):
                 if kind == RUN:
-                    self._transport.write(self._answer(frame_id, count, payload))
+                    write_frame(self._transport, self._answer(frame_id, count, payload))
         except WireError:
             self._transport.abort()
         self._engine.asked_at = time.monotonic()
 
-    def _answer(self, frame_id: int, count: int, payload: memoryview) -> bytes:
+    def _answer(self, frame_id: int, count: int, payload: memoryview) -> Sequence[bytes | memoryview]:
         engine = self._engine
         deadline, arrays = decode_run(payload, count)
         started = time.monotonic()
         if deadline <= started:
-            return encode_stopped(frame_id)
+            return (encode_stopped(frame_id),)
         try:
             outputs = engine.session.run(
                 dict(zip(engine.input_names, arrays, strict=True)),
@@ -163,12 +168,12 @@ class _Connection(asyncio.Protocol):
             if seconds > BEAT_SECONDS:
                 # Several long runs may follow one another before the loop is back.
                 engine.pulse.beat()
-            return b"".join(encode_result(frame_id, int(seconds * 1e9), outputs))
+            return encode_result(frame_id, int(seconds * 1e9), outputs)
         except RunStopped:
             engine.pulse.beat()
-            return encode_stopped(frame_id)
+            return (encode_stopped(frame_id),)
         except (RunFailed, ValueError, MemoryError) as error:
-            return encode_failure(frame_id, str(error))
+            return (encode_failure(frame_id, str(error)),)
 
 
 class _Pulse:

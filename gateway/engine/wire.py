@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -21,6 +21,9 @@ import numpy as np
 from gateway.engine.errors import WireError
 from gateway.protocol.binary import pack_strings, tensor_to_bytes
 from gateway.protocol.datatypes import NUMPY_OF, Signature, datatype_of
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = (
     "BEAT",
@@ -31,6 +34,7 @@ __all__ = (
     "RESULT",
     "RUN",
     "STOPPED",
+    "Frame",
     "FrameReader",
     "Hello",
     "decode_result",
@@ -41,6 +45,7 @@ __all__ = (
     "encode_result",
     "encode_run",
     "encode_stopped",
+    "write_frame",
 )
 
 HEADER = struct.Struct("<IBxHQ")
@@ -61,7 +66,13 @@ _BYTES = _CODE_OF["BYTES"]
 _DIMENSIONS = tuple(struct.Struct(f"<{rank}q") for rank in range(33))
 _PADDING = tuple(bytes(-n % 8) for n in range(8))
 
+LARGE_BYTES = 2**16
+"""From this size on a frame is written in pieces and received where it stays."""
+SCRATCH_BYTES = 2**18
+
 Array = np.ndarray[Any, np.dtype[Any]]
+Frame = tuple[int, int, int, memoryview]
+"""Kind, count of tensors, id, payload."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -184,6 +195,14 @@ def decode_tensors(payload: memoryview, count: int) -> list[Array]:
     return arrays
 
 
+def write_frame(transport: asyncio.WriteTransport, pieces: Sequence[bytes | memoryview]) -> None:
+    """Write a frame: a small one as one buffer, a large one as its pieces, which must not change any more."""
+    if HEADER.unpack_from(pieces[0])[0] > LARGE_BYTES:
+        transport.writelines(pieces)
+    else:
+        transport.write(b"".join(pieces))
+
+
 class FrameReader:
     """Cuts a byte stream into frames.
 
@@ -199,8 +218,30 @@ class FrameReader:
         self._parts: list[bytes] = []
         self._held = 0
         self._wanted = HEADER.size
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._large: memoryview | None = None
+        self._large_header = (0, 0, 0)
+        self._filled = 0
 
-    def feed(self, received: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    def buffer(self) -> memoryview:
+        """Where the next bytes of the stream are to be put; then tell `received` how many they are.
+
+        A large frame is received where it stays, without another copy.
+        """
+        return self._scratch if self._large is None else self._large[self._filled :]
+
+    def received(self, nbytes: int) -> Iterable[Frame]:
+        """As `feed`, of bytes that lie in `buffer` already."""
+        if self._large is None:
+            return self.feed(bytes(self._scratch[:nbytes]))
+        self._filled += nbytes
+        if self._filled < len(self._large):
+            return ()
+        frame = (*self._large_header, self._large)
+        self._large = None
+        return (frame,)
+
+    def feed(self, received: bytes) -> Iterator[Frame]:
         """Yield (kind, count, id, payload) of every frame that is whole.
 
         Raises
@@ -218,6 +259,12 @@ class FrameReader:
             self._held = 0
         view = memoryview(received)
         offset, end = 0, len(received)
+        if self._large is not None:
+            offset = min(end, len(self._large) - self._filled)
+            self._large[self._filled : self._filled + offset] = view[:offset]
+            yield from self.received(offset)
+            if self._large is not None:
+                return
         self._wanted = HEADER.size
         while end - offset >= HEADER.size:
             length, kind, count, frame_id = HEADER.unpack_from(view, offset)
@@ -225,6 +272,9 @@ class FrameReader:
                 raise WireError(f"a frame of {length} bytes is beyond {MAX_FRAME_BYTES}")
             stop = offset + HEADER.size + length
             if stop > end:
+                if length > LARGE_BYTES:
+                    self._begin_large(length, (kind, count, frame_id), view[offset + HEADER.size :])
+                    return
                 self._wanted = HEADER.size + length
                 break
             yield kind, count, frame_id, view[offset + HEADER.size : stop]
@@ -232,6 +282,13 @@ class FrameReader:
         if offset < end:
             self._parts.append(received[offset:])
             self._held = end - offset
+
+    def _begin_large(self, length: int, header: tuple[int, int, int], start: memoryview) -> None:
+        # numpy's memory is not cleared before it is written to.
+        self._large = np.empty(length, np.uint8).data
+        self._large[: len(start)] = start
+        self._large_header = header
+        self._filled = len(start)
 
 
 def _put_tensor(pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence[Array]) -> int:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from gateway.engine.errors import WireError
 from gateway.engine.wire import (
     HEADER,
+    LARGE_BYTES,
     RUN,
+    SCRATCH_BYTES,
     FrameReader,
     decode_result,
     decode_run,
@@ -43,6 +45,40 @@ def test_frames_come_whole_however_the_stream_is_cut(sent: list[np.ndarray[Any, 
         found += [(kind, bytes(payload)) for kind, _, _, payload in reader.feed(stream[start : start + size])]
         start, step = start + size, step + 1
     assert found == [(RUN, frame[HEADER.size :])] * 3
+
+
+def put(reader: FrameReader, received: bytes) -> list[tuple[int, bytes]]:
+    """As a protocol does: into the reader's own buffer, as much as it holds."""
+    found = []
+    while received:
+        place = reader.buffer()
+        count = min(len(place), len(received))
+        place[:count] = received[:count]
+        found += [(frame_id, bytes(payload)) for _, _, frame_id, payload in reader.received(count)]
+        received = received[count:]
+    return found
+
+
+@given(
+    st.lists(
+        st.sampled_from([0, 8, 1000, LARGE_BYTES - 1, LARGE_BYTES + 1, 3 * SCRATCH_BYTES]), min_size=1, max_size=6
+    ),
+    st.lists(st.integers(1, 2 * SCRATCH_BYTES), min_size=1),
+    st.booleans(),
+)
+def test_large_frames_come_whole_too_whether_fed_or_received_in_place(
+    sizes: list[int], cuts: list[int], in_place: bool
+) -> None:
+    payloads = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    stream = b"".join(HEADER.pack(len(body), RUN, 0, number) + body for number, body in enumerate(payloads))
+    reader, found, start, step = FrameReader(), [], 0, 0
+    while start < len(stream):
+        piece = stream[start : start + cuts[step % len(cuts)]]
+        found += put(reader, piece) if in_place else [(frame[2], bytes(frame[3])) for frame in reader.feed(piece)]
+        start, step = start + len(piece), step + 1
+        if step > 1000:
+            cuts = [SCRATCH_BYTES]
+    assert found == list(enumerate(payloads))
 
 
 def test_rows_of_several_requests_are_joined_in_order() -> None:
