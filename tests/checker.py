@@ -267,6 +267,8 @@ def check(operations: Sequence[Operation], entries: Iterable[Entry], *, alone: b
             verdict.logged += 1
             if by_request.setdefault(request, entry.id) != entry.id:
                 verdict.fault("answered twice", f"{request} is {by_request[request]} and {entry.id}")
+        elif record.request_id is None and record.status != 200:
+            verdict.others += 1  # refused before its body was read
         elif alone or request.partition("-")[0] in names:
             verdict.fault("never sent", f"{entry.id} for request {request!r}")
         else:
@@ -291,7 +293,8 @@ def _check_answer(operation: Operation, logged: dict[str, PredictionRecord], ver
         verdict.fault("answered and not logged", f"{operation.prediction_id} for request {operation.request_id}")
         return
     told = (operation.request_id, operation.status)
-    if (record.request_id, record.status) != told:
+    unread = record.request_id is None and record.status != 200
+    if (operation.request_id if unread else record.request_id, record.status) != told:
         verdict.fault("another record", f"{record.id} holds {record.request_id}, {record.status}; answered {told}")
     kept = [output.data for output in record.outputs]
     # A tensor that the log keeps as digest and summary has no data to compare.
@@ -307,6 +310,8 @@ class Counts(NamedTuple):
     served: int
     spooled: int
     dropped: int
+    refused: int
+    unsynced: int
     shipped: int
     dead_letters: int
 
@@ -321,7 +326,8 @@ def counts_of(state_dir: Path) -> Counts:
                 served += sample.value
             elif sample.name == "gateway_log_events_total":
                 events[sample.labels["state"]] += sample.value
-    return Counts(int(served), *(int(events[state]) for state in ("spooled", "dropped", "shipped", "dead_letter")))
+    states = ("spooled", "dropped", "refused", "unsynced", "shipped", "dead_letter")
+    return Counts(int(served), *(int(events[state]) for state in states))
 
 
 def check_counts(counts: Counts, entries: Iterable[Entry], *, kills: int = 0, batch: int = 64) -> list[str]:

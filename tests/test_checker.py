@@ -108,6 +108,15 @@ def test_the_requests_of_others_are_theirs_unless_nobody_else_was_there() -> Non
     assert [line.partition(":")[0] for line in check(GOOD[0], entries, alone=True).faults] == ["never sent"]
 
 
+def test_a_request_refused_before_it_was_read_has_no_name_in_the_log() -> None:
+    refused = record(3, status=503)
+    content = msgspec.json.encode(msgspec.structs.replace(refused, request_id=None))
+    entries = [*GOOD[1], Entry("spool", "front-0", refused.id, 1, content)]
+    operations = [*GOOD[0][:2], operation(3, status=503, outputs=None)]
+    assert check(operations, entries, alone=True).faults == []
+    assert check([*operations[:2], operation(3)], entries).faults != []
+
+
 def test_faults_beyond_ten_of_a_sort_are_counted_only() -> None:
     verdict = check([operation(number) for number in range(1, 31)], [])
     assert len(verdict.faults) == 10
@@ -152,7 +161,7 @@ def test_served_is_logged_or_the_difference_is_told(tmp_path: Path) -> None:
     cells.counter("gateway_log_events_total", {"state": "spooled"}).inc(2)
     counts = counts_of(tmp_path)
     cells.close()
-    assert counts == (2, 2, 0, 0, 0)
+    assert counts == (2, 2, 0, 0, 0, 0, 0)
     assert check_counts(counts, GOOD[1]) == []
     assert check_counts(counts, [*GOOD[1], entry(3)]) == [
         "served 2, logged 3, dropped 0, 0 kills",

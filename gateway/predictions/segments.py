@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ __all__ = (
     "RECORD_TAIL",
     "LogRecord",
     "Scan",
+    "SpoolSize",
     "end_of_records",
     "list_segments",
     "list_streams",
@@ -43,6 +46,7 @@ LOCK_NAME = "writer.lock"
 
 _SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
 _BLOCK_BYTES = 2**20
+_COARSE_NS = 10**9
 _HEADER = struct.Struct("<IIQB")
 _CHECKED_FROM = RECORD_HEAD.size
 
@@ -163,6 +167,63 @@ def spool_size(spool_dir: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+class SpoolSize:
+    """The bytes of a spool, counted again and again: what no writer adds to any more is looked at once.
+
+    Parameters
+    ----------
+    spool_dir : Path
+    """
+
+    def __init__(self, spool_dir: Path) -> None:
+        self._spool_dir = spool_dir
+        self._folders: dict[Path, _Folder] = {}
+
+    def count(self) -> int:
+        """As `spool_size`, in a time that does not grow with the spool unless files have come or gone."""
+        folders = (self._spool_dir, *(self._spool_dir / stream for stream in list_streams(self._spool_dir)))
+        self._folders = {folder: self._folders.get(folder) or _Folder(folder) for folder in folders}
+        return sum(folder.count() for folder in self._folders.values())
+
+
+class _Folder:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._changed_at = -1
+        self._settled: dict[str, int] = {}
+        self._settled_bytes = 0
+        self._growing: list[str] = []
+
+    def count(self) -> int:
+        try:
+            changed_at = self._path.stat().st_mtime_ns
+            if changed_at != self._changed_at:
+                self._look()
+                # A file may still come at what the clock of the file system calls the same moment.
+                self._changed_at = changed_at if time.time_ns() - changed_at > _COARSE_NS else -1
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        return self._settled_bytes + sum(self._size_of(name) for name in self._growing)
+
+    def _look(self) -> None:
+        names = set(os.listdir(self._path))
+        for name in self._settled.keys() - names:
+            self._settled_bytes -= self._settled.pop(name)
+        others = names - self._settled.keys()
+        last = max((name for name in others if _SEGMENT.fullmatch(name)), default="")
+        self._growing = [name for name in others if name == last or not _SEGMENT.match(name)]
+        for name in others.difference(self._growing):
+            self._settled[name] = self._size_of(name)
+            self._settled_bytes += self._settled[name]
+
+    def _size_of(self, name: str) -> int:
+        try:
+            status = os.stat(self._path / name, follow_symlinks=False)
+        except FileNotFoundError:
+            return 0
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:

@@ -20,11 +20,11 @@ from gateway.predictions.segments import (
     MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
+    SpoolSize,
     list_segments,
     reserve_of,
     segment_name,
     split_name,
-    spool_size,
     whole_bytes,
 )
 from gateway.settings import SpoolSettings
@@ -114,6 +114,7 @@ class SpoolWriter:
         )
         self._reserve = reserve_of(settings.max_bytes) if reserve_bytes is None else reserve_bytes
         self._room = 0
+        self._spool_size = SpoolSize(directory.parent)
         self._file = _NO_FILE
         self._path = directory
         self._dirty = False
@@ -340,8 +341,7 @@ class SpoolWriter:
         if self._file != _NO_FILE and not self._path.exists():
             self._leave_segment()
         disk = os.statvfs(self.directory)
-        used = spool_size(self.directory.parent)
-        self._room = min(self._max_bytes - used, disk.f_bavail * disk.f_frsize) - self._reserve
+        self._room = min(self._max_bytes - self._spool_size.count(), disk.f_bavail * disk.f_frsize) - self._reserve
 
     def _begin_segment(self) -> None:
         if self._lock == _NO_FILE:
