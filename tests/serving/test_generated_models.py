@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 import orjson
@@ -21,7 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from typer.testing import CliRunner
 
 from gateway.cli.models import app
-from gateway.engine.order import EngineOrder
+from gateway.engine.notes import EnginePaths
+from gateway.engine.supervision import EngineSupervision
 from gateway.predictions.spool import SpoolWriter
 from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.datatypes import datatype_of
@@ -30,6 +30,7 @@ from gateway.routing.table import Route
 from gateway.serving.front import Front
 from gateway.settings import load_settings
 from gateway.telemetry.cells import CellFile
+from gateway.telemetry.log import ProcessLog
 from tests.generated import FAMILIES, Drawn, drawn_models, save
 from tests.serving.fronts import _serve, post, read_answer
 
@@ -51,59 +52,39 @@ def add(drawn: Drawn, folder: Path) -> ModelVersion:
 
 
 @contextlib.asynccontextmanager
-async def engine_of(version: ModelVersion, folder: Path) -> AsyncIterator[Path]:
-    """The engine process that the supervisor would start."""
-    socket = folder / "m-1.sock"
-    order = EngineOrder(
-        model="m",
-        version=1,
-        digest=version.manifest.digest,
-        folder=str(version.folder),
-        staged=str(folder / "staged"),
-        socket=str(socket),
-        beat=str(folder / "beat"),
-        state=str(folder / "state.json"),
-        threads=1,
-        hang_seconds=30.0,
-        max_resident_bytes=2**30,
-        drain_seconds=0.1,
-    )
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway.engine", msgspec.json.encode(order))
-    try:
-        async with asyncio.timeout(30):
-            while not socket.exists():
-                assert process.returncode is None, "the engine ended"
-                await asyncio.sleep(0.01)
-        yield socket
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-@contextlib.asynccontextmanager
 async def port_of(version: ModelVersion, folder: Path) -> AsyncIterator[int]:
-    """A front before that engine."""
-    options = load_settings(overrides={"state_dir": folder / "front"})
+    """A front before the engine that the supervisor would start."""
+    options = load_settings(overrides={"state_dir": folder / "state", "models": folder / "models"})
+    options.run_dir.mkdir(parents=True)
+    approved = {("m", 1): version.manifest.digest}
     spool = SpoolWriter(options.spool_dir / "front-0", slot=0, settings=options.spool)
     cells = CellFile(folder / "front.cells")
-    async with engine_of(version, folder) as socket:
-        front = Front(options, name="g", spool=spool, cells=cells, sockets=lambda model, number: socket)
-        front.follow(1, {"m": Route("m", stable=1)}, {("m", 1): version.manifest.digest})
-        lane = front.versions["m", 1].lane
-        await lane.connect()
-        server, port, tasks = await _serve(front, options)
-        while not lane.ready:
-            await asyncio.sleep(0.001)
+    engines = EngineSupervision(options, log=ProcessLog("test", json=False, stream=sys.stderr), cells=cells)
+    front = Front(
+        options,
+        name="g",
+        spool=spool,
+        cells=cells,
+        sockets=lambda model, number: EnginePaths(options.run_dir, model, number).socket,
+    )
+    engines.follow(approved, approved)
+    front.follow(1, {"m": Route("m", stable=1)}, approved)
+    lane = front.versions["m", 1].lane
+    try:
+        async with asyncio.timeout(60):
+            while not lane.ready:
+                await lane.connect()
+                await asyncio.sleep(0.01)
         assert lane.hello is not None and lane.hello.batchable == version.manifest.batching.allows(exact=False)
-        try:
-            yield port
-        finally:
-            server.should_exit = True
-            lane.close()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            spool.close()
-            cells.close()
+        server, port, tasks = await _serve(front, options)
+        yield port
+        server.should_exit = True
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        lane.close()
+        await engines.stop()
+        spool.close()
+        cells.close()
 
 
 def request(inputs: dict[str, Array]) -> bytes:
@@ -207,7 +188,7 @@ def test_under_load_every_answer_is_that_of_its_request_alone(family: str) -> No
                         answers = [outputs_of(each, alone) for each, alone in zip(raw, expected, strict=True)]
                         check(answers, expected, version.manifest.batching)
 
-            asyncio.run(asyncio.wait_for(test(), 60))
+            asyncio.run(asyncio.wait_for(test(), 120))
 
     look_at()
 
