@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import msgspec
 from gateway.events.addresses import parse_id
 from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
-from gateway.predictions.arrow import filesystems, parquet, pyarrow
+from gateway.predictions.arrow import filesystems, parquet, pyarrow, require_installed
 from gateway.predictions.segments import LogRecord, list_segments, scan, split_name
 
 __all__ = ("Archive", "ArchiveError", "lowest_in")
@@ -86,13 +87,22 @@ class Archive:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._arrow, self._parquet = pyarrow(), parquet()
+        require_installed()
         try:
             self._files, self._root = filesystems().core.url_to_fs(url)
         except _FOREIGN as error:
             raise ArchiveError(f"{url!r} is no place for an archive: {error}") from None
         self._listed: list[_File] = []
         self._listed_at = float("-inf")
+
+    @cached_property
+    def _arrow(self) -> Any:
+        # Large, and most processes with an archive never read it.
+        return pyarrow()
+
+    @cached_property
+    def _parquet(self) -> Any:
+        return parquet()
 
     @classmethod
     def of(cls, url: str) -> Archive | None:

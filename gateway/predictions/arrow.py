@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
-__all__ = ("HOW_TO_INSTALL", "NeedsArchiveExtra", "filesystems", "parquet", "pyarrow")
+__all__ = ("HOW_TO_INSTALL", "NeedsArchiveExtra", "filesystems", "parquet", "pyarrow", "require_installed")
 
 HOW_TO_INSTALL = "install the extra with `pip install 'inference-gateway[archive]'`"
 
@@ -42,6 +43,18 @@ def filesystems() -> Any:
     NeedsArchiveExtra
     """
     return _module("fsspec")
+
+
+def require_installed() -> None:
+    """Refuse where a package of the extra is missing, without importing it.
+
+    Raises
+    ------
+    NeedsArchiveExtra
+    """
+    for name in ("pyarrow", "fsspec"):
+        if importlib.util.find_spec(name) is None:
+            raise NeedsArchiveExtra(f"the package {name} is not installed; {HOW_TO_INSTALL}")
 
 
 def _module(name: str) -> Any:

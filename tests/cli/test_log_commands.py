@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 from typer.testing import CliRunner, Result
 
+from gateway.cli.main import app as program
 from gateway.cli.predictions import app
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION
@@ -198,3 +201,39 @@ for name in ("table.parquet", "table.jsonl"):
     print(duckdb.sql(f"select count(*) from '{name}' where status = 200").fetchone()[0])
 print(duckdb.sql("select sum(label) from 'table.parquet'").fetchone()[0])
 """
+
+
+def test_an_archive_is_part_of_the_log_for_every_question(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(state, tmp_path / "state")
+    monkeypatch.setenv("GATEWAY_SPOOL__ARCHIVE_URL", str(tmp_path / "archive"))
+    common = ("--state-dir", tmp_path / "state")
+    lines = called("export", "--models", MODELS, *common).stdout
+    event_id = json.loads(lines.splitlines()[2])["prediction_id"]
+    shown = called("show", event_id, *common).stdout
+    moved = CliRunner().invoke(program, ["archive", "--once", "--older-than-hours", "0", *map(str, common)])
+    assert moved.exit_code == 0 and "segments with" in moved.output, moved.output
+    assert len(list_segments(tmp_path / "state" / "spool" / "front-0")) <= 1
+    assert called("export", "--models", MODELS, *common).stdout == lines
+    assert called("show", event_id, *common).stdout == shown
+    assert answered("reconcile", *common)["ok"]
+    assert answered("replay", "--model", MODEL, "--version", 1, "--models", MODELS, *common)["bit_identical"]
+
+
+def test_without_the_extra_the_way_to_it_is_shown(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    parquet_file = tmp_path / "table.parquet"
+    assert "inference-gateway[archive]" in called("export", "--state-dir", state, "-o", parquet_file, status=1).output
+    monkeypatch.setenv("GATEWAY_SPOOL__ARCHIVE_URL", str(tmp_path / "archive"))
+    assert "inference-gateway[archive]" in called("reconcile", "--state-dir", state, status=1).output
+
+
+def test_an_interrupt_ends_a_command_cleanly(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gateway.predictions.export.table_lines", interrupted)
+    output = tmp_path / "table.jsonl"
+    assert "stopped after 0" in called("export", "--state-dir", state, "-o", output, status=1).output
+    assert list(tmp_path.iterdir()) == []
