@@ -177,9 +177,9 @@ async def test_a_large_binary_request_is_read_beside_the_loop_too(tmp_path: Path
 
 async def test_a_fault_beside_the_loop_fails_its_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with door(tmp_path) as d:
-        for broken in ("read_aside", "prepare_answers"):
+        for broken in ("front.read_aside", "delivery.prepare_answers"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"gateway.serving.front.{broken}", lambda *given, **named: 1 / 0)
+                patch.setattr(f"gateway.serving.{broken}", lambda *given, **named: 1 / 0)
                 status, _, answer = await ask(d, post(LARGE))
                 assert status == 500 and "ZeroDivisionError" in answer["error"]
         assert (await ask(d, post(LARGE)))[0] == 200
