@@ -67,8 +67,8 @@ _TAIL = Endpoint(
     lambda operations, call: {},
     query=(
         Query("model", "Only this model."),
-        Query("arm", "Only what this arm answered: stable, canary, shadow or pinned."),
-        Query("from", "start, now, or an ISO 8601 time.", choices=("start", "now")),
+        Query("arm", "Only what this arm answered.", choices=get_args(Arm)),
+        Query("from", "start, now, or an ISO 8601 time.", choices=("start", "now"), or_time=True),
         Query("follow", "true or false.", "boolean"),
     ),
     media_type="application/x-ndjson",

@@ -40,13 +40,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query parameter: `highest` is that of a whole number, `choices` are those of a text that else is a time."""
+    """One query parameter: `highest` is that of a whole number, `choices` are those of a text, `or_time` one more."""
 
     name: str
     meaning: str
     type: str = "string"
     highest: int | None = None
     choices: tuple[str, ...] = ()
+    or_time: bool = False
 
 
 @dataclass(frozen=True, slots=True)

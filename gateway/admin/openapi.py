@@ -98,5 +98,7 @@ def _parameter(query: Query) -> dict[str, Any]:
     if query.highest is not None:
         schema |= {"minimum": 0, "maximum": query.highest}
     if query.choices:
-        schema = {"anyOf": [{"enum": list(query.choices)}, {"type": "string", "format": "date-time"}]}
+        schema = {"enum": list(query.choices)}
+    if query.or_time:
+        schema = {"anyOf": [schema, {"type": "string", "format": "date-time"}]}
     return {"name": query.name, "in": "query", "description": query.meaning, "schema": schema}
