@@ -15,7 +15,8 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 500; }
-textarea { box-sizing: border-box; width: 100%; height: 16rem; } textarea, pre, code { font: 13px/1.4 ui-monospace, monospace; }
+textarea { box-sizing: border-box; width: 100%; height: 16rem; }
+textarea, pre, code { font: 13px/1.4 ui-monospace, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); padding: .6rem; }
 input { width: 28rem; max-width: 100%; } .dim { color: var(--dim); }
 """
