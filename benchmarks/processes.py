@@ -99,6 +99,8 @@ def thaw(pids: Iterable[int]) -> None:
 
 def settle(pids: Collection[int], *, seconds: float) -> bool:
     """Wait until the processes have nothing left to do, at most so long; False when they still had."""
+    if not pids:
+        return True
     deadline = time.monotonic() + seconds
     used = cpu_seconds(pids)
     while time.monotonic() < deadline:

@@ -26,8 +26,9 @@ __all__ = ("Depth", "Outcome", "estimated_seconds", "run_stages")
 _WAKE_SECONDS = 0.3
 """Longer than an engine's pulse, so that its supervisor finds it alive."""
 _SETTLE_SECONDS = 15.0
+_LAST_ANSWERS_SECONDS = 1.0
 _START_SECONDS = 5.0
-_BETWEEN_SECONDS = 0.8
+_BETWEEN_SECONDS = 1.1
 _FEW = 8
 
 
@@ -190,8 +191,6 @@ class _Stage:
         served, beside = server.served(), server.beside()
         before = cpu_seconds(served), cpu_seconds(beside)
         load = self._load(case, server, seconds=self._depth.seconds)
-        # What is beside may still have to work on what was asked.
-        settle(beside, seconds=_SETTLE_SECONDS)
         used = cpu_seconds(served) - before[0], cpu_seconds(beside) - before[1]
         cpu_us, beside_us = (seconds / load.requests * 1e6 for seconds in used)
         self._series[case, server.name].rounds.append(Round(load, cpu_us, beside_us))
@@ -216,6 +215,10 @@ class _Stage:
             threads=len(asking),
         )
         self._note(server, load.requests, case.connections)
+        # The load leaves without its last answers, and what is beside may still have to work on what was asked. Who is
+        # made to stand still over a request would take the pause for its own slowness.
+        settle(server.served(), seconds=_LAST_ANSWERS_SECONDS)
+        settle(server.beside(), seconds=_SETTLE_SECONDS)
         return load
 
     def _body(self, workload: Workload) -> tuple[Path, int | None]:

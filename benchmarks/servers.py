@@ -57,7 +57,7 @@ class Running:
 def started(
     command: Sequence[str], *, folder: Path, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program in a session of its own; it and all it has started end with the block."""
+    """Run a program; it and all it has started end with the block."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -66,7 +66,8 @@ def started(
             stdout=output,
             stderr=output,
             env={**os.environ, **(environment or {})},
-            start_new_session=True,
+            # No session of its own: Linux gives each session its share of a core, and all servers shall have the same.
+            process_group=0,
         )
     try:
         yield process
