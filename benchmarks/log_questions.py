@@ -131,6 +131,7 @@ def measure(state: Path, *, shown: int, replayed: int) -> None:
     print(f"{spool_size(spool) / 1e6:.0f} MB of spool")
     index(spool)
     show(spool, picked[:shown])
+    archive(spool)
     for name, arguments in (
         ("replay", ["replay", "--model", MODEL, "--version", "1", "--limit", str(replayed), "--json"]),
         ("reconcile", ["reconcile", "--json"]),
@@ -166,6 +167,33 @@ def show(spool: Path, ids: list[str]) -> None:
             f"{name}: {len(ids)} ids with their labels, median {statistics.median(times):.2f} ms, "
             f"p99 {quantiles[98]:.2f} ms"
         )
+
+
+def archive(spool: Path) -> None:
+    """What the archiver does for each segment that is due."""
+    from gateway.predictions.archive import Archive
+    from gateway.predictions.segments import list_segments
+
+    segments = [spool / "front-0" / name for name in list_segments(spool / "front-0")[:5]]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Archive(folder)
+        place.store(segments[0])
+        began = time.process_time()
+        records = sum(place.store(segment) for segment in segments)
+        seconds = (time.process_time() - began) / len(segments)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
+        whole = sum(path.stat().st_size for path in segments)
+        print(
+            f"archive: {seconds:.2f} s of CPU for a segment of {records // len(segments)} records, "
+            f"{size / whole:.2f} of its size"
+        )
+        last = records // len(segments)
+        times = []
+        for number in range(1, last, last // 50):
+            began = time.perf_counter()
+            assert place.find(format_id(segments[0].name[:14], number)) is not None
+            times.append((time.perf_counter() - began) * 1000)
+        print(f"show from the archive: median {statistics.median(times):.1f} ms")
 
 
 def command(state: Path, arguments: list[str]) -> tuple[float, dict[str, object]]:

@@ -18,7 +18,7 @@ from gateway.predictions.table import ENVELOPE, ColumnNames, Labels, TableLine, 
 __all__ = ("chosen", "export_jsonl", "export_parquet", "lines_of")
 
 _BLOCK_LINES = 10_000
-_TEXT, _TIME = "text", "time"
+_TIME = "time"
 _ARROW = {
     "FP16": "float32", "BF16": "float32", "FP32": "float32", "FP64": "float64", "BOOL": "bool_", "BYTES": "string",
     "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",

@@ -207,13 +207,15 @@ def balance(
         served = high.requests - high.refused
         # While it serves, a front may be looked at between two of its counts; at rest the sums are equal.
         balanced = high != low or served + high.labels == high.spooled + high.dropped
-        holds = balanced and not lost and missing <= high.dropped
+        sampled_out = sum(life.sampled_out for life in own)
+        told_apart = removed > 0 or sampled_out >= low.sampled_out
+        holds = balanced and told_apart and not lost and missing <= high.dropped
         found.append(
             FrontBalance(
                 front=front,
                 served=served,
                 logged=sum(life.predictions - life.sampled_out for life in own),
-                sampled_out=sum(life.sampled_out for life in own),
+                sampled_out=sampled_out,
                 dropped=high.dropped,
                 labels=sum(life.labels for life in own),
                 lost=lost,

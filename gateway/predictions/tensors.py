@@ -9,13 +9,10 @@ import numpy as np
 from gateway.events.records import PredictionRecord, TensorRecord
 from gateway.protocol.datatypes import NUMPY_OF, bfloat16_of
 
-__all__ = ("LEFT_OUT", "NotLogged", "array_of", "arrays_of", "left_out")
+__all__ = ("NotLogged", "array_of", "arrays_of", "left_out")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 LeftOut = Literal["failed", "sampled_out", "redacted", "summarised", "unreadable"]
-
-LEFT_OUT: tuple[LeftOut, ...] = ("failed", "sampled_out", "redacted", "summarised", "unreadable")
-"""Why a prediction cannot be run again from its record."""
 
 
 class NotLogged(Exception):

@@ -24,7 +24,7 @@ _RUN_SECONDS = 60.0
 
 
 class OpenVersion(NamedTuple):
-    """A version in an engine of its own; `exact` tells whether it gives the same bits each time and in any company."""
+    """A version in an engine of its own, with its digest and what its manifest says of rows that share a run."""
 
     replayed: ReplayVersion
     digest: str

@@ -63,6 +63,12 @@ def test_counts_and_log_must_be_equal_at_rest() -> None:
     assert balanced(lives, counts._replace(requests=4, spooled=3, dropped=2)), "dropped at the end"
 
 
+def test_as_many_must_be_sampled_out_in_the_log_as_were_counted() -> None:
+    lives = lives_of([record(1), record(2, sampled=False)])
+    assert balanced(lives, FrontCounts(requests=2, spooled=2, sampled_out=1))
+    assert not balanced(lives, FrontCounts(requests=2, spooled=2, sampled_out=2))
+
+
 def test_a_gap_is_explained_only_by_as_many_dropped() -> None:
     lives = lives_of([record(1), record(4)])
     assert balanced(lives, FrontCounts(requests=4, spooled=2, dropped=2))
