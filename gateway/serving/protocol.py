@@ -376,14 +376,11 @@ class GatewayProtocol(HttpToolsProtocol):
         before, after = self._known_head or (b"", b"")
         start = len(before)
         end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
-        if not (start < end and data.startswith(before) and data.startswith(after, end)):
+        if not (data.startswith(before) and data.startswith(after, end)):
             return False
-        digits = data[start:end]
         body = end + len(after)
         size = len(data) - body
-        if not digits.isdigit() or int(digits) != size or size > self._max_known:
-            return False
-        if self._discarding or self._stopping or self.transport.is_closing():
+        if data[start:end] != b"%d" % size or size > self._max_known or self._discarding or self._stopping:
             return False
         inference = self._known.again()
         inference.body = [data[body:]]
