@@ -46,6 +46,8 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
     session = load_session(
         model_file, threads=threads, providers=providers, max_resident_bytes=order.max_resident_bytes
     )
+    if session.provider != providers[0].name:
+        log.warn(f"{providers[0].name} is installed but could not be started; {session.provider} is taken")
     batching = version.manifest.batching
     batchable = batching.allows(exact=policy.batching.exact)
     warm = warm_up(
