@@ -145,8 +145,8 @@ class SpoolWriter:
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Write `(kind, payload)` pairs in one write; on return all of them are in the log.
 
-        With `fsync = "always"` they are on the disk. With `full = "drop"` a full spool is no error: the records are
-        counted in `dropped`.
+        With `fsync = "always"` they are on the disk, unless the writer is `deferred`. With `full = "drop"` a full spool
+        is no error: the records are counted in `dropped`.
 
         Raises
         ------
@@ -321,18 +321,16 @@ class SpoolWriter:
     def _cut_torn_tail(self) -> int:
         """Cut what a killed writer left unfinished off the last segment; returns its bytes.
 
-        A record that is whole and does not check stays, and so does all behind it: its readers shall tell.
+        A record that is whole and does not check stays, and so does all behind it: its readers shall tell. Where the
+        disk does not let it be cut, the tail stays as well, and readers pass over it.
         """
         for name in list_segments(self.directory)[-1:]:
-            file = os.open(self.directory / name, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                size = os.fstat(file).st_size
-                whole = whole_bytes(file)
+            with contextlib.suppress(OSError), (self.directory / name).open("r+b", buffering=0) as segment:
+                size = os.fstat(segment.fileno()).st_size
+                whole = whole_bytes(segment.fileno())
                 if whole is not None and whole < size:
-                    self._disk.cut(file, whole)
+                    self._disk.cut(segment.fileno(), whole)
                     return size - whole
-            finally:
-                os.close(file)
         return 0
 
     def _look_for_room(self) -> None:

@@ -125,7 +125,7 @@ class Front:
         if self.revision < 0:
             return "the route table has not been read yet"
         if self.spool.full and self.settings.spool.full == "block":
-            return "the prediction log is full"
+            return "the prediction log takes no records: it is full, or its disk refuses"
         away = [(model, route.stable) for model, route in self.routes.items() if not self._is_up(model, route.stable)]
         # At first every model must be there, or known not to come. Later one that fails must not take the others out
         # of service with it: its own readiness says it.
@@ -283,7 +283,7 @@ class Front:
                 f"Request for unknown model: '{served.model}' version {served.version} is not at ready state"
             )
         if self.spool.full and self.settings.spool.full == "block":
-            raise LogUnavailable("the prediction log is full, so no prediction can be answered")
+            raise LogUnavailable("the prediction log takes no records, so no prediction can be answered")
         if inference.rank >= served.lane.line.closed_for:
             inference.body = []
             raise served.lane.line.refusal()

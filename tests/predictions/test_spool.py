@@ -130,6 +130,20 @@ def test_the_torn_tail_of_the_life_before_is_cut_and_told(tmp_path: Path) -> Non
     assert (reader.torn, reader.corrupt) == (0, 0)
 
 
+def test_a_tail_that_cannot_be_cut_does_not_keep_a_writer_from_starting(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    writer.append([(1, b"kept"), (1, b"torn")])
+    writer.close()
+    (segment,) = (tmp_path / "front-0").glob("*.seg")
+    os.truncate(segment, segment.stat().st_size - 1)
+    second = writer_in(tmp_path, disk=FakeDisk(tmp_path, fault=Fault(1, errno.EIO)))
+    assert second.cut == 0
+    second.append([(1, b"next life")])
+    reader = SpoolReader(tmp_path)
+    assert [record.payload for record in reader.read()] == [b"kept", b"next life"]
+    assert reader.torn == 1
+
+
 def test_a_record_that_does_not_check_is_never_cut_off(tmp_path: Path) -> None:
     writer = writer_in(tmp_path)
     writer.append([(1, b"kept"), (1, b"damaged"), (1, b"behind")])
