@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
+from tests.serving.fronts import door, post
 
 NUMBERS = [name for name, dtype in NUMPY_OF.items() if dtype.kind in "fiu" and name not in ("FP16", "BF16")]
 TEXTS = st.one_of(
@@ -87,3 +89,16 @@ def test_a_request_like_the_last_is_recognised(text: bytes) -> None:
 )
 def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
+
+
+async def test_requests_of_other_lengths_are_never_read_or_run_as_one(tmp_path: Path) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
+
+    def ask_for(*numbers: float) -> bytes:
+        tensor = {"name": "x", "shape": [1, len(numbers)], "datatype": "FP32", "data": numbers}
+        return post({"inputs": [tensor]})
+
+    asked = [(1.5, 2.5), (3.5, 4.5)] * 2 + [(1.5, 2.5, 3.5, 4.5), (5.5, 6.5, 7.5, 8.5)] * 2
+    async with door(tmp_path, engine_options={"signature": signature}) as d:
+        answers = await d.send(b"".join(ask_for(*numbers) for numbers in asked), read=len(asked))
+        assert [body["outputs"][0]["data"] for _, _, body in answers] == [[2 * n for n in numbers] for numbers in asked]
