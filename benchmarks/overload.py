@@ -165,7 +165,9 @@ class Load:
 async def measure(server: Running, load: Load, *, seconds: float, times: float) -> None:
     processes = {title(pid): pid for pid in server.served()}
     await load.as_fast_as_answered(CAPACITY_CONNECTIONS, 1.0)
+    used = {name: cpu_seconds([pid]) for name, pid in processes.items()}
     before = await load.as_fast_as_answered(CAPACITY_CONNECTIONS, CAPACITY_SECONDS)
+    at_capacity = {name: cpu_seconds([pid]) - used[name] for name, pid in processes.items()}
     capacity = good(before) / CAPACITY_SECONDS
     calm = await load.at_rate(capacity / 2, 3.0)
     await load.settle()
@@ -191,6 +193,13 @@ async def measure(server: Running, load: Load, *, seconds: float, times: float) 
         sizes.append(memory_bytes([processes[name]]))
         shown = f"{sizes[0] / 2**20:.0f} MiB before, {max(sizes) / 2**20:.0f} at most, {sizes[-1] / 2**20:.0f} after"
         print(f"{name}: {shown}; {used[name] / (over - began):.0%} of a core during the overload")
+        if "engine" in name:
+            rates = good(before) / at_capacity[name], good(during) / used[name]
+            print(
+                f"  right answers for a second of its CPU: {rates[0]:.0f} at capacity, {rates[1]:.0f} in the overload"
+            )
+        else:
+            print(f"  {used[name] / len(during) * 1e6:.0f} us of its CPU a request in the overload")
 
 
 def good(answers: list[Answer]) -> int:
@@ -222,11 +231,22 @@ def report(
     print(f"answered during the overload: {percentiles([a for a in during if a.status == 200])}")
     print(f"answered before it: {percentiles(calm)}")
     usual = 3 * statistics.median(answer.seconds for answer in calm) + 0.005
-    late = [answer.sent - over for answer in after if answer.status != 200 or answer.seconds > usual]
-    recovered = max(late, default=0.0)
-    print(f"recovered after {recovered:.1f} s: from then on nothing refused or slower than {usual * 1000:.0f} ms")
+    print(
+        f"recovered {recovery(after, over, usual):.1f} s after it: nothing refused, half within {usual * 1000:.0f} ms"
+    )
     if server.log is not None:
         print(f"answers {len(load.answers)}, logged {logged(server.log)}")
+
+
+def recovery(after: list[Answer], over: float, usual: float) -> float:
+    """Seconds from the end of the overload to the end of the last half second that was not as before."""
+    late = 0.0
+    for half in range(int(2 * AFTER_SECONDS)):
+        answers = [each for each in after if half <= 2 * (each.sent - over) < half + 1]
+        calm = answers and statistics.median(each.seconds for each in answers) <= usual
+        if not calm or any(each.status != 200 for each in answers):
+            late = (half + 1) / 2
+    return late
 
 
 def percentiles(answers: list[Answer]) -> str:
