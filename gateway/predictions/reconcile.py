@@ -205,8 +205,9 @@ def balance(
         uncounted = max(0, records - high.spooled)
         missing = sum(life.missing for life in own)
         served = high.requests - high.refused
-        # While it serves, a front may be looked at between two of its counts; at rest the sums are equal.
-        balanced = high != low or served + high.labels == high.spooled + high.dropped
+        # While it serves, a front may be looked at between two of its counts. One that is killed has written, and
+        # counted as written, what it did not come to answer; the reverse is never so.
+        balanced = high != low or served + high.labels <= high.spooled + high.dropped
         sampled_out = sum(life.sampled_out for life in own)
         told_apart = removed > 0 or sampled_out >= low.sampled_out
         holds = balanced and told_apart and not lost and missing <= high.dropped

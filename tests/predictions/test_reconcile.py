@@ -53,7 +53,7 @@ def balanced(lives: Iterable[Life], counts: FrontCounts, before: FrontCounts | N
     return found.holds
 
 
-def test_counts_and_log_must_be_equal_at_rest() -> None:
+def test_nothing_is_answered_that_is_not_in_the_log() -> None:
     lives = lives_of([record(1), record(2), record(3, kind=2)])
     counts = FrontCounts(requests=2, labels=1, spooled=3)
     assert balanced(lives, counts)
@@ -61,6 +61,7 @@ def test_counts_and_log_must_be_equal_at_rest() -> None:
     assert balanced(lives, counts._replace(requests=3, refused=1)), "which was refused"
     assert not balanced(lives, counts._replace(requests=3, spooled=4)), "the last record is not in the log"
     assert balanced(lives, counts._replace(requests=4, spooled=3, dropped=2)), "dropped at the end"
+    assert balanced(lives, counts._replace(requests=1)), "killed between writing and answering"
 
 
 def test_as_many_must_be_sampled_out_in_the_log_as_were_counted() -> None:
