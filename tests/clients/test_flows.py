@@ -34,7 +34,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
     ("client", "packages", "flow", "done"),
     [
         ("triton", TRITON, "triton_http.py", 13),
-        ("triton", TRITON, "triton_aio.py", 5),
+        ("triton", TRITON, "triton_aio.py", 8),
         ("kserve", KSERVE, "kserve_rest.py", 4),
     ],
     ids=["tritonclient.http", "tritonclient.http.aio", "kserve.InferenceRESTClient"],

@@ -32,6 +32,31 @@ async def infer(client, headers):
         right(result)
 
 
+async def infer_mixed(client, headers):
+    mixed = [tensors(True)[0], tensors(False)[1]]
+    wanted = [httpclient.InferRequestedOutput(f"OUTPUT{i}", binary_data=bool(i)) for i in (0, 1)]
+    right(await client.infer("simple", mixed, outputs=wanted))
+
+
+async def strings(client, headers):
+    given = []
+    for name, value in (("INPUT0", A), ("INPUT1", B)):
+        given.append(httpclient.InferInput(name, [1, 16], "BYTES"))
+        given[-1].set_data_from_numpy(np.array([[str(n).encode() for n in value[0]]], dtype=object))
+    result = await client.infer("simple_string", given)
+    assert [int(text) for text in result.as_numpy("OUTPUT0")[0]] == (A + B)[0].tolist()
+
+
+async def classify(client, headers):
+    tensor = httpclient.InferInput("INPUT0", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([[0.5, 3.0, -1.0, 2.0]], np.float32))
+    for binary in (True, False):
+        output = httpclient.InferRequestedOutput("OUTPUT0", binary_data=binary, class_count=2)
+        found = (await client.infer("scores", [tensor], outputs=[output])).as_numpy("OUTPUT0")
+        texts = [text.decode() if isinstance(text, bytes) else text for text in found.ravel().tolist()]
+        assert [text.split(":")[1] for text in texts] == ["1", "3"], texts
+
+
 async def compress(client, headers):
     for way in ("gzip", "deflate"):
         right(
@@ -60,6 +85,7 @@ async def errors(client, headers):
         (client.infer("simple", tensors()[:1]), "INPUT1"),
         (client.load_model("wrong", headers=headers), "failed to load"),
         (client.load_model("simple"), "admin token"),
+        (client.unload_model("simple", headers=headers), "route"),
     ):
         try:
             await ask
@@ -69,7 +95,7 @@ async def errors(client, headers):
             raise AssertionError(text)
 
 
-FLOWS = (infer, compress, health_and_metadata, statistics_and_repository, errors)
+FLOWS = (infer, infer_mixed, strings, classify, compress, health_and_metadata, statistics_and_repository, errors)
 
 
 async def main():
