@@ -17,22 +17,22 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-__all__ = ("KafkaBroker", "free_port", "kafka_jars")
+__all__ = ("KafkaBroker", "free_port", "kafka_jars", "maven_jars")
 
 KAFKA_VERSION = "4.3.1"
 
-_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
-  <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version><packaging>pom</packaging>
-  <dependencies>
-    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
-  </dependencies>
+  <groupId>local</groupId><artifactId>kit</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>{}</dependencies>
 </project>
 """
+_DEPENDENCY = "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>"
 _PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1"
 _FETCH_SECONDS = 240
 _START_SECONDS = 60
@@ -46,18 +46,28 @@ def kafka_jars() -> Path:
     given = os.environ.get("GATEWAY_TEST_KAFKA", "")
     if given and Path(given).is_dir():
         return Path(given)
+    return maven_jars(KAFKA_VERSION, (f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",), prepare=_add_logging)
+
+
+def maven_jars(name: str, artifacts: Iterable[str], *, prepare: Callable[[Path], None] | None = None) -> Path:
+    """Return a folder of the cache with some artifacts (group:artifact:version) and all they need; as `kafka_jars`."""
     lacking = [program for program in ("java", "mvn") if shutil.which(program) is None]
     if lacking:
-        _give_up(f"Apache Kafka needs {' and '.join(lacking)}, which is not installed")
+        _give_up(f"{name} needs {' and '.join(lacking)}, which is not installed")
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
-    jars = cache / KAFKA_VERSION
+    jars = cache / name
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not jars.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                _fetch(Path(folder))
-                (Path(folder) / "jars").rename(jars)
+            with tempfile.TemporaryDirectory(dir=cache) as place:
+                folder = Path(place)
+                dependencies = "".join(_DEPENDENCY.format(*artifact.split(":")) for artifact in artifacts)
+                (folder / "pom.xml").write_text(_POM.format(dependencies))
+                _maven(folder, "copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars")
+                if prepare is not None:
+                    prepare(folder)
+                (folder / "jars").rename(jars)
     return jars
 
 
@@ -219,9 +229,7 @@ def _listeners(ports: dict[str, int]) -> str:
     return ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
 
 
-def _fetch(folder: Path) -> None:
-    (folder / "pom.xml").write_text(_POM)
-    _maven(folder, "copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars")
+def _add_logging(folder: Path) -> None:
     names = " ".join(path.name for path in (folder / "jars").iterdir())
     match = re.search(r"slf4j-api-([0-9.]+)\.jar", names)
     if match is None:
@@ -241,9 +249,9 @@ def _maven(folder: Path, goal: str, *options: str) -> None:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        _give_up(f"Maven could not fetch Apache Kafka: {(error.stdout + error.stderr)[-500:]}")
+        _give_up(f"Maven could not fetch what is needed: {(error.stdout + error.stderr)[-500:]}")
     except subprocess.TimeoutExpired:
-        _give_up(f"Maven did not fetch Apache Kafka within {_FETCH_SECONDS} s")
+        _give_up(f"Maven did not fetch what is needed within {_FETCH_SECONDS} s")
 
 
 def _cache() -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
@@ -233,6 +234,41 @@ async def test_records_that_kafka_refuses_become_dead_letters_and_the_rest_goes_
     messages = await messages_of(kafka, f"{settings.topic_prefix}.predictions")
     ids = {dict(message.headers)["ce_id"].decode() for message in messages}
     assert len(ids) == 120
+
+
+@pytest.mark.broker
+async def test_a_topic_that_takes_less_at_once_gets_smaller_batches_and_no_dead_letter(
+    kafka: str, tmp_path: Path
+) -> None:
+    settings = kafka_settings(kafka, compression="none", partitions=1)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    small = {"max.message.bytes": "4000"}
+    await admin.create_topics([NewTopic(f"{settings.topic_prefix}.predictions", 1, 1, topic_configs=small)])
+    await admin.close()
+    append(writer_in(tmp_path), 300)
+    shipper = Shipper(tmp_path, settings, note=lambda text: None)
+    async with shipping(shipper):
+        await until(lambda: shipper.shipped == 300)
+    assert (shipper.dead_letters, shipper.lag_events) == (0, 0)
+    messages = await messages_of(kafka, f"{settings.topic_prefix}.predictions")
+    assert len({dict(message.headers)["ce_id"] for message in messages}) == 300
+    assert_complete_and_in_order(messages, tmp_path)
+
+
+@pytest.mark.broker
+@pytest.mark.fault
+async def test_an_idle_shipper_notices_that_its_broker_is_away(own_kafka: KafkaBroker, tmp_path: Path) -> None:
+    settings = kafka_settings(own_kafka.bootstrap_servers, request_timeout_ms=1000)
+    notes: list[str] = []
+    shipper = Shipper(tmp_path, settings, note=notes.append)
+    async with shipping(shipper):
+        await until(lambda: shipper.connected)
+        own_kafka.freeze()
+        await until(lambda: not shipper.connected)
+        own_kafka.thaw()
+        await until(lambda: shipper.connected)
+    assert len(notes) == 3
 
 
 @pytest.mark.broker

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
@@ -251,6 +252,100 @@ async def test_two_members_share_the_partitions_and_one_that_leaves_costs_nothin
     await read_both(300)
     assert {record.sequence for record in found} == set(range(1, 301))
     await sources[0].close()
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+async def test_what_a_member_has_returned_is_committed_before_it_is_handed_over(kafka: str, tmp_path: Path) -> None:
+    log = KafkaLog(tmp_path, kafka)
+    # Predictions go to one member, feedback to the other, whoever comes first.
+    await log.append(200)
+    await log.append(100, kind=KIND_FEEDBACK)
+    first, second = KafkaSource(log.settings, log.group), KafkaSource(log.settings, log.group)
+    found = await read_until(first, 300)
+    # Nobody commits here but the rebalance itself.
+    async with asyncio.timeout(60):
+        while not second.assigned:
+            found += await second.read(100, 0.2)
+            found += await first.read(100, 0.2)
+    await log.append(100)
+    await log.append(100, kind=KIND_FEEDBACK)
+    async with asyncio.timeout(60):
+        while len(found) < 500:
+            found += await second.read(100, 0.2)
+            found += await first.read(100, 0.2)
+    assert by_address(found) == log.written
+    assert first.lag_events() == second.lag_events() == 0
+    await first.close()
+    await second.close()
+
+
+@pytest.mark.broker
+async def test_offsets_that_somebody_resets_bring_nothing_back_behind_a_position(kafka: str, tmp_path: Path) -> None:
+    log = KafkaLog(tmp_path, kafka)
+    await log.append(40)
+    source = log.source()
+    await read_until(source, 40)
+    await source.commit()
+    position = json.loads(json.dumps(source.position()))
+    await source.close()
+    tool = AIOKafkaConsumer(bootstrap_servers=kafka, group_id=log.group, enable_auto_commit=False)
+    await tool.start()
+    places = [TopicPartition(f"{log.settings.topic_prefix}.predictions", number) for number in range(3)]
+    tool.assign(places)
+    await tool.commit(dict.fromkeys(places, 0))
+    await tool.stop()
+    await log.append(10)
+    again = log.source(position)
+    found = await read_until(again, 10)
+    assert by_address(found + await again.read(100, 1.0)) == log.written[40:]
+    await again.close()
+
+
+@pytest.mark.broker
+async def test_messages_that_are_gone_before_they_are_read_are_told_and_the_rest_is_read(
+    kafka: str, tmp_path: Path
+) -> None:
+    log = KafkaLog(tmp_path, kafka)
+    await log.append(60)
+    source = log.source()
+    await read_until(source, 60)
+    early = {name: place | {"offset": min(1, place["offset"]), "seen": {}} for name, place in source.position().items()}
+    await source.close()
+    place = TopicPartition(f"{log.settings.topic_prefix}.predictions", 0)
+    ends = {name: int(position["offset"]) for name, position in source.position().items()}
+    lost = ends[f"{place.topic}/0"] - 2
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    await admin.delete_records({place: RecordsToDelete(before_offset=lost)})
+    await admin.close()
+    notes: list[str] = []
+    again = KafkaSource(log.settings, f"{log.group}-2", position=early, note=notes.append)
+    left = sum(end - (lost if name.endswith("/0") else 1) for name, end in ends.items() if end)
+    found = await read_until(again, left)
+    found += await again.read(100, 1.0)
+    assert len(found) == left
+    assert again.out_of_range == 1
+    assert any(f"reading goes on with {lost}, the earliest" in note for note in notes), notes
+    await again.close()
+
+
+@pytest.mark.broker
+async def test_gateways_that_began_in_the_same_millisecond_do_not_hide_one_another(kafka: str, tmp_path: Path) -> None:
+    settings = KafkaLog(tmp_path, kafka).settings
+    await ensure_topics(settings)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
+    await producer.start()
+    for name in (b"/gateway/one", b"/gateway/two"):
+        headers = [("ce_type", b"gateway.prediction.v1"), ("ce_id", b"01a20738c4d000-0000000001"), ("ce_source", name)]
+        for _ in range(2):
+            await producer.send_and_wait(f"{settings.topic_prefix}.predictions", b"{}", partition=0, headers=headers)
+    await producer.stop()
+    source = KafkaSource(settings, f"group-{settings.topic_prefix}")
+    assert len(await read_until(source, 2)) == 2
+    assert await source.read(100, 1.0) == []
+    assert source._seen.duplicates == 2
+    await source.close()
 
 
 @pytest.mark.broker
