@@ -203,7 +203,7 @@ from kafka import KafkaConsumer, KafkaProducer
 consumer = KafkaConsumer("gateway.predictions", bootstrap_servers=sys.argv[1], auto_offset_reset="earliest",
                          consumer_timeout_ms=3000)
 producer = KafkaProducer(bootstrap_servers=sys.argv[1])
-for message in consumer:
+for message in list(consumer):
     producer.send(message.topic, message.value, key=message.key, headers=list(message.headers),
                   partition=message.partition)
 producer.flush(30)
