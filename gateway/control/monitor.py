@@ -439,7 +439,9 @@ class Monitor:
         self._actor.add(model.decide_compared(harm, changed, rows=len(harm.rows), previous=None))
 
     def _quality_output(self, model: str) -> str:
-        return self._versions.policy(model).quality.output
+        # Asked for each prediction: the policy that is followed, not the file it came from.
+        watched = self.models.get(model)
+        return (watched.policy if watched is not None else self._versions.policy(model)).quality.output
 
     def _hours_since(self, time_text: str) -> float:
         try:

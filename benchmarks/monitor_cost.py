@@ -1,0 +1,161 @@
+"""What the monitor spends on one prediction of 30 features: reading the spool, decoding, joining, binning, evidence.
+
+A real spool of records as fronts write them, a real monitor over a real store; flushes as often as a loaded monitor's.
+
+    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--profile]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import gc
+import pstats
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gateway.control.compare import FixedRerun
+from gateway.control.monitor import Monitor
+from gateway.control.store import Store
+from gateway.control.versions import FixedVersions
+from gateway.drift.profile import build_profile
+from gateway.events.records import KIND_PREDICTION
+from gateway.predictions.source import LogSource, SpoolSource
+from gateway.predictions.spool import SpoolWriter
+from gateway.protocol.datatypes import TensorSpec
+from gateway.protocol.encode import encode_flat, tensor_head
+from gateway.repository.policy import ModelPolicy
+from gateway.serving.records import prediction_head, prediction_record, record_time, tensor_records
+from gateway.settings import MonitorSettings, SpoolSettings
+
+FEATURES = 30
+MODEL = "tabular"
+BATCH = 32
+
+
+def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float) -> None:
+    """Write predictions as a front does."""
+    draw = np.random.default_rng(0)
+    heads = [
+        prediction_head(
+            gateway="g", model=MODEL, version=version, digest="sha256:0", arm=arm, weight=weight, reason="weight"
+        )
+        for version, arm in ((1, "stable"), (2, "canary"))
+    ]
+    features, output = (tensor_head(TensorSpec(name, "FP32", (-1, -1))) for name in ("features", "variable"))
+    writer = SpoolWriter(spool_dir / "front-0", slot=0, settings=SpoolSettings())
+    sequence = 1
+    while sequence <= predictions:
+        batch = []
+        for _ in range(BATCH):
+            inputs = draw.normal(size=(rows, FEATURES)).astype("f4").round(4)
+            outputs = inputs[:, :1] * 2
+            record = prediction_record(
+                heads[int(draw.random() < weight / 100)],
+                event_id=f"{writer.boot}-{sequence:010x}".encode(),
+                time=record_time(time.time()),
+                sequence=sequence,
+                status=200,
+                rows=rows,
+                timings=(100, 50, 400),
+                inputs=tensor_records([features], [inputs], [encode_flat(inputs)], max_bytes=65536),
+                outputs=tensor_records([output], [outputs], [encode_flat(outputs)], max_bytes=65536),
+                parameters={},
+                request_id=None,
+                key=None,
+                error=None,
+            )
+            batch.append((KIND_PREDICTION, record))
+            sequence += 1
+        writer.append(batch)
+    writer.close()
+
+
+def build(place: Path, *, canary: bool) -> Monitor:
+    """A monitor of one model with a reference profile; with a canary, a trial runs."""
+    draw = np.random.default_rng(1)
+    reference = draw.normal(size=(8000, FEATURES)).astype("f4")
+    profile = build_profile(
+        inputs={"features": reference}, outputs={"variable": reference[:, :1] * 2}, columns={}, loss=None
+    )
+    store = Store(f"sqlite:///{place / 'store.db'}")
+    store.create()
+    for version in (1, 2):
+        store.register(MODEL, version, f"sha256:{version:064x}")
+        store.approve(MODEL, version, actor="bench", reason="measured")
+    store.set_route(MODEL, stable=1, actor="bench", reason="measured")
+    if canary:
+        store.set_route(MODEL, stable=1, canary=2, weight=10.0, actor="bench", reason="measured")
+
+    async def open_source(position: dict[str, Any] | None, start: Literal["earliest", "latest"]) -> LogSource:
+        return SpoolSource(place / "spool", position=None, start="earliest")
+
+    return Monitor(
+        open_source,
+        store,
+        source="spool",
+        versions=FixedVersions({MODEL: ModelPolicy()}, {(MODEL, version): profile for version in (1, 2)}),
+        state_dir=place,
+        settings=MonitorSettings(),
+        rerun=FixedRerun({}),
+        lookup=lambda _: None,
+        note=lambda text: print(f"monitor: {text}", file=sys.stderr),
+    )
+
+
+async def measure(place: Path, *, canary: bool, profile: cProfile.Profile | None) -> list[float]:
+    """Microseconds of CPU a prediction, for each time the monitor read and flushed."""
+    monitor = build(place, canary=canary)
+    await monitor.start(asyncio.Event())
+    gc.freeze()
+    costs = []
+    while True:
+        if profile:
+            profile.enable()
+        began = time.process_time()
+        taken = await monitor.step(0.0)
+        await monitor.flush()
+        spent = time.process_time() - began
+        if profile:
+            profile.disable()
+        if not taken:
+            break
+        costs.append(spent / taken * 1e6)
+    await monitor.close()
+    return costs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--predictions", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--canary", action="store_true", help="a trial is judged, too")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, function by function")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
+        place = Path(folder)
+        fill(
+            place / "spool",
+            predictions=arguments.predictions,
+            rows=arguments.rows,
+            weight=10.0 if arguments.canary else 0.0,
+        )
+        profile = cProfile.Profile() if arguments.profile else None
+        costs = sorted(asyncio.run(measure(place, canary=arguments.canary, profile=profile)))
+    print(
+        f"{arguments.rows} row(s) of {FEATURES} features: {costs[0]:.1f} us a prediction at best, "
+        f"{costs[len(costs) // 2]:.1f} at the median of {len(costs)} reads"
+    )
+    if profile:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(40)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
