@@ -25,7 +25,7 @@ from gateway.control.monitor import Monitor
 from gateway.control.store import Store
 from gateway.control.versions import FixedVersions
 from gateway.drift.profile import build_profile
-from gateway.events.records import KIND_PREDICTION
+from gateway.events.records import KIND_PREDICTION, Arm
 from gateway.predictions.source import LogSource, SpoolSource
 from gateway.predictions.spool import SpoolWriter
 from gateway.protocol.datatypes import TensorSpec
@@ -42,11 +42,12 @@ BATCH = 32
 def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float) -> None:
     """Write predictions as a front does."""
     draw = np.random.default_rng(0)
+    arms: tuple[tuple[int, Arm], ...] = ((1, "stable"), (2, "canary"))
     heads = [
         prediction_head(
             gateway="g", model=MODEL, version=version, digest="sha256:0", arm=arm, weight=weight, reason="weight"
         )
-        for version, arm in ((1, "stable"), (2, "canary"))
+        for version, arm in arms
     ]
     features, output = (tensor_head(TensorSpec(name, "FP32", (-1, -1))) for name in ("features", "variable"))
     writer = SpoolWriter(spool_dir / "front-0", slot=0, settings=SpoolSettings())
