@@ -99,6 +99,22 @@ def test_nothing_in_a_record_tells_what_a_redacted_column_held(tmp_path: Path, l
     run(test)
 
 
+def test_a_large_body_is_redacted_as_a_small_one(tmp_path: Path) -> None:
+    rows = 40_000
+
+    async def test() -> None:
+        options = {"logging": {"redact_columns": {"x": {"income": 1}}}}
+        async with door(tmp_path, engine_options=options, log={"max_tensor_bytes": 10**9}) as d:
+            d.engine.run = lambda inputs: [inputs[0][:, :1].repeat(3, axis=1)]
+            large = {**ROW, "shape": [rows, 3], "data": [1.0, 7654321.0, 3.0] * rows}
+            [(status, _, _)] = await d.send(post({"inputs": [large]}), read=1)
+            [record] = d.log()
+            assert status == 200 and record["inputs"][0]["data"] == [1.0, None, 3.0] * rows
+            assert "7654321" not in json.dumps(record)
+
+    run(test)
+
+
 def test_records_of_every_sort_are_what_the_committed_schemas_say(tmp_path: Path) -> None:
     python = client_python("jsonschema", "jsonschema==4.25.1")
     options = {"logging": {"sample": 0.5, "redact_columns": {"x": {"income": 1}}}}
