@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 
-__all__ = ("is_long", "rounds")
+__all__ = ("rounds",)
 
 
 def rounds(short: int) -> int:
     """`GATEWAY_TEST_ROUNDS` where it is set, else `short`."""
     return int(os.environ.get("GATEWAY_TEST_ROUNDS", short))
-
-
-def is_long() -> bool:
-    """Whether the long form was asked for."""
-    return "GATEWAY_TEST_ROUNDS" in os.environ
