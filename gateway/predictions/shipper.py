@@ -190,6 +190,8 @@ class Shipper:
                 await self._ship_from_checkpoint(stop)
                 return
             except _Refused as refused:
+                # What went with them is sent again.
+                self._round_records = max(1, self._round_records // 4)
                 if self._learn(refused):
                     continue
             except (Exception, asyncio.CancelledError) as error:

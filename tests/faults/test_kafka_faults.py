@@ -76,22 +76,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def delayed(world: World, load: Load) -> None:
     world.proxy.delay(0.3)
-    load.wait(100 * ROUNDS)
+    load.wait(100 * ROUNDS, seconds=60.0 * ROUNDS)
 
 
 def on_a_slow_line(world: World, load: Load) -> None:
     world.proxy.slow(20_000)
-    load.wait(100 * ROUNDS)
+    load.wait(100 * ROUNDS, seconds=60.0 * ROUNDS)
 
 
 def in_a_black_hole(world: World, load: Load) -> None:
     world.proxy.black_hole()
-    load.wait(200 * ROUNDS)
+    load.wait(200 * ROUNDS, seconds=60.0 * ROUNDS)
 
 
 def cut_off(world: World, load: Load) -> None:
     world.proxy.cut()
-    load.wait(200 * ROUNDS)
+    load.wait(200 * ROUNDS, seconds=60.0 * ROUNDS)
 
 
 def bereft_of_answers(world: World, load: Load) -> None:
@@ -106,18 +106,18 @@ def bereft_of_answers(world: World, load: Load) -> None:
 
 def damaged(world: World, load: Load) -> None:
     world.proxy.damage()
-    load.wait(100 * ROUNDS)
+    load.wait(100 * ROUNDS, seconds=60.0 * ROUNDS)
 
 
 def frozen(world: World, load: Load) -> None:
     world.broker.freeze()
-    load.wait(200 * ROUNDS)
+    load.wait(200 * ROUNDS, seconds=60.0 * ROUNDS)
     world.broker.thaw()
 
 
 def restarted(world: World, load: Load) -> None:
     world.broker.kill()
-    load.wait(100 * ROUNDS)
+    load.wait(100 * ROUNDS, seconds=60.0 * ROUNDS)
     # Its partitions come back under another leader epoch.
     world.broker.start()
 
@@ -132,14 +132,14 @@ def test_nobody_notices_and_nothing_is_lost_when_kafka_is(
 ) -> None:
     history = History(tmp_path / "history")
     with Load(world.gateway.http_port, pause_seconds=0.01, history=history) as load:
-        load.wait(50 * ROUNDS)
+        load.wait(50 * ROUNDS, seconds=60.0 * ROUNDS)
         began = time.time()
         fault(world, load)
         ended = time.time()
         world.proxy.heal()
         world.drain()
         drained = time.time()
-        load.wait(50 * ROUNDS)
+        load.wait(50 * ROUNDS, seconds=60.0 * ROUNDS)
     history.close()
     show_latencies(load.answers, began, ended, drained)
     assert not load.failed and not load.broken
