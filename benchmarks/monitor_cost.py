@@ -12,6 +12,7 @@ import asyncio
 import cProfile
 import gc
 import pstats
+import resource
 import sys
 import tempfile
 import time
@@ -151,7 +152,8 @@ def main() -> int:
         costs = sorted(asyncio.run(measure(place, canary=arguments.canary, profile=profile)))
     print(
         f"{arguments.rows} row(s) of {FEATURES} features: {costs[0]:.1f} us a prediction at best, "
-        f"{costs[len(costs) // 2]:.1f} at the median of {len(costs)} reads"
+        f"{costs[len(costs) // 2]:.1f} at the median of {len(costs)} reads; "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB resident at most"
     )
     if profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(40)
