@@ -50,7 +50,7 @@ class Door:
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(pause)
-        answers = []
+        answers: list[tuple[int, dict[str, str], Any]] = []
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while read is None or len(answers) < read:
                 answers.append(await read_answer(reader))
