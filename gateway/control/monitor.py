@@ -23,12 +23,13 @@ from gateway.control.gauges import Metrics, NoMetrics
 from gateway.control.history import Trials
 from gateway.control.join import JoinState, LabelJoin, LabelledRow
 from gateway.control.lock import held_lock
+from gateway.control.logged import read_prediction
 from gateway.control.model import Harm, ModelState, ModelWatch
 from gateway.control.outbox import Outbox
 from gateway.control.status import describe_model
 from gateway.control.versions import Versions
 from gateway.events.encoding import RecordError, decode, seconds_of
-from gateway.events.records import KIND_DECISION, SCHEMA, FeedbackRecord, PredictionRecord
+from gateway.events.records import KIND_DECISION, KIND_PREDICTION, SCHEMA, FeedbackRecord, PredictionRecord
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.source import LogSource
 from gateway.predictions.spool import SpoolError
@@ -313,7 +314,9 @@ class Monitor:
     def _take_one(self, record: LogRecord) -> str:
         if record.kind == KIND_DECISION:
             return ""
-        event = decode(record.kind, record.payload)
+        event = (
+            read_prediction(record.payload) if record.kind == KIND_PREDICTION else decode(record.kind, record.payload)
+        )
         if event.schema > SCHEMA:
             return "schema of a later version"
         model = self.models.get(event.model)

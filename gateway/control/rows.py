@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gateway.control.logged import LoggedTensor, read_numbers
 from gateway.drift.columns import MAX_COLUMNS
 from gateway.drift.profile import FeatureProfile, ProfileError, bin_counts, columns_of
 from gateway.events.records import TensorRecord
@@ -15,6 +16,7 @@ from gateway.events.records import TensorRecord
 __all__ = ("RowBuffer",)
 
 Array = np.ndarray[Any, Any]
+Tensor = TensorRecord | LoggedTensor
 
 
 class RowBuffer:
@@ -42,7 +44,7 @@ class RowBuffer:
     ) -> None:
         ignored = set(ignore)
         self._columns = columns
-        self._waiting: list[tuple[Sequence[TensorRecord], int]] = []
+        self._waiting: list[tuple[Sequence[Tensor], int]] = []
         self.features: dict[str, FeatureProfile] = {}
         self.skipped = 0
         tensors: dict[str, list[str]] = {}
@@ -61,7 +63,7 @@ class RowBuffer:
     def __repr__(self) -> str:
         return f"<RowBuffer features={len(self.features)} waiting={len(self._waiting)} skipped={self.skipped}>"
 
-    def add(self, tensors: Sequence[TensorRecord], rows: int) -> None:
+    def add(self, tensors: Sequence[Tensor], rows: int) -> None:
         """Keep the first `rows` rows of each tensor of a request until the next `take`."""
         self._waiting.append((tensors, rows))
 
@@ -71,6 +73,12 @@ class RowBuffer:
         counts = np.zeros((len(self.features), self._bins), dtype=np.int64)
         for name, (parts, rows) in self._by_tensor(waiting).items():
             columns = self._tensors[name]
+            whole = [tensor for tensor, wanted in zip(parts, rows, strict=True) if wanted >= _rows_of(tensor)]
+            numbers = read_numbers(whole)
+            if numbers is not None and columns.takes(whole[0].shape[1:]):
+                columns.count(numbers.reshape(-1, columns.width), counts)
+                left = [each for each in zip(parts, rows, strict=True) if each[1] < _rows_of(each[0])]
+                parts, rows = [tensor for tensor, _ in left], [wanted for _, wanted in left]
             for row_shape, values in self._whole(parts, rows).items():
                 if columns.takes(row_shape) and not isinstance(values[0], str):
                     self._count(columns, values, counts)
@@ -79,12 +87,12 @@ class RowBuffer:
         return counts
 
     def _by_tensor(
-        self, waiting: list[tuple[Sequence[TensorRecord], int]]
-    ) -> dict[str, tuple[Sequence[TensorRecord], Sequence[int]]]:
+        self, waiting: list[tuple[Sequence[Tensor], int]]
+    ) -> dict[str, tuple[Sequence[Tensor], Sequence[int]]]:
         """Each tensor over all requests, with the rows that count of each."""
         rows = [each for _, each in waiting]
         if len({len(tensors) for tensors, _ in waiting}) == 1:
-            found: dict[str, tuple[Sequence[TensorRecord], Sequence[int]]] = {}
+            found: dict[str, tuple[Sequence[Tensor], Sequence[int]]] = {}
             for column in zip(*(tensors for tensors, _ in waiting), strict=True):
                 names = {tensor.name for tensor in column}
                 if len(names) > 1:
@@ -96,10 +104,10 @@ class RowBuffer:
         return self._by_name(waiting)
 
     def _by_name(
-        self, waiting: list[tuple[Sequence[TensorRecord], int]]
-    ) -> dict[str, tuple[Sequence[TensorRecord], Sequence[int]]]:
+        self, waiting: list[tuple[Sequence[Tensor], int]]
+    ) -> dict[str, tuple[Sequence[Tensor], Sequence[int]]]:
         """The same for requests that name their tensors in different orders."""
-        parts: dict[str, list[TensorRecord]] = {}
+        parts: dict[str, list[Tensor]] = {}
         rows: dict[str, list[int]] = {}
         for tensors, each in waiting:
             for tensor in tensors:
@@ -108,22 +116,22 @@ class RowBuffer:
                     rows.setdefault(tensor.name, []).append(each)
         return {name: (found, rows[name]) for name, found in parts.items()}
 
-    def _whole(self, parts: Sequence[TensorRecord], rows: Sequence[int]) -> dict[tuple[int, ...], list[Any]]:
+    def _whole(self, parts: Sequence[Tensor], rows: Sequence[int]) -> dict[tuple[int, ...], list[Any]]:
         """The values that are as many as their shape says, flat, by the shape of a row."""
         shapes = {tensor.shape for tensor in parts}
+        every = [tensor.data for tensor in parts]
         if len(shapes) == 1:
             shape = shapes.pop()
-            values = [tensor.data for tensor in parts]
-            if shape and shape[0] == 1 and None not in values and len({len(each or ()) for each in values}) == 1:
-                flat = list(chain.from_iterable(each for each in values if each is not None))
+            if shape and shape[0] == 1 and None not in every and len({len(each or ()) for each in every}) == 1:
+                flat = list(chain.from_iterable(each for each in every if each is not None))
                 return {shape[1:]: flat} if flat else {}
         by_shape: dict[tuple[int, ...], list[Any]] = {}
-        for tensor, counted in zip(parts, rows, strict=True):
-            total = tensor.shape[0] if tensor.shape else 1
-            if not tensor.data or total < 1 or len(tensor.data) % total:
+        for tensor, values, counted in zip(parts, every, rows, strict=True):
+            total = _rows_of(tensor)
+            if not values or total < 1 or len(values) % total:
                 self.skipped += 1
                 continue
-            kept = tensor.data[: min(counted, total) * (len(tensor.data) // total)]
+            kept = values[: min(counted, total) * (len(values) // total)]
             by_shape.setdefault(tensor.shape[1:], []).extend(kept)
         return by_shape
 
@@ -145,6 +153,10 @@ class RowBuffer:
                     counts[self._index[column], : len(binned)] += binned
         except (ValueError, TypeError, OverflowError, ProfileError):
             self.skipped += 1
+
+
+def _rows_of(tensor: Tensor) -> int:
+    return tensor.shape[0] if tensor.shape else 1
 
 
 class _Columns:

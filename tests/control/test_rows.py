@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.control.logged import LoggedTensor
 from gateway.control.rows import RowBuffer
 from gateway.drift.profile import bin_counts, build_profile
 from gateway.events.records import TensorRecord
 
+T = TypeVar("T", TensorRecord, LoggedTensor)
 REFERENCE = build_profile(
     inputs={
         "wide": np.random.default_rng(1).normal(size=(500, 3)),
@@ -42,6 +45,27 @@ requests = st.lists(
     min_size=1,
     max_size=8,
 )
+
+
+def logged(tensor: TensorRecord, kind: type[T]) -> T:
+    return msgspec.json.decode(msgspec.json.encode(tensor), type=kind)
+
+
+@settings(deadline=None)
+@given(requests, st.lists(st.integers(1, 3), min_size=8, max_size=8))
+def test_tensors_whose_numbers_are_still_text_count_as_those_that_were_read(sent: list[Any], wanted: list[int]) -> None:
+    read, unread = buffer(), buffer()
+    for (table, constant, place, turned), rows in zip(sent, wanted, strict=False):
+        tensors = [
+            tensor("wide", [value for row in table for value in row], width=3),
+            tensor("constant", [constant] * len(table)),
+            tensor("place", [place] * len(table)),
+        ]
+        tensors = tensors[::-1] if turned else tensors
+        read.add([logged(each, TensorRecord) for each in tensors], rows)
+        unread.add([logged(each, LoggedTensor) for each in tensors], rows)
+    assert np.array_equal(read.take(), unread.take())
+    assert read.skipped == unread.skipped
 
 
 @settings(deadline=None)
