@@ -133,10 +133,13 @@ class Lane:
         if self.refusing is not None and self._link is None:
             raise EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {self.refusing}")
         job.queued_at = time.perf_counter()
-        self.line.put(job)
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
+        try:
+            self.line.put(job)
+        finally:
+            # A job that is refused may have displaced others, which are to be told.
+            if not self._flush_due:
+                self._flush_due = True
+                self._loop.call_soon(self._flush)
 
     async def connect(self) -> bool:
         """Try once to reach the engine; True when it is connected, or connecting and about to greet."""

@@ -135,14 +135,12 @@ class WaitingLine:
         batch: list[Job] = []
         late: list[Job] = []
         passed: list[Job] = []
-        queue = self._normal
         most = self.pace.rows if self._joins else 0
         most_bytes = self._limits.batch_bytes
         rows = size = 0  # of the batch
         gone_rows = gone_bytes = 0
-        while queue or self._others:
-            if self._others:
-                queue = self._leading()
+        while self._normal or self._others:
+            queue = self._leading() if self._others else self._normal
             job = queue[0]
             weight = job.rows or 1
             if batch and (rows + weight > most or size + job.size > most_bytes):

@@ -138,6 +138,8 @@ class RequestDecoder:
             return None
         if b"\n" in text or b"\r" in text:
             return None
+        if size == 1 and not text.strip(b"[] \t"):
+            return None  # no number needs no comma either
         return usual, text
 
     def numbers_of(self, texts: list[bytes], reading: Reading) -> Array | None:

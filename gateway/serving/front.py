@@ -339,11 +339,15 @@ class Front:
         inference.deadline = inference.arrived + seconds
 
     def _shed(self, inference: Inference) -> None:
-        # What is refused in one pass of the loop is one write to the log: refusals must cost little.
+        # What one version refuses in one pass of the loop is one write to the log: refusals must cost little.
         if not self._overloaded:
             asyncio.get_running_loop().call_soon(self._deliver_overloaded)
         self._overloaded.append(inference)
 
     def _deliver_overloaded(self) -> None:
         overloaded, self._overloaded = self._overloaded, []
-        self.delivery.deliver(overloaded)
+        by_version: dict[ServedVersion, list[Inference]] = {}
+        for inference in overloaded:
+            by_version.setdefault(inference.served, []).append(inference)
+        for inferences in by_version.values():
+            self.delivery.deliver(inferences)

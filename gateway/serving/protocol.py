@@ -457,6 +457,8 @@ class GatewayProtocol(HttpToolsProtocol):
             raise HeadRefused(400, f"a request has one Host header, got {hosts}")
         self._chunked = chunked
         self._plain = not (chunked or expects or self._upgrading)
+        if not keep_alive:
+            self._known_head = None  # nothing more is taken on this connection (RFC 9112, section 9.6)
         if chunked:
             self._chunks = self._overhead = 0
             if version == "1.0":

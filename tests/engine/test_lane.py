@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.job import HIGH, Job
+from gateway.engine.job import HIGH, LOW, Job
 from gateway.engine.lane import Lane, QueueLimits
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, ModelFailed, Overloaded
 from tests.engines import FakeEngine, fake_engine
@@ -264,6 +264,26 @@ def test_who_makes_room_for_a_higher_rank_is_told_so_and_not_from_within_submit(
             w.engine.hold.set()
             await w.until(4)
             assert high.failure is None
+
+    run(test)
+
+
+def test_who_made_room_for_one_that_is_refused_all_the_same_is_told_so_without_an_engine(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.die()
+            while w.lane.ready:
+                await asyncio.sleep(0.001)
+            low, normal, large = job(1), job(2), job(3)
+            low.rank = LOW
+            normal.size, large.size = 10, QueueLimits().max_bytes
+            w.lane.submit(normal)
+            w.lane.submit(low)
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded):
+                w.lane.submit(large)
+            assert await w.until(1) == [low]
+            assert isinstance(low.failure, Overloaded)
 
     run(test)
 

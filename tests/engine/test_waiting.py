@@ -113,6 +113,14 @@ def test_ranks_go_first_and_within_a_rank_the_first_to_come() -> None:
     assert [made.take(horizon=0.0)[0] for _ in range(4)] == [[high], [other], [normal], [low]]
 
 
+def test_requests_of_all_ranks_go_together() -> None:
+    made = line()
+    normal, high, other = filled(made, job(), job(rank=HIGH, at=0.01), job(at=0.02))
+    assert made.take(horizon=0.0) == ([high, normal, other], [])
+    normal, low = filled(made, job(), job(rank=LOW))
+    assert made.take(horizon=0.0) == ([normal, low], [])
+
+
 def test_a_low_rank_is_a_late_start_and_never_a_wait_without_end() -> None:
     made = line(1)
     low = filled(made, job(rank=LOW))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,26 @@ def test_a_body_beyond_the_limit_is_refused_behind_a_known_head_too(tmp_path: Pa
         async with door(tmp_path, limits={"max_body_bytes": 1024}) as d:
             answers = await ask(d, post(), post(), post(b" " * 1025), read=3)
             assert [status for status, _ in answers] == [200, 200, 413]
+
+    run(test)
+
+
+def test_nothing_known_is_taken_after_a_request_that_closes_the_connection(
+    tmp_path: Path, taken: list[bytes]
+) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            reader, writer = await d.connect()
+            writer.write(post())
+            await reader.readuntil(b"]}]}")
+            d.engine.hold.clear()
+            for request in (post(headers="Connection: close\r\n"), post()):
+                writer.write(request)
+                await asyncio.sleep(0.05)
+            d.engine.hold.set()
+            assert (await reader.read()).count(b"HTTP/1.1 ") == 1
+            assert taken == [] and len(d.log()) == 2
+            writer.close()
 
     run(test)
 

@@ -91,6 +91,20 @@ def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
 
 
+@pytest.mark.parametrize("text", [b"[]", b"[ ]", b"[\t]"])
+async def test_a_request_without_its_one_number_is_refused_and_gets_nobody_elses_answer(
+    tmp_path: Path, text: bytes
+) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, 1)),), (TensorSpec("y", "FP32", (-1, 1)),))
+    tensor = b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":%b}]}'
+    async with door(tmp_path, engine_options={"signature": signature}) as d:
+        await d.send(post(tensor % b"[1.5]"), read=1)
+        asked = [post(tensor % each) for each in (text, b"[7.5]", text, b"[8.5]")]
+        answers = await d.send(b"".join(asked), read=4)
+        assert [status for status, _, _ in answers] == [400, 200, 400, 200]
+        assert [body["outputs"][0]["data"] for status, _, body in answers if status == 200] == [[15.0], [17.0]]
+
+
 async def test_requests_of_other_lengths_are_never_read_or_run_as_one(tmp_path: Path) -> None:
     signature = Signature((TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),))
 
