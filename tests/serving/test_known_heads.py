@@ -121,9 +121,7 @@ def test_a_body_beyond_the_limit_is_refused_behind_a_known_head_too(tmp_path: Pa
     run(test)
 
 
-def test_nothing_known_is_taken_after_a_request_that_closes_the_connection(
-    tmp_path: Path, taken: list[bytes]
-) -> None:
+def test_nothing_known_is_taken_after_a_request_that_closes_the_connection(tmp_path: Path, taken: list[bytes]) -> None:
     async def test() -> None:
         async with door(tmp_path) as d:
             reader, writer = await d.connect()

@@ -6,12 +6,15 @@ import asyncio
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gateway.predictions.reader import SpoolReader
-from gateway.routing.table import hash_key
+from gateway.protocol.errors import Overloaded
+from gateway.routing.table import Route, hash_key
+from gateway.serving.inference import Inference
 from gateway.telemetry.cells import CellFile
 from tests.clients.environments import client_python
 from tests.serving.fronts import ROW, door, post, run
@@ -176,3 +179,21 @@ def all_records(spool_dir: Path) -> list[tuple[int, dict[str, Any]]]:
     records = [(record.kind, json.loads(record.payload)) for record in reader.read(100_000)]
     reader.close()
     return records
+
+
+def test_what_versions_shed_in_one_pass_of_the_loop_is_counted_for_each_of_them(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            models = {"m": 1, "n": 2}
+            approved = {("m", 1): "sha256:01", ("n", 1): "sha256:02"}
+            d.front.follow(2, {model: Route(model, stable=1) for model in models}, approved)
+            connection: Any = SimpleNamespace(answered=lambda inference: None)
+            for model, count in models.items():
+                for _ in range(count):
+                    d.front.accept(Inference(connection, model, refused=Overloaded("the queue is full")))
+            await asyncio.sleep(0)
+            for model, count in models.items():
+                assert d.front.versions[model, 1].requests("stable", 503).value == count
+            assert [record["model"] for record in d.log()] == ["m", "n", "n"]
+
+    run(test)
