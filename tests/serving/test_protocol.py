@@ -288,7 +288,7 @@ def test_a_full_log_refuses_predictions_and_says_not_ready(tmp_path: Path) -> No
             first, second = await d.send(post() + post(), read=2)
             assert (first[0], second[0]) == (503, 503) and "log" in first[2]["error"]
             ready = (await d.send(get("/v2/health/ready"), read=1))[0]
-            assert ready[0] == 503 and "log is full" in ready[2]["error"]
+            assert ready[0] == 503 and "log takes no records" in ready[2]["error"]
 
     run(test)
 
