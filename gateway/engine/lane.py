@@ -143,7 +143,7 @@ class Lane:
 
     async def connect(self) -> bool:
         """Try once to reach the engine; True when it is connected, or connecting and about to greet."""
-        if self._link is not None or self._greeting:
+        if self._link is not None or self._greeting or self._closing:
             return self._link is not None
         link = self._greeting = _Link(self)
         try:
@@ -344,9 +344,13 @@ class _Link(asyncio.BufferedProtocol):
         self._lane = lane
         self._reader = FrameReader()
         self._transport: asyncio.Transport
+        self._is_made = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._is_made = True
+        if self._lane._closing:  # noqa: SLF001
+            self.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reader.buffer()
@@ -373,4 +377,5 @@ class _Link(asyncio.BufferedProtocol):
         write_frame(self._transport, frame)
 
     def close(self) -> None:
-        self._transport.close()
+        if self._is_made:
+            self._transport.close()

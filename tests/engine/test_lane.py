@@ -407,6 +407,30 @@ def test_an_open_circuit_refuses_what_waits_and_what_comes(tmp_path: Path) -> No
     run(test)
 
 
+@pytest.mark.parametrize("passes", [0, 1, 2, 3])
+def test_a_lane_that_is_closed_while_it_connects_is_left_without_a_connection(tmp_path: Path, passes: int) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            lane = Lane(
+                "m",
+                1,
+                socket_path=w.engine.path,
+                done=w.done.extend,
+                greeted=lambda hello: True,
+                limits=QueueLimits(),
+                frames_in_flight=2,
+            )
+            connecting = asyncio.create_task(lane.connect())
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            lane.close()
+            await connecting
+            await asyncio.sleep(0.05)
+            assert not lane.ready and not await lane.connect()
+
+    run(test)
+
+
 def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: Path) -> None:
     async def test() -> None:
         connections = 0
