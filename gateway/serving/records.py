@@ -219,8 +219,12 @@ def _summary(array: Array) -> dict[str, Any]:
     summary: dict[str, float] = {"count": array.size}
     numbers = numbers_of(array)
     if array.size and numbers.dtype.kind in "fiu":
-        finite = numbers[np.isfinite(numbers)] if numbers.dtype.kind == "f" else numbers
+        finite, low, high = numbers, numbers.min(), numbers.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            # Of NaN and infinities the smallest or the largest is one, too.
+            finite = numbers[np.isfinite(numbers)]
+            low, high = (finite.min(), finite.max()) if finite.size else (low, high)
         if finite.size:
-            summary |= {"min": float(finite.min()), "max": float(finite.max()), "mean": float(finite.mean(dtype="f8"))}
+            summary |= {"min": float(low), "max": float(high), "mean": float(finite.mean(dtype="f8"))}
         summary["not_finite"] = int(numbers.size - finite.size)
     return {"sha256": digest, "summary": summary}
