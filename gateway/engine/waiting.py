@@ -215,9 +215,12 @@ class WaitingLine:
         while (reason := self._lacking(job)) is not None:
             queue = next((self._ranked[rank] for rank in (LOW, NORMAL) if rank > job.rank and self._ranked[rank]), None)
             if queue is None:
-                self.closed_for = min(self.closed_for, job.rank)
-                self._refusal = f"the queue of {self.name} is full: {reason}"
-                raise self.refusal()
+                refusal = f"the queue of {self.name} is full: {reason}"
+                # One that is too large for what is left says nothing of smaller ones.
+                if self._bytes + job.size <= self._max_bytes or self._bytes * 2 > self._max_bytes:
+                    self.closed_for = min(self.closed_for, job.rank)
+                    self._refusal = refusal
+                raise Overloaded(refusal)
             newest = queue.pop()
             self._others -= newest.rank != NORMAL
             self.rows -= newest.rows or 1

@@ -36,6 +36,7 @@ _FILE = re.compile(
 )
 _GROUP_ROWS = 2000
 _LISTED_SECONDS = 30.0
+_MISSED_SECONDS = 1.0  # so old a listing is not enough to say that a record is not there
 _LABEL_DAYS = 31
 _DAY_SECONDS = 86_400
 _NO_MODEL = "_"
@@ -152,7 +153,14 @@ class Archive:
         AddressError, ArchiveError
         """
         boot, sequence = parse_id(event_id)
-        for file in self._list():
+        record = self._find(boot, sequence, self._list())
+        if record is None and time.monotonic() - self._listed_at > _MISSED_SECONDS:
+            # It may have come here since the folder was listed.
+            record = self._find(boot, sequence, self._list(afresh=True))
+        return record
+
+    def _find(self, boot: str, sequence: int, files: list[_File]) -> LogRecord | None:
+        for file in files:
             if file.boot == boot and file.first <= sequence <= file.last:
                 for record in self._read(file, [("seq", "=", sequence)]):
                     return record

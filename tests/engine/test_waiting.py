@@ -158,6 +158,18 @@ def test_a_queue_of_as_many_bytes_as_it_may_hold_refuses_but_takes_one_request_o
         made.put(job(size=1))
 
 
+def test_one_that_is_too_large_for_what_is_left_closes_the_line_for_nobody() -> None:
+    made = line(max_bytes=100)
+    made.put(job(size=10))
+    with pytest.raises(Overloaded):
+        made.put(job(size=95))
+    assert NORMAL < made.closed_for
+    made.put(job(size=80))
+    with pytest.raises(Overloaded):
+        made.put(job(size=20))
+    assert made.closed_for == NORMAL
+
+
 def test_what_would_wait_too_long_is_refused() -> None:
     made = line(4, max_wait_seconds=2.0)
     backlog(made, row_seconds=0.25)

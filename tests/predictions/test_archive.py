@@ -85,6 +85,19 @@ def test_what_has_moved_is_answered_as_before_byte_for_byte(tmp_path: Path, url:
     assert lookup.find(format_id(written[0].boot, 999)) is None
 
 
+def test_what_has_moved_since_the_archive_was_listed_is_found(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool, count=150)
+    reader = Archive(url)
+    first = format_id(written[0].boot, written[0].sequence)
+    assert reader.find(first) is None
+    archiver(spool, Archive(url)).move_due(max_age_seconds=-1)
+    monkeypatch.setattr("gateway.predictions.archive._MISSED_SECONDS", 0.0)
+    assert reader.find(first) == written[0]
+
+
 def test_a_window_of_the_archive_is_the_window_of_the_spool(tmp_path: Path, url: str) -> None:
     spool = tmp_path / "spool"
     fill(spool, count=60)
