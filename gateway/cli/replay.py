@@ -146,7 +146,13 @@ def _print(report: ReplayReport, opened: OpenVersion) -> None:
     print_table(
         ("time in the model", "runs", "p50 us", "p99 us", "us a row"),
         [
-            (name, latency.runs, f"{latency.p50_us:.0f}", f"{latency.p99_us:.0f}", f"{latency.row_us:.2f}")
+            (
+                name,
+                latency.runs,
+                f"{latency.p50_us:.0f}",
+                f"{latency.p99_us:.0f}",
+                "" if latency.row_us is None else f"{latency.row_us:.2f}",
+            )
             for name, latency in report.latency.items()
         ],
     )

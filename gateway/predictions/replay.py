@@ -52,7 +52,7 @@ class Latency(msgspec.Struct, frozen=True):
     runs: int
     p50_us: float
     p99_us: float
-    row_us: float
+    row_us: float | None
 
 
 class Compared(msgspec.Struct, frozen=True):
@@ -298,11 +298,11 @@ class _Replay:
             nanoseconds, rows = np.array(times, dtype="f8"), np.array(counts, dtype="f8")
             found[name] = _latency(nanoseconds / 1000, row_us=float(nanoseconds.sum() / 1000 / max(1, rows.sum())))
         if self._logged_us:
-            found["log"] = _latency(np.array(self._logged_us, dtype="f8"), row_us=0.0)
+            found["log"] = _latency(np.array(self._logged_us, dtype="f8"), row_us=None)
         return found
 
 
-def _latency(microseconds: Array, *, row_us: float) -> Latency:
+def _latency(microseconds: Array, *, row_us: float | None) -> Latency:
     p50, p99 = np.quantile(microseconds, (0.5, 0.99))
     return Latency(len(microseconds), float(p50), float(p99), row_us)
 

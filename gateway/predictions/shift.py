@@ -174,10 +174,14 @@ def population_shift(left: Array, right: Array) -> float:
     0.0
     >>> round(population_shift(np.arange(100.0), np.arange(100.0) + 20), 3)
     1.6
+    >>> population_shift(np.full(20, 582.8), np.full(20, 447.2)) > 1
+    True
     """
     if not left.size or not right.size:
         return 0.0
-    edges = np.unique(np.quantile(left, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    edges, times = np.unique(np.quantile(left, np.linspace(0, 1, _BINS + 1)[1:-1]), return_counts=True)
+    # A value that is several deciles gets a bin of its own, or what fell below it would still be in its bin.
+    edges = np.unique(np.concatenate((edges, np.nextafter(edges[times > 1], -np.inf))))
     shares = []
     for side in (left, right):
         counts = np.bincount(np.searchsorted(edges, side, side="left"), minlength=len(edges) + 1)

@@ -91,3 +91,14 @@ def test_a_checkout_cannot_make_us_run_a_program(tmp_path: Path) -> None:
     _git(tmp_path, "config", "core.fsmonitor", str(program))
     assert detect_source(tmp_path).commit
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_lineage_of_the_documentation_can_be_read_and_shows_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    file = tmp_path / "lineage.toml"
+    file.write_text(page.split("```toml\n")[1].split("```")[0])
+    lineage = read_lineage(file)
+    shown = {field for field in Lineage.__struct_fields__ if getattr(lineage, field) not in (None, {})}
+    assert shown == set(Lineage.__struct_fields__) - {"reference"}
+    assert None not in (lineage.data.uri, lineage.data.sha256, lineage.data.rows, lineage.data.start, lineage.data.end)
+    assert lineage.source.commit is not None and lineage.source.dirty is False
