@@ -7,6 +7,7 @@ the tests that do not stop it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -19,10 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
-__all__ = ("KafkaBroker", "free_port", "kafka_jars", "maven_jars")
+__all__ = ("KafkaBroker", "consume", "free_port", "kafka_jars", "maven_jars")
 
 KAFKA_VERSION = "4.3.1"
 
@@ -263,3 +266,32 @@ def _give_up(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def consume(bootstrap_servers: str, topic: str, *, seconds: float = 30.0) -> list[Any]:
+    """Every message that is in a topic now, by partition and offset; none when there is no such topic."""
+
+    async def read() -> list[Any]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            if topic not in await consumer.topics():
+                return []
+            await consumer._client._wait_on_metadata(topic)
+            places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            ends = await consumer.end_offsets(places)
+            messages = []
+            while any([await consumer.position(place) < ends[place] for place in places]):
+                for batch in (await consumer.getmany(timeout_ms=500)).values():
+                    messages += batch
+            return sorted(messages, key=lambda message: (message.partition, message.offset))
+        finally:
+            await consumer.stop()
+
+    async def bounded() -> list[Any]:
+        async with asyncio.timeout(seconds):
+            return await read()
+
+    return asyncio.run(bounded())

@@ -17,7 +17,6 @@ and checkers (Kingsbury, jepsen.io).
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import threading
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from gateway.events.addresses import format_id, parse_id
 from gateway.events.records import KIND_PREDICTION, PredictionRecord
@@ -36,6 +34,7 @@ from gateway.predictions.dead_letters import DEAD_LETTERS_NAME, DeadLetter
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.segments import list_streams
 from gateway.telemetry.exposition import collect
+from tests.brokers import consume
 
 __all__ = (
     "Counts",
@@ -152,37 +151,12 @@ def topic(bootstrap_servers: str, name: str, *, kind: int = KIND_PREDICTION) -> 
 
     A message's id is its `ce_id`, which must be the one that stands in its record.
     """
-    messages = asyncio.run(_bounded(bootstrap_servers, name))
+    messages = consume(bootstrap_servers, name, seconds=KAFKA_SECONDS)
     entries = []
     for message in messages:
         headers = dict(message.headers)
         entries.append(Entry("topic", f"{name}/{message.partition}", headers["ce_id"].decode(), kind, message.value))
     return entries
-
-
-async def _bounded(bootstrap_servers: str, name: str) -> list[Any]:
-    async with asyncio.timeout(KAFKA_SECONDS):
-        return await _consume(bootstrap_servers, name)
-
-
-async def _consume(bootstrap_servers: str, name: str) -> list[Any]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-    await consumer.start()
-    try:
-        if name not in await consumer.topics():
-            return []
-        await consumer._client._wait_on_metadata(name)
-        places = [TopicPartition(name, number) for number in consumer.partitions_for_topic(name)]
-        consumer.assign(places)
-        await consumer.seek_to_beginning(*places)
-        ends = await consumer.end_offsets(places)
-        messages = []
-        while any([await consumer.position(place) < ends[place] for place in places]):
-            for batch in (await consumer.getmany(timeout_ms=500)).values():
-                messages += batch
-        return sorted(messages, key=lambda message: (message.partition, message.offset))
-    finally:
-        await consumer.stop()
 
 
 @dataclass

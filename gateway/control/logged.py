@@ -12,6 +12,7 @@ import simdjson
 
 from gateway.events.encoding import RecordError
 from gateway.events.records import PredictionRecord, TensorRecord
+from gateway.protocol.json_tensor import READING, numbers_in
 
 __all__ = ("LoggedPrediction", "LoggedTensor", "read_numbers", "read_prediction")
 
@@ -77,9 +78,5 @@ def read_numbers(tensors: Sequence[TensorRecord | LoggedTensor]) -> Array | None
         if text.count(b",") != size - 1:
             return None
         texts.append(text)
-    try:
-        values: Any = simdjson.Parser().parse(b"[%b]" % b",".join(texts))
-        numbers: Array = np.frombuffer(values.as_buffer(of_type="d"), "<f8")
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return None
-    return numbers if numbers.size == size * len(texts) else None
+    numbers = numbers_in(texts, READING["FP64"], parser=simdjson.Parser())
+    return numbers if numbers is not None and numbers.size == size * len(texts) else None

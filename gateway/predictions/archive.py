@@ -25,6 +25,7 @@ from gateway.events.addresses import parse_id
 from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.arrow import filesystems, parquet, pyarrow, require_installed
+from gateway.predictions.disk import LocalDisk
 from gateway.predictions.segments import LogRecord, list_segments, scan, split_name
 
 __all__ = ("Archive", "ArchiveError", "lowest_in")
@@ -286,7 +287,7 @@ class Archive:
                 raise ArchiveError(f"{partial} does not hold what was written to it")
             if self._is_local():
                 os.replace(partial, path)
-                _sync_folder(Path(path).parent)
+                LocalDisk().sync_folder(Path(path).parent)
             else:
                 self._files.mv(partial, path)
         except (*_FOREIGN, self._arrow.ArrowException) as error:
@@ -392,11 +393,3 @@ def _whole_records(block: bytes, boot: str) -> list[LogRecord]:
 def _days(since: float, until: float | None) -> tuple[str, str]:
     last = "9999-12-31" if until is None else datetime.fromtimestamp(until, UTC).date().isoformat()
     return datetime.fromtimestamp(since, UTC).date().isoformat(), last
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,6 +30,7 @@ from gateway.protocol.json_tensor import (
     longest_text,
     nesting_of,
     numbers,
+    numbers_in,
     tensor_of,
     within,
 )
@@ -145,19 +146,12 @@ class RequestDecoder:
     def numbers_of(self, texts: list[bytes], reading: Reading) -> Array | None:
         """The numbers of texts that `recognise` gave, behind one another; None when some text has anything else.
 
-        Brackets stand only around each text, and in a string none could: a string is no number.
-
         Returns
         -------
         array of the dtype of `reading`, flat
         """
-        try:
-            values: Any = self._parser.parse(b"[%b]" % b",".join(texts))
-            wide: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
-            del values
-        except (TypeError, ValueError, RuntimeError, AttributeError):
-            return None
-        if reading.limits is not None and not within(wide, reading):
+        wide = numbers_in(texts, reading, parser=self._parser)
+        if wide is None or (reading.limits is not None and not within(wide, reading)):
             return None
         return wide.astype(reading.dtype)
 

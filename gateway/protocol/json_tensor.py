@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = (
     "longest_text",
     "nesting_of",
     "numbers",
+    "numbers_in",
     "numbers_with_tokens",
     "tensor_of",
     "within",
@@ -171,6 +172,20 @@ def numbers(values: Any, spec: TensorSpec) -> Array:
     if not within(array, reading):
         raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
     return array.astype(reading.dtype)
+
+
+def numbers_in(texts: Sequence[bytes], reading: Reading, *, parser: simdjson.Parser) -> Array | None:
+    """The numbers of flat JSON arrays, behind one another, of the wide dtype of `reading`; None when there is anything
+    else in some of them.
+
+    Each text has one pair of brackets, around it. In a string none could hide: a string is no number.
+    """
+    try:
+        values: Any = parser.parse(b"[%b]" % b",".join(texts))
+        array: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return None
+    return array
 
 
 def within(array: Array, reading: Reading) -> bool:

@@ -193,12 +193,8 @@ class Front:
             return
         try:
             self._admit(inference)
-        except Overloaded as error:
-            inference.failure = error
-            self._shed(inference)
         except GatewayError as error:
-            inference.failure = error
-            self.delivery.deliver([inference])
+            self._fail(inference, error)
 
     def tick(self, now: float) -> None:
         """Expire what is late; call it several times a second with `time.perf_counter()`."""
@@ -296,10 +292,7 @@ class Front:
             self._side.run(read, partial(self._go_on, inference))
             return
         if inference.recognise(served.decoder):
-            seconds = self._timeout_seconds
-            if inference.timeout_ms:
-                seconds = min(seconds, inference.timeout_ms / 1000)
-            inference.deadline = inference.arrived + seconds
+            self._limit_time(inference)
         else:
             self._take(inference, inference.read(served.decoder))
         served.lane.submit(inference)
@@ -311,12 +304,8 @@ class Front:
         try:
             self._take(inference, result_of(read))
             inference.served.lane.submit(inference)
-        except Overloaded as error:
-            inference.failure = error
-            self._shed(inference)
         except GatewayError as error:
-            inference.failure = error
-            self.delivery.deliver([inference])
+            self._fail(inference, error)
         except Exception as fault:
             inference.give_up(fault)
             self.delivery.deliver([inference])
@@ -331,12 +320,22 @@ class Front:
         inference.requested = request.outputs
         if request.priority:
             inference.rank = rank_of(request.priority)
+        self._limit_time(inference)
+        if request.timeout_us:
+            inference.deadline = min(inference.deadline, inference.arrived + request.timeout_us / 1e6)
+
+    def _limit_time(self, inference: Inference) -> None:
         seconds = self._timeout_seconds
         if inference.timeout_ms:
             seconds = min(seconds, inference.timeout_ms / 1000)
-        if request.timeout_us:
-            seconds = min(seconds, request.timeout_us / 1e6)
         inference.deadline = inference.arrived + seconds
+
+    def _fail(self, inference: Inference, error: GatewayError) -> None:
+        inference.failure = error
+        if isinstance(error, Overloaded):
+            self._shed(inference)
+        else:
+            self.delivery.deliver([inference])
 
     def _shed(self, inference: Inference) -> None:
         # What one version refuses in one pass of the loop is one write to the log: refusals must cost little.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from gateway.events.addresses import parse_id
-from tests.brokers import KafkaBroker
+from tests.brokers import KafkaBroker, consume
 from tests.engines import save_adder, save_divider
 from tests.gateways import RunningGateway, call, eventually, start_gateway
 from tests.load import Load, vector
@@ -138,32 +136,3 @@ def arrived(broker: KafkaBroker, topic: str, ids: set[str]) -> list[Any]:
 
     eventually(all_there, seconds=60, what=f"the arrival of {len(ids)} events in gateway.{topic}")
     return found
-
-
-def consume(bootstrap_servers: str, topic: str) -> list[Any]:
-    """Every message that is in a topic now, by partition and offset."""
-
-    async def read() -> list[Any]:
-        consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, enable_auto_commit=False)
-        await consumer.start()
-        try:
-            if topic not in await consumer.topics():
-                return []
-            await consumer._client._wait_on_metadata(topic)
-            places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
-            consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            ends = await consumer.end_offsets(places)
-            messages = []
-            while any([await consumer.position(place) < ends[place] for place in places]):
-                for batch in (await consumer.getmany(timeout_ms=500)).values():
-                    messages += batch
-            return sorted(messages, key=lambda message: (message.partition, message.offset))
-        finally:
-            await consumer.stop()
-
-    async def bounded() -> list[Any]:
-        async with asyncio.timeout(30):
-            return await read()
-
-    return asyncio.run(bounded())
