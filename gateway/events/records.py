@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = (
+    "KIND_BLOCK",
     "KIND_DECISION",
     "KIND_FEEDBACK",
     "KIND_PREDICTION",
@@ -28,6 +29,8 @@ SCHEMA = 1
 KIND_PREDICTION = 1
 KIND_FEEDBACK = 2
 KIND_DECISION = 3
+KIND_BLOCK = 4
+"""Of a frame of the spool that holds many predictions (`gateway/events/blocks.py`); no record has it."""
 
 Arm = Literal["stable", "canary", "shadow", "pinned"]
 

@@ -1,7 +1,9 @@
 """The spool on disk: how a record is framed, how segment files are named and listed.
 
 A record is `length u32, crc32c u32, sequence u64, kind u8`, payload; little endian, no padding. The length is the
-payload's, the CRC covers sequence, kind and payload. `docs/log.md` describes the format for others.
+payload's, the CRC covers sequence, kind and payload. A block of predictions is a record of the file like any other,
+has the sequence of its first prediction, and comes back as single predictions. `docs/log.md` describes the format for
+others.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from typing import NamedTuple
 
 from google_crc32c import value as crc32c
 
+from gateway.events.blocks import COUNT_BYTES, BlockError, count_of, predictions_of
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
+
 __all__ = (
     "HEADER_BYTES",
     "LOCK_NAME",
@@ -28,6 +33,7 @@ __all__ = (
     "end_of_records",
     "list_segments",
     "list_streams",
+    "numbers_of",
     "reserve_of",
     "scan",
     "segment_name",
@@ -61,10 +67,10 @@ class LogRecord(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Whole records of a block, the offset after them, and what stopped the scan.
+    """Whole records of a part of a file, the offset after them, and what stopped the scan.
 
     `needed` is the length of the record at `end` as its header tells, 0 when no whole header is there or the length
-    cannot be; `damaged` is set when the record at `end` does not check.
+    cannot be; `damaged` is set when the record at `end` does not check, or is a block and no records come of it.
     """
 
     records: list[LogRecord]
@@ -73,23 +79,54 @@ class Scan(NamedTuple):
     damaged: bool
 
 
-def scan(block: bytes, boot: str, *, start: int = 0, max_records: int = 1 << 60) -> Scan:
-    """Return the whole records of `block` from offset `start`, at most `max_records`."""
+def scan(content: bytes, boot: str, *, start: int = 0, max_records: int = 1 << 60, expand: bool = True) -> Scan:
+    """Return the whole records of `content` from offset `start`.
+
+    Parameters
+    ----------
+    max_records : int
+        Look no further with so many; of the block that comes last there may be up to `MAX_BLOCK` - 1 more.
+    expand : bool
+        Give the predictions of a block; otherwise the block itself, as one record of `KIND_BLOCK`.
+    """
     records: list[LogRecord] = []
-    offset, size = start, len(block)
+    offset, size = start, len(content)
     unpack = _HEADER.unpack_from
     while len(records) < max_records and size - offset >= HEADER_BYTES:
-        length, crc, sequence, kind = unpack(block, offset)
+        length, crc, sequence, kind = unpack(content, offset)
         if length > MAX_PAYLOAD_BYTES:
             return Scan(records, offset, 0, True)
         after = offset + HEADER_BYTES + length
         if after > size:
             return Scan(records, offset, after - offset, False)
-        if crc32c(block[offset + _CHECKED_FROM : after]) != crc:
+        if crc32c(content[offset + _CHECKED_FROM : after]) != crc:
             return Scan(records, offset, after - offset, True)
-        records.append(LogRecord(kind, boot, sequence, block[offset + HEADER_BYTES : after]))
+        payload = content[offset + HEADER_BYTES : after]
+        if kind != KIND_BLOCK or not expand:
+            records.append(LogRecord(kind, boot, sequence, payload))
+        else:
+            try:
+                predictions = predictions_of(payload, boot=boot, sequence=sequence)
+            except BlockError:
+                return Scan(records, offset, after - offset, True)
+            records += [
+                LogRecord(KIND_PREDICTION, boot, number, prediction)
+                for number, prediction in enumerate(predictions, sequence)
+            ]
         offset = after
     return Scan(records, offset, 0, False)
+
+
+def numbers_of(content: bytes, offset: int) -> int:
+    """Return how many numbers the whole record at `offset` takes, by its header and what follows, unchecked."""
+    length, _, _, kind = _HEADER.unpack_from(content, offset)
+    if kind != KIND_BLOCK:
+        return 1
+    start = offset + HEADER_BYTES
+    try:
+        return count_of(content[start : start + min(length, COUNT_BYTES)])
+    except BlockError:
+        return 1
 
 
 def end_of_records(path: Path) -> int:
@@ -115,7 +152,7 @@ def whole_bytes(file: int) -> int | None:
     offset, asked = 0, _BLOCK_BYTES
     while True:
         block = os.pread(file, asked, offset)
-        found = scan(block, "")
+        found = scan(block, "", expand=False)
         offset += found.end
         if found.damaged:
             return offset if not any(block[found.end :]) and len(block) < asked else None

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from google_crc32c import value as crc32c
 
+from gateway.events.blocks import count_of
+from gateway.events.records import KIND_BLOCK
 from gateway.predictions.disk import Disk, LocalDisk, SyncDebt
 from gateway.predictions.segments import (
     HEADER_BYTES,
@@ -22,6 +24,7 @@ from gateway.predictions.segments import (
     RECORD_TAIL,
     SpoolSize,
     list_segments,
+    numbers_of,
     reserve_of,
     segment_name,
     split_name,
@@ -43,7 +46,10 @@ _PROBE_NAME = "probe"
 
 
 class SpoolError(Exception):
-    """Raised when records could not be written; the first `written` of the batch are in the log all the same."""
+    """Raised when records could not be written; the first `written` of the batch are in the log all the same.
+
+    A block counts as the predictions it holds, and all of them are in the log or none.
+    """
 
     def __init__(self, text: str, *, written: int = 0) -> None:
         super().__init__(text)
@@ -145,8 +151,9 @@ class SpoolWriter:
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Write `(kind, payload)` pairs in one write; on return all of them are in the log.
 
-        With `fsync = "always"` they are on the disk, unless the writer is `deferred`. With `full = "drop"` a full spool
-        is no error: the records are counted in `dropped`.
+        Each takes one number, a block (`KIND_BLOCK`) as many as it holds predictions. With `fsync = "always"` they
+        are on the disk, unless the writer is `deferred`. With `full = "drop"` a full spool is no error: the records
+        are counted in `dropped`.
 
         Raises
         ------
@@ -154,16 +161,18 @@ class SpoolWriter:
             No space is left.
         SpoolError
             The disk refused. In both cases `written` tells how many of the batch are in the log.
+        BlockError
+            What is said to be a block is none; nothing was written.
         """
         head, tail = RECORD_HEAD.pack, RECORD_TAIL.pack
-        sequence = self.next_sequence
+        first = sequence = self.next_sequence
         parts: list[bytes] = []
         for kind, payload in records:
             # One copy is cheaper than a second call for the checksum.
             numbered = tail(sequence, kind) + payload
             parts.append(head(len(payload), crc32c(numbered)))
             parts.append(numbered)
-            sequence += 1
+            sequence += 1 if kind != KIND_BLOCK else count_of(payload)
         frame = b"".join(parts)
         size = len(frame)
         if size > MAX_PAYLOAD_BYTES:
@@ -177,7 +186,7 @@ class SpoolWriter:
             if done != size:
                 self._write_rest(frame, done)
         except (OSError, SpoolError) as error:
-            self._refuse(error, records, sequence)
+            self._refuse(error, first, sequence)
             return
         self.next_sequence = sequence
         self.size_bytes += size
@@ -185,7 +194,7 @@ class SpoolWriter:
         self._dirty = True
         self.full = self.unsure
         if self._fsync == "always" and not self._deferred:
-            self._sync_batch(len(records))
+            self._sync_batch(sequence - first)
 
     def tick(self) -> None:
         """Look again for room, close a segment that is old, and bring to the disk what is due; call it every second.
@@ -394,12 +403,12 @@ class SpoolWriter:
                 self._leave_segment()
             raise
 
-    def _refuse(self, error: OSError | SpoolError, records: Sequence[tuple[int, bytes]], end: int) -> None:
+    def _refuse(self, error: OSError | SpoolError, first: int, end: int) -> None:
+        """Note that of the numbers from `first` to before `end` only those before `next_sequence` are in the log."""
         self.full = True
-        refused = end - self.next_sequence
+        refused, written = end - self.next_sequence, self.next_sequence - first
         if isinstance(error, OSError) and error.errno not in _NO_SPACE:
             self._leave_segment()
-        written = len(records) - refused
         if written and self._fsync == "always" and not self._deferred:
             self._sync_batch(written)
         if not self._drop:
@@ -435,11 +444,11 @@ def _check_sizes(records: Sequence[tuple[int, bytes]]) -> None:
 
 
 def _whole_records(frame: bytes, written: int) -> tuple[int, int]:
-    """Return how many records lie whole in the first `written` bytes of a frame, and their bytes."""
+    """Return how many numbers the records take that lie whole in the first `written` bytes, and their bytes."""
     count = used = 0
     while used + HEADER_BYTES <= written:
         after = used + HEADER_BYTES + RECORD_HEAD.unpack_from(frame, used)[0]
         if after > written:
             break
-        count, used = count + 1, after
+        count, used = count + numbers_of(frame, used), after
     return count, used

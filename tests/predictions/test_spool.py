@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.events.addresses import format_id
+from gateway.events.blocks import BlockError
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.disk import FakeDisk, Fault
 from gateway.predictions.lookup import find
 from gateway.predictions.reader import LogRecord, SpoolReader
 from gateway.predictions.segments import HEADER_BYTES, list_segments, split_name
 from gateway.predictions.spool import SpoolError, SpoolFull, SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
 
 SMALL = SpoolSettings(segment_bytes=4096)
 PAYLOADS = st.lists(st.tuples(st.integers(1, 3), st.binary(max_size=300)), min_size=1, max_size=8)
@@ -271,6 +275,84 @@ def test_a_write_that_stops_at_any_byte_leaves_whole_records_and_says_how_many(t
     assert (reader.corrupt, reader.torn, reader.missing) == (0, 0, 0)
 
 
+def test_a_block_takes_a_number_for_each_prediction_and_comes_back_as_single_records(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    batch = singles(5)
+    writer.append([(1, b"before"), (KIND_BLOCK, batch.payload()), (2, b"behind")])
+    assert writer.next_sequence == 8
+    assert read_everything(tmp_path) == [
+        LogRecord(1, writer.boot, 1, b"before"),
+        *(
+            LogRecord(KIND_PREDICTION, writer.boot, 2 + place, payload)
+            for place, payload in enumerate(batch.records(2, boot=writer.boot))
+        ),
+        LogRecord(2, writer.boot, 7, b"behind"),
+    ]
+
+
+def test_what_is_no_block_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    with pytest.raises(BlockError):
+        writer.append([(1, b"before"), (KIND_BLOCK, b"\0\0")])
+    assert (writer.next_sequence, writer.full, list_segments(tmp_path / "front-0")) == (1, False, [])
+
+
+@pytest.mark.parametrize("part", range(0, 101, 4))
+def test_a_write_that_stops_in_a_block_leaves_nothing_of_it_and_counts_predictions(tmp_path: Path, part: int) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk)
+    payload = singles(3).payload()
+    taken = (HEADER_BYTES + 6) + (HEADER_BYTES + len(payload)) * part // 100
+    writer.append([(1, b"opens the segment")])
+    disk.fault = next_step(disk, errno.ENOSPC, taken=taken)
+    with pytest.raises(SpoolFull) as refused:
+        writer.append([(1, b"before"), (KIND_BLOCK, payload), (KIND_BLOCK, payload)])
+    assert refused.value.written == (4 if part == 100 else 1)
+    writer.append([(1, b"after")])
+    reader = SpoolReader(tmp_path)
+    sequences = [record.sequence for record in reader.read()]
+    assert sequences == list(range(1, refused.value.written + 3))
+    assert (reader.corrupt, reader.torn, reader.missing) == (0, 0, 0)
+
+
+def test_dropped_blocks_count_their_predictions_and_leave_as_large_a_gap(tmp_path: Path) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk, full="drop")
+    payload = singles(7).payload()
+    writer.append([(KIND_BLOCK, payload)])
+    disk.fault = next_step(disk, errno.EIO)
+    writer.append([(KIND_BLOCK, payload), (1, b"lost")])
+    writer.append([(KIND_BLOCK, payload)])
+    assert (writer.dropped, writer.next_sequence) == (8, 23)
+    reader = SpoolReader(tmp_path)
+    assert [record.sequence for record in reader.read()] == [*range(1, 8), *range(16, 23)]
+    assert reader.missing == 8
+
+
+def test_blocks_that_could_not_be_synced_count_their_predictions(tmp_path: Path) -> None:
+    disk = FakeDisk(tmp_path)
+    writer = writer_in(tmp_path, disk=disk, full="drop", fsync="always")
+    writer.append([(KIND_BLOCK, singles(7).payload())])
+    disk.fault = Fault(disk.steps + 2, errno.EIO)
+    writer.append([(KIND_BLOCK, singles(7).payload()), (1, b"x")])
+    assert (writer.unsynced, writer.dropped, writer.next_sequence) == (8, 0, 16)
+
+
+def test_a_block_cut_by_a_kill_is_cut_off_whole_and_the_blocks_before_it_stay(tmp_path: Path) -> None:
+    payload = singles(3).payload()
+    for left in range(1, HEADER_BYTES + len(payload), 7):
+        folder = tmp_path / str(left)
+        writer = writer_in(folder)
+        writer.append([(KIND_BLOCK, payload), (KIND_BLOCK, payload)])
+        writer.close()
+        (segment,) = (folder / "front-0").glob("*.seg")
+        os.truncate(segment, segment.stat().st_size - left)
+        second = writer_in(folder)
+        assert second.cut == HEADER_BYTES + len(payload) - left
+        second.append([(KIND_BLOCK, payload)])
+        assert [record.sequence for record in read_everything(folder)] == [1, 2, 3, 1, 2, 3]
+
+
 @pytest.mark.parametrize("first", [1, 20, 40])
 def test_a_short_write_is_gone_on_with(tmp_path: Path, first: int) -> None:
     disk = FakeDisk(tmp_path)
@@ -432,15 +514,23 @@ def test_repr_tells_the_state(tmp_path: Path) -> None:
     assert " closed " in repr(writer)
 
 
+@lru_cache(maxsize=1)
+def written_in_block(first: int, boot: str) -> list[bytes]:
+    return singles(5, first=first, width=100).records(first, boot=boot)
+
+
 CHILD = """
 import sys
 from pathlib import Path
+from gateway.events.records import KIND_BLOCK
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
 writer = SpoolWriter(Path(sys.argv[1]) / "front-0", slot=0, settings=SpoolSettings(segment_bytes=65536))
 while True:
     first = writer.next_sequence
-    writer.append([(1, b"%d" % (first + place) * 20) for place in range(7)])
+    block = singles(5, first=first + 7, width=100).payload()
+    writer.append([*((1, b"%d" % (first + place) * 20) for place in range(7)), (KIND_BLOCK, block)])
     sys.stdout.write(f"{writer.boot} {writer.next_sequence - 1}\\n")
     sys.stdout.flush()
 """
@@ -465,7 +555,11 @@ def test_kill_9_loses_nothing_that_was_appended(tmp_path: Path) -> None:
     reader = SpoolReader(tmp_path)
     found: dict[str, list[int]] = {}
     for record in reader.read(1 << 30):
-        assert record.payload == b"%d" % record.sequence * 20
+        block, place = divmod(record.sequence - 1, 12)
+        if place < 7:
+            assert record.payload == b"%d" % record.sequence * 20
+        else:
+            assert record.payload == written_in_block(12 * block + 8, record.boot)[place - 7]
         found.setdefault(record.boot, []).append(record.sequence)
     assert len(told) == 10
     assert list(found) == sorted(found)
