@@ -7,7 +7,6 @@ It is the gateway's front, with its engines and its store; only what is named do
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import sys
 import time
@@ -18,14 +17,15 @@ from typing import Any
 import numpy as np
 
 from gateway.app import run_front
-from gateway.engine.job import Job
+from gateway.engine.job import Job, Run
 from gateway.engine.lane import Array, Lane
 from gateway.engine.session import ModelSession
 from gateway.protocol.encode import encode_flat, encode_string
 from gateway.serving.answers import status_of
-from gateway.serving.delivery import Answer, Delivery, rows_of, stencil_of
+from gateway.serving.delivery import Delivery
 from gateway.serving.front import Front
 from gateway.serving.inference import Inference
+from gateway.serving.stencil import Stencil
 from gateway.serving.tally import RunTally
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
@@ -37,52 +37,39 @@ PARTS = ("log", "metrics", "statistics", "isolation")
 
 
 class _NothingTallied(RunTally):
-    def add(self, jobs: Sequence[Any], *, now: float, time: float) -> None:
+    def add(self, run: Run, jobs: Sequence[Any], *, now: float, time: float) -> None:
         """Count nothing."""
 
 
 class _Unlogged(Delivery):
     """Makes no records; answers are made as ever, each with a number."""
 
-    _numbers = itertools.count(1)
+    def _block_of(
+        self, stencil: Stencil, alike: Sequence[Inference], *, run: Run, now: float, stamp: bytes
+    ) -> list[tuple[int, bytes]]:
+        return []
 
-    def deliver(self, inferences: Sequence[Inference]) -> None:
-        now = time.perf_counter()
-        boot = self._spool.boot.encode()
-        answers: list[Answer] = []
-        results: object = None
-        rows: Sequence[bytes] | None = None
-        for inference in inferences:
-            event_id = b"%b-%010x" % (boot, next(self._numbers))
-            if inference.plain and inference.failure is None and inference.keep_alive:
-                if inference.results is not results:
-                    results = inference.results
-                    rows = rows_of(inference)
-                if rows is not None and (stencil := stencil_of(inference)) is not None:
-                    first, count = inference.row, inference.rows
-                    flat = rows[first] if count == 1 else b",".join(rows[first : first + count])
-                    answer = stencil.answer % (event_id, stencil.answer_bytes + len(flat), event_id, flat)
-                    answers.append((event_id, answer, 200, True))
-                    continue
-            answers.append((event_id, *self._body(inference, event_id), False))
-        self._release(inferences, answers, now)
-
-    def _body(self, inference: Inference, event_id: bytes) -> tuple[bytes, int]:
+    def _finish(
+        self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int
+    ) -> tuple[bytes, bytes, int]:
         failure = inference.failure
         if failure is not None:
-            return b'{"error":%b}' % encode_string(str(failure)), status_of(failure)
+            return b"", b'{"error":%b}' % encode_string(str(failure)), status_of(failure)
         said = inference.said()
         flats = [
             encode_flat(output) if said is None or position in said else None
             for position, output in enumerate(inference.outputs)
         ]
-        return inference.body_of(event_id, inference.outputs_of(flats)), 200
+        return b"", inference.body_of(event_id, inference.outputs_of(flats)), 200
+
+    def _append(self, records: Sequence[tuple[int, bytes]], count: int) -> None:
+        self._spool.next_sequence += count
 
 
 class _Uncounted(Delivery):
     """Counts nothing."""
 
-    def _count(self, inferences: Sequence[Inference], answers: Sequence[Answer], *, now: float) -> None:
+    def _count(self, batch: Any, *, now: float) -> None:
         """Count nothing."""
 
 
@@ -112,20 +99,21 @@ class _LaneInside(Lane):
 
     session: ModelSession
 
-    def _send(self, jobs: list[Job], link: Any, *, now: float, whole: list[list[Array]] | None) -> None:
+    def _send(self, jobs: list[Job], link: Any, *, now: float, whole: list[Array] | None) -> None:
         self._next_id += 1
+        run = Run(jobs, 0, sent_at=now, inputs=whole)
         for job in jobs:
-            job.sent_at = now
-        jobs[0].batch_rows = sum(job.rows for job in jobs)
+            job.run, job.row = run, run.rows
+            run.rows += job.rows
         assert self.hello is not None
-        parts = whole or zip(*[job.inputs for job in jobs], strict=True)
+        parts = [[array] for array in whole] if whole else zip(*[job.inputs for job in jobs], strict=True)
         inputs = {
             spec.name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             for spec, arrays in zip(self.hello.signature.inputs, parts, strict=True)
         }
         began = time.perf_counter_ns()
         outputs = self.session.run(inputs)
-        self._in_flight[self._next_id] = jobs
+        self._in_flight[self._next_id] = run
         self._loop.call_soon(self._result, self._next_id, time.perf_counter_ns() - began, outputs)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, get_args
 
 from gateway.control.alarm import Alarm
@@ -36,7 +36,7 @@ class Metrics(Protocol):
 
     def feedback(self, model: str, state: str, labels: int) -> None: ...
 
-    def delays(self, model: str, seconds: Iterable[float]) -> None: ...
+    def delays(self, model: str, seconds: Sequence[float]) -> None: ...
 
     def show(self, models: Iterable[ModelWatch], *, lag_events: float) -> None: ...
 
@@ -50,7 +50,7 @@ class NoMetrics:
 
     def feedback(self, model: str, state: str, labels: int) -> None: ...
 
-    def delays(self, model: str, seconds: Iterable[float]) -> None: ...
+    def delays(self, model: str, seconds: Sequence[float]) -> None: ...
 
     def show(self, models: Iterable[ModelWatch], *, lag_events: float) -> None: ...
 
@@ -81,7 +81,7 @@ class CellMetrics:
         named = {"model": model, "state": _FEEDBACK_STATES[state]}
         self._cells.counter("gateway_feedback_total", named).inc(labels)
 
-    def delays(self, model: str, seconds: Iterable[float]) -> None:
+    def delays(self, model: str, seconds: Sequence[float]) -> None:
         self._cells.histogram("gateway_feedback_delay_seconds", {"model": model}).observe_many(seconds)
 
     def show(self, models: Iterable[ModelWatch], *, lag_events: float) -> None:

@@ -1,15 +1,15 @@
-"""One request on its way through an engine."""
+"""Requests on their way through an engine, and the runs that they share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from gateway.protocol.errors import GatewayError
 
-__all__ = ("DEFAULT_PRIORITY", "HIGH", "LOW", "LOWEST_PRIORITY", "NORMAL", "Job", "rank_of")
+__all__ = ("DEFAULT_PRIORITY", "HIGH", "LOW", "LOWEST_PRIORITY", "NORMAL", "Job", "Run", "rank_of")
 
 HIGH, NORMAL, LOW = -1, 0, 1
 DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
@@ -18,54 +18,94 @@ DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Job(msgspec.Struct, eq=False, kw_only=True):
-    """One request on its way through an engine.
+class Run:
+    """One run of a model, for one job or for several that share it.
 
     Attributes
     ----------
-    inputs : list of arrays
+    jobs : list of Job
+        Whose rows follow one another in it.
+    rows : int
+    sent_at : float
+        `time.perf_counter()`.
+    inputs : list of arrays or None
+        Of all jobs together, in the signature's order, where they were read together.
+    results : list of arrays
+        What the run gave, in the signature's order.
+    inference_ns : int
+    late : bool
+        Some of the jobs have failed while it ran.
+    """
+
+    __slots__ = ("inference_ns", "inputs", "jobs", "late", "results", "rows", "sent_at")
+
+    def __init__(self, jobs: list[Any], rows: int, *, sent_at: float, inputs: list[Array] | None = None) -> None:
+        self.jobs = jobs
+        self.rows = rows
+        self.sent_at = sent_at
+        self.inputs = inputs
+        self.results: list[Array] = []
+        self.inference_ns = 0
+        self.late = False
+
+    def __repr__(self) -> str:
+        return f"<Run of {len(self.jobs)} jobs, {self.rows} rows>"
+
+    def end(self) -> list[Any]:
+        """Let go of the jobs, each of which holds this run, so that none waits for the collector of cycles."""
+        jobs, self.jobs = self.jobs, []
+        return jobs
+
+
+class Job:
+    """One request on its way through an engine.
+
+    A plain object with slots: thousands a second are made, and each attribute of theirs is set once.
+
+    Attributes
+    ----------
+    inputs : sequence of arrays
         In the signature's order.
     rows : int
     size : int
         Bytes it takes while it waits; its body is a good measure.
     rank : int
         `HIGH`, `NORMAL` or `LOW`.
+    queued_at : float
+        `time.perf_counter()`.
     deadline : float
         `time.perf_counter()` after which no answer is wanted.
-    results : list of arrays
-        What the run gave, in the signature's order, once the job is done and `failure` is None.
+    run : Run or None
+        The run it was last part of.
     row : int
-        Where the job's rows begin in them.
-    queued_at, sent_at : float
-        `time.perf_counter()`.
-    inference_ns : int
-        Of the run the job was part of.
-    batch_rows : int
-        Rows of that run.
+        Where the job's rows begin in it.
+    failure : GatewayError or None
     abandoned : bool
         The caller has gone; a job that still waits is dropped.
     """
 
-    inputs: list[Array] = []
-    rows: int = 1
-    size: int = 0
-    rank: int = NORMAL
-    deadline: float = 0.0
-    results: list[Array] = []
-    row: int = 0
-    failure: GatewayError | None = None
-    queued_at: float = 0.0
-    sent_at: float = 0.0
-    inference_ns: int = 0
-    batch_rows: int = 0
-    abandoned: bool = False
+    __slots__ = ("abandoned", "deadline", "failure", "inputs", "queued_at", "rank", "row", "rows", "run", "size")
+
+    def __init__(self) -> None:
+        self.inputs: Sequence[Array] = ()
+        self.rows = 1
+        self.size = 0
+        self.rank = NORMAL
+        self.queued_at = self.deadline = 0.0
+        self.run: Run | None = None
+        self.row = 0
+        self.failure: GatewayError | None = None
+        self.abandoned = False
 
     @property
     def outputs(self) -> list[Array]:
-        """The job's own part of `results`."""
-        if self.rows == self.batch_rows:
-            return self.results
-        return [result[self.row : self.row + self.rows] for result in self.results]
+        """The job's own part of its run's results."""
+        run = self.run
+        if run is None:
+            return []
+        if self.rows == run.rows:
+            return run.results
+        return [result[self.row : self.row + self.rows] for result in run.results]
 
 
 def rank_of(priority: int) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 
 from gateway.engine.address import short_address
 from gateway.engine.errors import WireError
-from gateway.engine.job import Job
+from gateway.engine.job import Job, Run
 from gateway.engine.waiting import QueueLimits, WaitingLine
 from gateway.engine.wire import (
     FAILURE,
@@ -60,7 +60,7 @@ class Lane:
         Called with the jobs of a finished frame, answered or failed, in order.
     read : callable
         Called with the jobs of a batch before it goes, to make ready what is not in their `inputs` yet. It returns
-        the inputs of the whole batch, as `encode_run` takes them, where it has them joined, and the jobs that cannot
+        the inputs of the whole batch, in the signature's order, where it has them joined, and the jobs that cannot
         be made ready, with their `failure`.
     greeted : callable
         Called with the engine's greeting each time one is reached, before anything is sent to it; an engine that is
@@ -77,7 +77,7 @@ class Lane:
         *,
         socket_path: Path,
         done: Callable[[list[Any]], None],
-        read: Callable[[list[Any]], tuple[list[list[Array]] | None, list[Any]]] = _nothing_to_read,
+        read: Callable[[list[Any]], tuple[list[Array] | None, list[Any]]] = _nothing_to_read,
         greeted: Callable[[Hello], bool],
         limits: QueueLimits,
         frames_in_flight: int,
@@ -92,7 +92,7 @@ class Lane:
         self._read = read
         self._greeted = greeted
         self._frames_in_flight = frames_in_flight
-        self._in_flight: dict[int, list[Job]] = {}
+        self._in_flight: dict[int, Run] = {}
         self._pressed: set[int] = set()  # frames that were formed while others had to wait
         self._again: deque[list[Job]] = deque()  # parts of batches that failed, each to be run by itself
         self._next_id = 0
@@ -121,7 +121,7 @@ class Lane:
         return not (self.line.rows or self._in_flight or self._again)
 
     def submit(self, job: Job) -> None:
-        """Queue a job; `done` is called with it later, never from here.
+        """Queue a job, whose `queued_at` is now; `done` is called with it later, never from here.
 
         Raises
         ------
@@ -132,7 +132,6 @@ class Lane:
         """
         if self.refusing is not None and self._link is None:
             raise EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {self.refusing}")
-        job.queued_at = time.perf_counter()
         try:
             self.line.put(job)
         finally:
@@ -158,8 +157,13 @@ class Lane:
         """Fail every job whose deadline is past; drop what waits for callers that have gone."""
         if self.line.rows:
             self._fail(self.line.expire(now), self._too_late())
-        for jobs in (*self._in_flight.values(), *self._again):
+        for run in self._in_flight.values():
             # A late job keeps its place in the frame, so that the rows of the others still line up.
+            late = [job for job in run.jobs if job.failure is None and job.deadline < now]
+            if late:
+                run.late = True
+                self._fail(late, self._too_late())
+        for jobs in self._again:
             self._fail([job for job in jobs if job.failure is None and job.deadline < now], self._too_late())
 
     def refuse_waiting(self, text: str) -> None:
@@ -224,18 +228,20 @@ class Lane:
         self._release = None
         self._flush()
 
-    def _send(self, jobs: list[Job], link: _Link, *, now: float, whole: list[list[Array]] | None) -> None:
+    def _send(self, jobs: list[Job], link: _Link, *, now: float, whole: list[Array] | None) -> None:
         self._next_id += 1
+        run = Run(jobs, 0, sent_at=now, inputs=whole)
         rows, latest = 0, 0.0
         for job in jobs:
-            job.sent_at = now
+            job.run = run
+            job.row = rows
             rows += job.rows
             if job.deadline > latest:
                 latest = job.deadline
-        jobs[0].batch_rows = rows
+        run.rows = rows
         parts: Sequence[Sequence[Array]]
         if whole is not None:
-            parts = whole
+            parts = [[array] for array in whole]
         elif len(jobs) == 1:
             parts = [[array] for array in jobs[0].inputs]
         else:
@@ -244,9 +250,10 @@ class Lane:
             frame = encode_run(self._next_id, parts, deadline=latest)
         except (ValueError, TypeError) as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
+            run.end()
             self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))
             return
-        self._in_flight[self._next_id] = jobs
+        self._in_flight[self._next_id] = run
         if self.line.rows:
             self._pressed.add(self._next_id)
         link.send(frame)
@@ -267,28 +274,22 @@ class Lane:
         self._flush()
 
     def _result(self, frame_id: int, nanoseconds: int, outputs: list[Array]) -> None:
-        jobs = self._in_flight.pop(frame_id)
-        rows = jobs[0].batch_rows
-        self._learn(frame_id, rows, sent_at=jobs[0].sent_at, run_seconds=nanoseconds / 1e9)
-        if len(jobs) > 1 and any(output.ndim == 0 or len(output) != rows for output in outputs):
-            self._stop_joining(jobs)
+        run = self._in_flight.pop(frame_id)
+        run.results = outputs
+        run.inference_ns = nanoseconds
+        jobs, rows = run.end(), run.rows
+        self._learn(frame_id, rows, sent_at=run.sent_at, run_seconds=nanoseconds / 1e9)
+        if len(jobs) > 1 and any([output.ndim == 0 or len(output) != rows for output in outputs]):
+            self._stop_joining([job for job in jobs if job.failure is None])
         else:
-            start = failed = 0
-            for job in jobs:
-                if job.failure is None:
-                    job.results = outputs
-                    job.row = start
-                    job.inference_ns = nanoseconds
-                    job.batch_rows = rows
-                else:
-                    failed += 1
-                start += job.rows
-            if failed < len(jobs):
-                self._done([job for job in jobs if job.failure is None] if failed else jobs)
+            if run.late:
+                jobs = [job for job in jobs if job.failure is None]
+            if jobs:
+                self._done(jobs)
         self._flush()
 
     def _failed(self, frame_id: int) -> None:
-        jobs = self._in_flight.pop(frame_id)
+        jobs = self._in_flight.pop(frame_id).end()
         self._pressed.discard(frame_id)
         if len(jobs) > 1:
             # Only the guilty one shall fail. Halves find it in few runs: a job is run again at most as often as its
@@ -301,7 +302,7 @@ class Lane:
         self._flush()
 
     def _stopped(self, frame_id: int) -> None:
-        jobs = self._in_flight.pop(frame_id)
+        jobs = self._in_flight.pop(frame_id).end()
         self._pressed.discard(frame_id)
         self._fail([job for job in jobs if job.failure is None], self._too_late())
         self._flush()
@@ -326,7 +327,7 @@ class Lane:
             self._greeting = None
             return
         self._link = None
-        asked = [*self._in_flight.values(), *self._again]
+        asked = [*(run.end() for run in self._in_flight.values()), *self._again]
         self._in_flight.clear()
         self._pressed.clear()
         self._again.clear()

@@ -132,11 +132,17 @@ class WaitingLine:
         list of Job
             Those whose deadline is before the horizon.
         """
+        most = self.pace.rows if self._joins else 0
+        most_bytes = self._limits.batch_bytes
+        if self.rows <= most and self._bytes <= most_bytes and not (self._others or self._free_axes):
+            wanted = [job for job in self._normal if job.deadline >= horizon and not job.abandoned]
+            if len(wanted) == len(self._normal):
+                self._normal.clear()
+                self._let_go(self.rows, self._bytes)
+                return wanted, []
         batch: list[Job] = []
         late: list[Job] = []
         passed: list[Job] = []
-        most = self.pace.rows if self._joins else 0
-        most_bytes = self._limits.batch_bytes
         rows = size = 0  # of the batch
         gone_rows = gone_bytes = 0
         while self._normal or self._others:

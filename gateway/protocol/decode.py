@@ -121,23 +121,26 @@ class RequestDecoder:
             return self._decode_raw(body)
         return self._decode(body[:json_length], Tail(body, json_length, self._model))
 
-    def recognise(self, body: bytes) -> tuple[Usual, bytes] | None:
+    def recognise(self, read: bytes, start: int = 0) -> tuple[Usual, bytes] | None:
         """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
 
         The text is one flat JSON array with as many commas as its numbers need; they have still to be read
         (`numbers_of`).
+
+        Parameters
+        ----------
+        read : bytes
+            The body begins at `start` and goes to the end.
         """
         usual = self._last_usual
         if usual is None:
             return None
         before, after, _, size, most, _ = usual
-        if not body.startswith(before) or not body.endswith(after):
+        if not (read.startswith(before, start) and read.endswith(after, start)):
             return None
-        text = body[len(before) : len(body) - len(after)]
+        text = read[start + len(before) : len(read) - len(after)]
         length = len(text)
         if length > most or text.rfind(b"[") or text.find(b"]") != length - 1 or text.count(b",") != size - 1:
-            return None
-        if b"\n" in text or b"\r" in text:
             return None
         if size == 1 and not text.strip(b"[] \t"):
             return None  # no number needs no comma either

@@ -108,7 +108,7 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
 
 def is_slow_to_answer(inference: Inference) -> bool:
     """Whether to write the answers of the run that this request was part of aside."""
-    size = sum([result.nbytes for result in inference.results])
+    size = sum([result.nbytes for result in inference.run.results]) if inference.run is not None else 0
     if size <= SLOW_PLAIN_BYTES or (inference.prepared is not None and inference.prepared.answer is not None):
         return False
     if inference.accepts is not None:

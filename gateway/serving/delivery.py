@@ -7,13 +7,19 @@ stencil; what would hold the loop for long is prepared beside it.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from gateway.events.records import KIND_PREDICTION, Arm
+import numpy as np
+
+from gateway.engine.job import Run
+from gateway.events.blocks import MAX_BLOCK, PredictionBlock, encode_block
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
+from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.encode import encode_flat, encode_rows, encode_string
 from gateway.protocol.errors import LogUnavailable, ModelFailed
 from gateway.routing.table import hash_key
@@ -23,13 +29,16 @@ from gateway.serving.inference import Inference
 from gateway.serving.reading import read_alone
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
 from gateway.serving.stencil import Stencil
-from gateway.serving.version import ServedVersion
 from gateway.telemetry.cells import CellFile
 
-__all__ = ("Answer", "Delivery", "rows_of", "stencil_of")
+__all__ = ("Answer", "Delivery")
 
 Answer = tuple[bytes, bytes, int, bool]
-"""Event id, body, HTTP status, and whether the body is the whole answer, head and all."""
+"""Event id, body, HTTP status, and whether the body is the whole answer, head and all (its id is not needed then)."""
+
+BLOCK_BYTES = 2**20
+"""Of the tensors in one block of the log."""
+_NO_KEY = b" " * 16
 
 
 class Delivery:
@@ -67,6 +76,7 @@ class Delivery:
         self._commit = commit
         self._blocks = blocks
         self._max_tensor_bytes = max_tensor_bytes
+        self._boot = spool.boot.encode()
         self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
         self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
         self._refused = cells.counter("gateway_log_events_total", {"state": "refused"})
@@ -83,59 +93,108 @@ class Delivery:
             self._side.run(prepare, partial(self._prepared, inferences))
             return
         now = time.perf_counter()
-        stamp = record_time(time.time())
-        spool = self._spool
-        boot = spool.boot.encode()
-        sequence = spool.next_sequence
-        records: list[tuple[int, bytes]] = []
-        answers: list[Answer] = []
-        results: object = None
-        rows: Sequence[bytes] | None = None
-        stencil: Stencil | None = None
-        choice = route = shape = None
-        for inference in inferences:
-            event_id = b"%b-%010x" % (boot, sequence)
-            if inference.plain and inference.failure is None and inference.keep_alive:
-                if inference.results is not results:
-                    results, choice = inference.results, None
-                    rows = rows_of(inference)
-                if rows is not None and (
-                    inference.choice is not choice or inference.route is not route or inference.inputs[0].shape != shape
-                ):
-                    choice, route, shape = inference.choice, inference.route, inference.inputs[0].shape
-                    stencil = stencil_of(inference)
-                if rows is not None and stencil is not None:
-                    record, answer = _fill(stencil, inference, rows, event_id, now, stamp, sequence)
-                    records.append((KIND_PREDICTION, record))
-                    answers.append((event_id, answer, 200, True))
-                    sequence += 1
-                    continue
-            try:
-                record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
-            except Exception as fault:
-                # Whatever slips through every check fails its own request, and nobody else's.
-                inference.give_up(fault)
-                record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
-            records.append((KIND_PREDICTION, record))
-            answers.append((event_id, body, status, False))
-            sequence += 1
-        dropped = spool.dropped
+        batch = self._write_down(inferences, now=now, stamp=record_time(time.time()))
+        dropped = self._spool.dropped
         try:
-            spool.append(records)
+            self._append(batch.records, len(inferences))
         except SpoolError as error:
             # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
-            written = error.written
-            self.refuse(inferences[written:])
-            inferences, records, answers = inferences[:written], records[:written], answers[:written]
-            if not written:
+            self.refuse(inferences[error.written :])
+            batch = batch.cut(error.written)
+            if not batch.inferences:
                 return
-        dropped = spool.dropped - dropped
-        self._count_spooled(inferences[0].served, records[: len(records) - dropped])
-        self._dropped.inc(dropped)
+        self._count_spooled(batch, dropped=self._spool.dropped - dropped)
         if self._commit is None:
-            self._release(inferences, answers, now)
+            self._release(batch, now)
         else:
-            self._commit.after(partial(self._committed, inferences, answers), records=len(inferences))
+            self._commit.after(partial(self._committed, batch), records=len(batch.inferences))
+
+    def _write_down(self, inferences: Sequence[Inference], *, now: float, stamp: bytes) -> _Batch:
+        """Records and answers of finished requests: those that differ in little together, the others one by one."""
+        batch = _Batch(inferences)
+        sequence = self._spool.next_sequence
+        texts: Sequence[bytes] | None = None
+        looked = False
+        place, count = 0, len(inferences)
+        while place < count:
+            first = inferences[place]
+            run, stencil = first.run, None
+            if run is not None and first.plain and first.keep_alive and first.failure is None:
+                if not looked:
+                    looked, texts = True, _texts_of(run)
+                if texts is not None:
+                    stencil = self._stencil_of(first, run)
+            if run is not None and stencil is not None and texts is not None:
+                end = _end_of_alike(inferences, place, row_bytes=stencil.row_bytes)
+                alike = inferences[place:end]
+                batch.records += self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
+                batch.answers += _fill(stencil, alike, texts, sequence)
+            else:
+                end = place + 1
+                event_id = b"%b-%010x" % (self._boot, sequence)
+                try:
+                    record, body, status = self._finish(first, event_id, now=now, stamp=stamp, sequence=sequence)
+                except Exception as fault:
+                    # Whatever slips through every check fails its own request, and nobody else's.
+                    first.give_up(fault)
+                    record, body, status = self._finish(first, event_id, now=now, stamp=stamp, sequence=sequence)
+                batch.records.append((KIND_PREDICTION, record))
+                batch.answers.append((event_id, body, status, False))
+            batch.spans.append((place, end))
+            sequence += end - place
+            place = end
+        return batch
+
+    def _append(self, records: Sequence[tuple[int, bytes]], count: int) -> None:
+        # Of so many predictions.
+        self._spool.append(records)
+
+    def _stencil_of(self, inference: Inference, run: Run) -> Stencil | None:
+        inputs = run.inputs if run.inputs is not None else inference.inputs
+        return inference.served.stencil(
+            inference.choice,
+            inference.route.weight,
+            boot=self._boot,
+            rows=inference.rows,
+            inputs=inputs[0],
+            outputs=run.results[0],
+        )
+
+    def _block_of(
+        self, stencil: Stencil, alike: Sequence[Inference], *, run: Run, now: float, stamp: bytes
+    ) -> list[tuple[int, bytes]]:
+        """The records of requests that share a stencil and follow one another in their run."""
+        first, count = alike[0], len(alike)
+        rows = first.rows
+        begin, end = first.row, first.row + count * rows
+        if run.inputs is not None:
+            inputs = run.inputs[0][begin:end]
+        elif count == 1:
+            inputs = first.inputs[0]
+        else:
+            inputs = np.concatenate([inference.inputs[0] for inference in alike])
+        sent_at = run.sent_at
+        key = b""
+        if any([inference.key is not None for inference in alike]):
+            key = b"".join([_NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])
+        block = PredictionBlock(
+            stencil.head,
+            stencil.input_head,
+            stencil.output_head,
+            stencil.input_dtype,
+            stencil.output_dtype,
+            stencil.input_axes,
+            stencil.output_axes,
+            stamp,
+            run.inference_ns // 1000,
+            b"" if rows == 1 else array("I", [rows] * count).tobytes(),
+            array("I", [int((sent_at - inference.queued_at) * 1e6) for inference in alike]).tobytes(),
+            array("I", [int((now - inference.arrived) * 1e6) for inference in alike]).tobytes(),
+            key,
+            tensor_to_bytes(inputs),
+            tensor_to_bytes(run.results[0][begin:end]),
+        )
+        return [(KIND_BLOCK, encode_block(block, count))]
 
     def _prepared(self, inferences: Sequence[Inference], written: Future[None]) -> None:
         fault = written.exception()
@@ -144,10 +203,14 @@ class Delivery:
                 inference.give_up(fault)
         self.deliver(inferences)
 
-    def _count_spooled(self, served: ServedVersion, records: Sequence[tuple[int, bytes]]) -> None:
-        self._spooled.inc(len(records))
-        if served.sample < 1:
-            self._sampled_out.inc(sum(is_sampled_out(record) for _, record in records))
+    def _count_spooled(self, batch: _Batch, *, dropped: int) -> None:
+        count = len(batch.inferences) - dropped
+        self._spooled.inc(count)
+        if dropped:
+            self._dropped.inc(dropped)
+        if count and batch.inferences[0].served.sample < 1:
+            # Of such a version each prediction is a record by itself.
+            self._sampled_out.inc(sum(is_sampled_out(record) for _, record in batch.records[:count]))
 
     def count_feedback(self, model: str, labels: int) -> None:
         """Count labels that are in the log."""
@@ -210,7 +273,7 @@ class Delivery:
                 redacted=served.redacted,
                 redacted_columns=served.redacted_columns,
             )
-        queue = inference.sent_at - inference.queued_at if inference.sent_at else 0.0
+        run = inference.run
         record = prediction_record(
             served.record_head(choice.arm, inference.route.weight, choice.reason),
             event_id=event_id,
@@ -219,8 +282,8 @@ class Delivery:
             status=status,
             rows=inference.rows,
             timings=(
-                int(queue * 1e6),
-                inference.inference_ns // 1000,
+                0 if run is None else int((run.sent_at - inference.queued_at) * 1e6),
+                0 if run is None else run.inference_ns // 1000,
                 int((now - inference.arrived) * 1e6),
             ),
             inputs=inputs,
@@ -233,36 +296,33 @@ class Delivery:
         )
         return record, body, status
 
-    def _count(self, inferences: Sequence[Inference], answers: Sequence[Answer], *, now: float) -> None:
-        groups: dict[tuple[Arm, int], list[float]] = {}
-        ran: list[Inference] = []
-        choice = ended = None
-        for inference, (_, _, status, _) in zip(inferences, answers, strict=True):
-            if inference.choice is not choice or status != ended:
-                choice, ended = inference.choice, status
-                seconds = groups.setdefault((choice.arm, status), [])
-            seconds.append(now - inference.arrived)
-            if inference.inference_ns:
-                ran.append(inference)
-        if not inferences:
-            return
-        served = inferences[0].served
-        for (arm, status), seconds in groups.items():
-            served.requests(arm, status).inc(len(seconds))
-            served.durations(arm).observe_many(seconds)
-        served.queue_seconds.observe_many([each.sent_at - each.queued_at for each in inferences if each.sent_at])
-        if ran:
-            served.inference_seconds.observe(ran[-1].inference_ns / 1e9)
-            served.batch_rows.observe(ran[-1].batch_rows)
-            served.tally.add(ran, now=now, time=time.time())
+    def _count(self, batch: _Batch, *, now: float) -> None:
+        inferences, ran = batch.inferences, None
+        for begin, end in batch.spans:
+            alike = inferences[begin:end]
+            first = alike[0]
+            served, arm, run = first.served, first.choice.arm, first.run
+            served.requests(arm, batch.answers[begin][2]).inc(len(alike))
+            served.durations(arm).observe_many([now - inference.arrived for inference in alike])
+            if run is not None:
+                sent_at = run.sent_at
+                served.queue_seconds.observe_many([sent_at - inference.queued_at for inference in alike])
+                if run.inference_ns:
+                    ran = run
+        if ran is not None:
+            served = inferences[0].served
+            served.inference_seconds.observe(ran.inference_ns / 1e9)
+            served.batch_rows.observe(ran.rows)
+            answered = [each for each in inferences if each.run is ran]
+            served.tally.add(ran, answered, now=now, time=time.time())
 
-    def _committed(self, inferences: Sequence[Inference], answers: Sequence[Answer], error: SpoolError | None) -> None:
-        if error is not None and self.count_unsynced(len(inferences)):
-            for inference in inferences:
+    def _committed(self, batch: _Batch, error: SpoolError | None) -> None:
+        if error is not None and self.count_unsynced(len(batch.inferences)):
+            for inference in batch.inferences:
                 inference.served.requests(inference.choice.arm, 503).inc()
                 inference.refuse(LogUnavailable("the prediction may not survive in the log, so it is not answered"))
         else:
-            self._release(inferences, answers, time.perf_counter())
+            self._release(batch, time.perf_counter())
 
     def refuse(
         self,
@@ -274,9 +334,9 @@ class Delivery:
             inference.served.requests(inference.choice.arm, 503).inc()
             inference.refuse(LogUnavailable(why))
 
-    def _release(self, inferences: Sequence[Inference], answers: Sequence[Answer], now: float) -> None:
-        self._count(inferences, answers, now=now)
-        for inference, (event_id, body, status, whole) in zip(inferences, answers, strict=True):
+    def _release(self, batch: _Batch, now: float) -> None:
+        self._count(batch, now=now)
+        for inference, (event_id, body, status, whole) in zip(batch.inferences, batch.answers, strict=True):
             if whole:
                 inference.answer = body
                 inference.connection.answered(inference)
@@ -287,6 +347,31 @@ class Delivery:
                 inference.release(body, event_id=event_id, status=status)
 
 
+class _Batch:
+    """Finished requests, their records and their answers.
+
+    Attributes
+    ----------
+    spans : list of (int, int)
+        From and to: of each, all have one version, arm and status, and one record or block.
+    """
+
+    __slots__ = ("answers", "inferences", "records", "spans")
+
+    def __init__(self, inferences: Sequence[Inference]) -> None:
+        self.inferences = inferences
+        self.records: list[tuple[int, bytes]] = []
+        self.answers: list[Answer] = []
+        self.spans: list[tuple[int, int]] = []
+
+    def cut(self, count: int) -> _Batch:
+        """The first so many requests."""
+        batch = _Batch(self.inferences[:count])
+        batch.records, batch.answers = self.records, self.answers[:count]
+        batch.spans = [(begin, min(end, count)) for begin, end in self.spans if begin < count]
+        return batch
+
+
 def _written(inference: Inference, done: Future[None]) -> None:
     if done.exception() is not None:
         inference.refuse(ModelFailed("the answer could not be written"))
@@ -294,42 +379,43 @@ def _written(inference: Inference, done: Future[None]) -> None:
         inference.connection.answered(inference)
 
 
-def rows_of(inference: Inference) -> Sequence[bytes] | None:
+def _texts_of(run: Run) -> Sequence[bytes] | None:
     """The elements of each row of the run's output, as JSON; None where no such rows are, or are no plain numbers."""
-    results = inference.results
-    if len(results) != 1 or not results[0].ndim or len(results[0]) != inference.batch_rows:
+    results = run.results
+    if len(results) != 1 or not results[0].ndim or len(results[0]) != run.rows:
         return None
     return encode_rows(results[0])
 
 
-def stencil_of(inference: Inference) -> Stencil | None:
-    choice, result = inference.choice, inference.results[0]
-    shape = inference.inputs[0].shape
-    return inference.served.stencil(choice, inference.route.weight, shape, (inference.rows, *result.shape[1:]))
+def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int) -> int:
+    """Where those end that share a stencil and a block with the one at `place`, and follow it in their run."""
+    first = inferences[place]
+    choice, route, run, rows = first.choice, first.route, first.run, first.rows
+    row = first.row
+    most = min(MAX_BLOCK, max(1, BLOCK_BYTES // (row_bytes * rows)))
+    for end in range(place, min(len(inferences), place + most)):
+        each = inferences[end]
+        if (
+            each.choice is not choice
+            or each.row != row
+            or each.rows != rows
+            or each.run is not run
+            or each.route is not route
+            or not (each.plain and each.keep_alive)
+            or each.failure is not None
+        ):
+            return end
+        row += rows
+    return min(len(inferences), place + most)
 
 
-def _fill(
-    stencil: Stencil,
-    inference: Inference,
-    rows: Sequence[bytes],
-    event_id: bytes,
-    now: float,
-    stamp: bytes,
-    sequence: int,
-) -> tuple[bytes, bytes]:
-    """Record and answer of a plain request; `rows` are the elements of each row of its run's output."""
-    first, count = inference.row, inference.rows
-    flat = rows[first] if count == 1 else b",".join(rows[first : first + count])
-    key = inference.key
-    record = stencil.record % (
-        event_id,
-        stamp,
-        sequence,
-        (inference.sent_at - inference.queued_at) * 1e6,
-        inference.inference_ns // 1000,
-        (now - inference.arrived) * 1e6,
-        inference.fragments[0],
-        flat,
-        b"" if key is None else b',"key":"%b"' % hash_key(key).encode(),
-    )
-    return record, stencil.answer % (event_id, stencil.answer_bytes + len(flat), event_id, flat)
+def _fill(stencil: Stencil, alike: Sequence[Inference], texts: Sequence[bytes], sequence: int) -> list[Answer]:
+    """The answers of requests that share a stencil; `texts` are the elements of each row of their run's output."""
+    answer, size, rows = stencil.answer, stencil.answer_bytes, alike[0].rows
+    row = alike[0].row
+    answers: list[Answer] = []
+    for number in range(sequence, sequence + len(alike)):
+        text = texts[row] if rows == 1 else b",".join(texts[row : row + rows])
+        answers.append((b"", answer % (number, size + len(text), number, text), 200, True))
+        row += rows
+    return answers

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
-
-from msgspec.structs import replace
 
 from gateway.engine.job import Job
 from gateway.protocol.classification import classify
@@ -48,20 +47,22 @@ class Prepared:
         self.logged_outputs: bytes | None = None
 
 
-class Inference(Job, eq=False):
+class Inference(Job):
     """One inference request, from its head to its answer: in JSON and binary, over HTTP.
 
     Another protocol overrides what reads the request and what writes its answer: `read`, `outputs_of`, `body_of`,
     `release` and `refuse`.
+
+    Parameters
+    ----------
+    connection : Connection
+    model : str
     """
 
-    connection: Connection
-    model: str
     pinned: int | None = None
     key: str | None = None
     timeout_ms: int = 0
     keep_alive: bool = True
-    body: list[bytes] = []
     json_length: int | None = None
     encoding: str | None = None
     accepts: str | None = None
@@ -70,10 +71,11 @@ class Inference(Job, eq=False):
     answer: bytes = b""
     arrived: float = 0.0
     request_id: str | None = None
-    parameters: dict[str, Any] = {}
+    parameters: Mapping[str, Any] = MappingProxyType({})
     requested: tuple[RequestedOutput, ...] | None = None
-    fragments: list[bytes | None] = []
-    usual: Usual | None = None  # while its numbers are still text, in `fragments`
+    fragments: Sequence[bytes | None] = ()
+    usual: Usual | None = None  # while its numbers are still `text`
+    text: bytes = b""
     plain: bool = False
     prepared: Prepared | None = None
     held_body: HeldBody | None = None
@@ -82,9 +84,35 @@ class Inference(Job, eq=False):
     route: Route = None  # type: ignore[assignment]
     choice: Choice = None  # type: ignore[assignment]
 
+    def __init__(self, connection: Connection, model: str) -> None:
+        super().__init__()
+        self.connection = connection
+        self.model = model
+        self.body: list[bytes] = []
+
     def again(self) -> Inference:
-        """Another inference with the same head; of one whose body has not been read."""
-        return replace(self, body=[])
+        """Another inference with the same head; of one whose body has not been read.
+
+        What `Job` and `Inference` begin with is set here without their constructors, since each request of a busy
+        connection comes this way.
+        """
+        again = Inference.__new__(Inference)
+        again.connection = self.connection
+        again.model = self.model
+        again.body = []
+        again.inputs = ()
+        again.rows = 1
+        again.rank = self.rank
+        again.row = 0
+        again.run = again.failure = None
+        again.abandoned = False
+        again.pinned = self.pinned
+        again.key = self.key
+        again.timeout_ms = self.timeout_ms
+        again.json_length = self.json_length
+        again.encoding = self.encoding
+        again.accepts = self.accepts
+        return again
 
     def read(self, decoder: RequestDecoder) -> InferRequest:
         """The request, for the version it was routed to; asked for once.
@@ -102,15 +130,19 @@ class Inference(Job, eq=False):
         """Whether it is a request like the last, so that its numbers may be read later, with others."""
         if self.json_length is not None or len(self.body) != 1:
             return False
-        found = decoder.recognise(self.body[0])
+        if self.take_usual(decoder.recognise(self.body[0]), len(self.body[0])):
+            self.body = []
+            return True
+        return False
+
+    def take_usual(self, found: tuple[Usual, bytes] | None, size: int) -> bool:
+        """Take what a decoder has recognised in a body of so many bytes; False when that is nothing."""
         if found is None:
             return False
-        self.size = len(self.body[0])
-        self.usual, text = found
-        self.fragments = [text]
+        self.usual, self.text = found
+        self.size = size
         self.rows = self.usual.shape[0]
         self.plain = self.accepts is None
-        self.body = []
         return True
 
     def said(self) -> Sequence[int] | None:
@@ -158,7 +190,7 @@ class Inference(Job, eq=False):
         """Keep nothing of a request or answer that cannot be written down."""
         name = type(fault).__name__
         self.failure = ModelFailed(f"the answer of model '{self.model}' cannot be written down ({name})")
-        self.inputs, self.results, self.parameters, self.request_id, self.prepared = [], [], {}, None, None
+        self.inputs, self.parameters, self.request_id, self.prepared = (), {}, None, None
 
     def refuse(self, error: GatewayError) -> None:
         """Answer with an error that stands in no record."""

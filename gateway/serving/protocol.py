@@ -156,7 +156,8 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._known_head is not None and not self._reading_since and self._take_again(data):
+        known = self._known_head
+        if known is not None and not self._reading_since and self._take_again(data, *known):
             return
         size = self._read = len(data)
         self._unread += size
@@ -183,7 +184,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._deaf = True
         self._inference = self._held_body = None
         self._content = []
-        refusal = Inference(self, "", pinned=None)
+        refusal = Inference(self, "")
         refusal.keep_alive = False
         refusal.answer = error_answer(status, text, keep_alive=False)
         self._enqueue(refusal)
@@ -278,6 +279,17 @@ class GatewayProtocol(HttpToolsProtocol):
     def answered(self, inference: Inference) -> None:
         """Write what may leave: answers in the order of their requests."""
         due = self._due
+        if len(due) == 1 and due[0] is inference and inference.keep_alive and not self._waiting_large:
+            # One request at a time is the usual case.
+            due.clear()
+            transport = self.transport
+            if not transport.is_closing():
+                self._written += len(inference.answer)
+                transport.write(inference.answer)
+            self._quiet_since = self.loop.time()
+            if self._behind or self.pipeline or self._stopping or self.flow.read_paused:
+                self._caught_up()
+            return
         while due and due[0].answer:
             first = due.popleft()
             if self._waiting_large:
@@ -348,7 +360,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._content = []
             self._read_fields(None)
             return
-        inference = Inference(self, target[0], pinned=None)
+        inference = Inference(self, target[0])
         try:
             if target[1] is not None:
                 inference.pinned = path_pin(target[0], target[1])
@@ -371,9 +383,8 @@ class GatewayProtocol(HttpToolsProtocol):
             before, length, after = parts
             self._known, self._known_head = inference.again(), (before + length, after + end)
 
-    def _take_again(self, data: bytes) -> bool:
+    def _take_again(self, data: bytes, before: bytes, after: bytes) -> bool:
         """Take a read that is the known head once more and a whole body; all that the head says has been checked."""
-        before, after = self._known_head or (b"", b"")
         start = len(before)
         end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
         if not (data.startswith(before) and data.startswith(after, end)):
@@ -383,8 +394,16 @@ class GatewayProtocol(HttpToolsProtocol):
         if data[start:end] != b"%d" % size or size > self._max_known or self._discarding or self._stopping:
             return False
         inference = self._known.again()
-        inference.body = [data[body:]]
-        self._enqueue(inference)
+        cycle = self.cycle
+        if self._behind or self.pipeline or (cycle is not None and not cycle.response_complete):
+            inference.body.append(data[body:])
+            self._behind.append(inference)
+        else:
+            self._due.append(inference)
+            try:
+                self._front.accept_again(inference, data, body)
+            except Exception:  # a fault of ours fails this request and no other
+                self._fail(inference)
         if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
         return True
@@ -608,10 +627,13 @@ class GatewayProtocol(HttpToolsProtocol):
         try:
             self._front.accept(inference)
         except Exception:  # a fault of ours fails this request and no other
-            _log.exception("a request could not be taken")
-            inference.keep_alive = False
-            inference.answer = error_answer(500, FAULT, keep_alive=False)
-            self.answered(inference)
+            self._fail(inference)
+
+    def _fail(self, inference: Inference) -> None:
+        _log.exception("a request could not be taken")
+        inference.keep_alive = False
+        inference.answer = error_answer(500, FAULT, keep_alive=False)
+        self.answered(inference)
 
     def _caught_up(self) -> None:
         self._quiet_since = self.loop.time()

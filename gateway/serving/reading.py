@@ -15,13 +15,13 @@ __all__ = ("read_alone", "read_batch")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def read_batch(batch: Sequence[Inference]) -> tuple[list[list[Array]] | None, list[Inference]]:
+def read_batch(batch: Sequence[Inference]) -> tuple[list[Array] | None, list[Inference]]:
     """Read what requests for one version still have as text.
 
     Returns
     -------
-    list over inputs of lists of arrays, or None
-        The inputs of the whole batch, where all of it was read now.
+    list of arrays, or None
+        The inputs of the whole batch, where all of it was read now; each request keeps its text until it is answered.
     list of Inference
         Those that cannot be read, and why in `failure`.
     """
@@ -31,28 +31,38 @@ def read_batch(batch: Sequence[Inference]) -> tuple[list[list[Array]] | None, li
     usual, decoder = unread[0].usual, unread[0].served.decoder
     if usual is None or decoder is None:
         return None, []
-    numbers = decoder.numbers_of([inference.fragments[0] or b"" for inference in unread], usual.reading)
+    numbers = decoder.numbers_of([inference.text for inference in unread], usual.reading)
     if numbers is None:
         return None, [inference for inference in unread if not read_alone(inference)]
     array = numbers.reshape(-1, *usual.shape[1:])
+    if len(unread) == len(batch):
+        return [array], []
     start = 0
     for inference in unread:
         stop = start + inference.rows
-        inference.inputs = [array[start:stop]]
-        inference.usual = None
+        _give(inference, [array[start:stop]])
         start = stop
-    return [[array]] if len(unread) == len(batch) else None, []
+    return None, []
 
 
 def read_alone(inference: Inference) -> bool:
-    """Read one request that is still text, or tell in its `failure`, if it has none yet, why it cannot be read."""
-    usual, text, decoder = inference.usual, inference.fragments[0], inference.served.decoder
-    inference.usual = None
-    if usual is None or text is None or decoder is None:
+    """Take the part of one request of what was read for its run, or read it; `failure` tells why it cannot be read."""
+    usual, run, decoder = inference.usual, inference.run, inference.served.decoder
+    if usual is None or decoder is None:
         return False
+    if run is not None and run.inputs is not None:
+        _give(inference, [array[inference.row : inference.row + inference.rows] for array in run.inputs])
+        return True
     try:
-        inference.inputs = decoder.decode(b"%b%b%b" % (usual.before, text, usual.after)).inputs
+        _give(inference, decoder.decode(b"%b%b%b" % (usual.before, inference.text, usual.after)).inputs)
     except CallerError as error:
         inference.failure = inference.failure or error
+        inference.usual = None
         return False
     return True
+
+
+def _give(inference: Inference, inputs: list[Array]) -> None:
+    inference.inputs = inputs
+    inference.fragments = [None] * len(inputs)
+    inference.usual = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -41,7 +42,13 @@ def record_time(seconds: float) -> bytes:
     >>> record_time(1332633600.25)
     b'2012-03-25T00:00:00.250000Z'
     """
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").encode()
+    second, microseconds = divmod(round(seconds * 1e6), 1_000_000)
+    return b"%b.%06dZ" % (_second(second), microseconds)
+
+
+@lru_cache(maxsize=8)
+def _second(second: int) -> bytes:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
 
 
 def prediction_head(
@@ -72,7 +79,7 @@ def prediction_record(
     timings: tuple[int, int, int],
     inputs: bytes,
     outputs: bytes,
-    parameters: dict[str, Any],
+    parameters: Mapping[str, Any],
     request_id: str | None,
     key: str | None,
     error: str | None,

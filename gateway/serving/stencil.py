@@ -1,13 +1,15 @@
-"""Records and answers of requests that differ in little, rendered once with gaps for what differs.
+"""Answers and records of requests that differ in little: what they have in common is rendered once.
 
 Most traffic is one input of numbers in, one output of numbers back, again and again. For such requests on one arm, with
-tensors of the same shapes, a record and an answer are one formatting each. The bytes are those that `records.py` and
-`answers.py` make; a test holds the two against each other.
+tensors of the same shapes, an answer is one formatting, and the records of a batch are one block of the log. The bytes
+are those that `answers.py` and `records.py` make; a test holds them against each other.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from gateway.events.addresses import ID_BYTES
 from gateway.serving.answers import infer_answer
@@ -17,24 +19,36 @@ __all__ = ("Stencil", "make_stencil")
 # Stand for what differs while the constant part is rendered; no name can hold them.
 _ID, _LENGTH = b"\x00id", b"\x00length"
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 
 class Stencil(NamedTuple):
-    """Two formats for `%`.
+    """What requests of the same rows have in common.
 
-    `record` takes id, time, sequence, queue, inference and total in microseconds, the elements of input and output as
-    JSON without brackets, and further members. `answer` takes id, content length, id and the elements of the output;
-    its content is `answer_bytes` long without those elements.
+    `answer` is a format for `%`, which takes the number of the record, the content's length, the number again and the
+    elements of the output; its content is `answer_bytes` long without those elements. The rest is what a block of the
+    log has once (`gateway.events.blocks`); `row_bytes` are those of an input's and an output's row together.
     """
 
-    record: bytes
     answer: bytes
     answer_bytes: int
+    head: bytes
+    input_head: bytes
+    output_head: bytes
+    input_dtype: str
+    output_dtype: str
+    input_axes: tuple[int, ...]
+    output_axes: tuple[int, ...]
+    row_bytes: int
 
 
 def make_stencil(
-    record_head: bytes,
+    head: bytes,
     *,
+    boot: bytes,
     rows: int,
+    inputs: Array,
+    outputs: Array,
     input_head: bytes,
     output_head: bytes,
     answer_head: bytes,
@@ -45,29 +59,33 @@ def make_stencil(
 
     Parameters
     ----------
-    record_head : bytes
+    head : bytes
         From `prediction_head`.
+    boot : bytes
+        What the ids of this front begin with.
+    rows : int
+        Of each request.
+    inputs, outputs : arrays
+        Of any number of rows.
     input_head, output_head : bytes
-        From `tensor_head`, with the shape behind it.
+        From `tensor_head`.
     answer_head : bytes
         The answer's JSON up to its parameters.
     """
-    body = b'%b"parameters":{"prediction_id":"%b"},"outputs":[%b,"data":[' % (answer_head, _ID, output_head)
+    shape = b",".join([b"%d" % axis for axis in (rows, *outputs.shape[1:])])
+    body = b'%b"parameters":{"prediction_id":"%b"},"outputs":[%b%b],"data":[' % (answer_head, _ID, output_head, shape)
     answer = infer_answer(body, prediction_id=_ID, version=version, arm=arm, keep_alive=True)
-    head, _, content = answer.partition(b"\r\n\r\n")
-    before, _, after = head.partition(b"content-length: ")
-    answer = b"%bcontent-length: \x00length%b\r\n\r\n%b" % (before, after.lstrip(b"0123456789"), content)
+    before, _, after = answer.partition(b"content-length: ")
+    answer = b"%bcontent-length: %b%b" % (before, _LENGTH, after.lstrip(b"0123456789"))
     return Stencil(
-        record=(
-            b'%b,"id":"%%b","time":"%%b","seq":%%d,"status":200,"rows":%d,'
-            b'"timings":{"queue_us":%%d,"inference_us":%%d,"total_us":%%d},'
-            b'"inputs":[%b,"data":%%b}],"outputs":[%b,"data":[%%b]}],"parameters":{}%%b}'
-            % (_escaped(record_head), rows, _escaped(input_head), _escaped(output_head))
-        ),
-        answer=_escaped(answer).replace(_ID, b"%b").replace(_LENGTH, b"%d") + b"%b]}]}",
+        answer=answer.replace(b"%", b"%%").replace(_ID, b"%b-%%010x" % boot).replace(_LENGTH, b"%d") + b"%b]}]}",
         answer_bytes=len(body) - len(_ID) + ID_BYTES + len(b"]}]}"),
+        head=head,
+        input_head=input_head,
+        output_head=output_head,
+        input_dtype=inputs.dtype.newbyteorder("<").str,
+        output_dtype=outputs.dtype.newbyteorder("<").str,
+        input_axes=inputs.shape[1:],
+        output_axes=outputs.shape[1:],
+        row_bytes=(inputs.nbytes // len(inputs) + outputs.nbytes // len(outputs)),
     )
-
-
-def _escaped(text: bytes) -> bytes:
-    return text.replace(b"%", b"%%")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from gateway.engine.job import Run
 from gateway.telemetry.catalog import BATCH_ROWS, STAGES
 from gateway.telemetry.cells import CellFile, Counter
 
@@ -16,10 +17,7 @@ class Arrived(Protocol):
 
     arrived: float
     queued_at: float
-    sent_at: float
-    inference_ns: int
     rows: int
-    batch_rows: int
 
 
 class RunTally:
@@ -44,36 +42,32 @@ class RunTally:
     def __repr__(self) -> str:
         return f"<RunTally {self._labels['model']}/{self._labels['version']} rows {self._rows.value:g}>"
 
-    def add(self, jobs: Sequence[Arrived], *, now: float, time: float) -> None:
+    def add(self, run: Run, jobs: Sequence[Arrived], *, now: float, time: float) -> None:
         """Count one run.
 
         Parameters
         ----------
+        run : Run
         jobs : sequence of inferences
-            Those that the run answered; not empty.
+            Those that it answered; not empty.
         now : float
             When they were answered, in seconds of `time.perf_counter()`.
         time : float
             Seconds since 1970.
         """
-        first, count = jobs[0], len(jobs)
-        arrived = queued = 0.0
-        rows = 0
-        for job in jobs:
-            arrived += job.arrived
-            queued += job.queued_at
-            rows += job.rows
-        seconds = first.inference_ns / 1e9
+        count = len(jobs)
+        queued = sum([job.queued_at for job in jobs])
+        seconds = run.inference_ns / 1e9
         read, waited, ran, written = self._stages
-        read.inc(queued - arrived)
-        waited.inc(count * first.sent_at - queued)
+        read.inc(queued - sum([job.arrived for job in jobs]))
+        waited.inc(count * run.sent_at - queued)
         ran.inc(count * seconds)
-        written.inc(max(0.0, count * (now - first.sent_at - seconds)))
-        self._rows.inc(rows)
+        written.inc(max(0.0, count * (now - run.sent_at - seconds)))
+        self._rows.inc(sum([job.rows for job in jobs]))
         self._last.set(time)
-        batches = self._batches.get(first.batch_rows)
+        batches = self._batches.get(run.rows)
         if batches is None:
-            batches = self._open(first.batch_rows)
+            batches = self._open(run.rows)
         batches[0].inc()
         batches[1].inc(seconds)
 

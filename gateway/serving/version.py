@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import numpy as np
 
 from gateway.engine.lane import Lane
 from gateway.engine.wire import Hello
 from gateway.events.records import Arm
-from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
+from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
 from gateway.protocol.errors import EngineUnavailable
@@ -24,6 +25,8 @@ __all__ = ("ServedVersion",)
 
 
 MAX_STENCILS = 256
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ServedVersion:
@@ -64,7 +67,7 @@ class ServedVersion:
         self._limits = limits
         self._max_logged_bytes = max_logged_bytes
         self._record_heads: dict[tuple[Arm, float, str], bytes] = {}
-        self._stencils: dict[tuple[Arm, float, str, tuple[int, ...], tuple[int, ...]], Stencil | None] = {}
+        self._stencils: dict[tuple[Arm, float, str, int, tuple[int, ...], tuple[int, ...]], Stencil | None] = {}
         self._requests: dict[tuple[str, int], Counter] = {}
         self._durations: dict[str, Histogram] = {}
         labels = {"model": model, "version": str(version)}
@@ -130,16 +133,36 @@ class ServedVersion:
         return head
 
     def stencil(
-        self, choice: Choice, weight: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+        self, choice: Choice, weight: float, *, boot: bytes, rows: int, inputs: Array, outputs: Array
     ) -> Stencil | None:
-        """What plain requests of these shapes have in common; None when they are not logged as they are."""
-        key = (choice.arm, weight, choice.reason, input_shape, output_shape)
+        """What plain requests of so many rows have in common; None when they are not logged as they are.
+
+        Parameters
+        ----------
+        inputs, outputs : arrays
+            Of one request or of more.
+        """
+        key = (choice.arm, weight, choice.reason, rows, inputs.shape[1:], outputs.shape[1:])
         try:
             return self._stencils[key]
         except KeyError:
             if len(self._stencils) > MAX_STENCILS:
                 self._stencils.clear()
-            stencil = self._stencils[key] = self._make_stencil(choice, weight, input_shape, output_shape)
+            stencil = None
+            if self._is_logged_whole(rows, inputs, outputs):
+                stencil = make_stencil(
+                    self.record_head(choice.arm, weight, choice.reason),
+                    boot=boot,
+                    rows=rows,
+                    inputs=inputs,
+                    outputs=outputs,
+                    input_head=self.input_heads[0],
+                    output_head=self.output_heads[0],
+                    answer_head=self.answer_head,
+                    version=self.label,
+                    arm=choice.arm.encode(),
+                )
+            self._stencils[key] = stencil
             return stencil
 
     def requests(self, arm: str, status: int) -> Counter:
@@ -161,22 +184,13 @@ class ServedVersion:
             )
         return histogram
 
-    def _make_stencil(
-        self, choice: Choice, weight: float, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-    ) -> Stencil | None:
+    def _is_logged_whole(self, rows: int, inputs: Array, outputs: Array) -> bool:
         if self.signature is None or self.redacted or self.redacted_columns or self.sample < 1:
-            return None
-        for spec, shape in ((self.signature.inputs[0], input_shape), (self.signature.outputs[0], output_shape)):
-            if NUMPY_OF[spec.datatype].itemsize * math.prod(shape) > self._max_logged_bytes:
-                return None
-        return make_stencil(
-            self.record_head(choice.arm, weight, choice.reason),
-            rows=input_shape[0],
-            input_head=_with_shape(self.input_heads[0], input_shape),
-            output_head=_with_shape(self.output_heads[0], output_shape),
-            answer_head=self.answer_head,
-            version=self.label,
-            arm=choice.arm.encode(),
+            return False
+        if inputs.dtype.kind == "f" and inputs.dtype.itemsize == 2:
+            return False
+        return all(
+            len(array) and array.nbytes // len(array) * rows <= self._max_logged_bytes for array in (inputs, outputs)
         )
 
     def metadata(self, versions: list[str]) -> dict[str, Any]:
@@ -192,7 +206,3 @@ class ServedVersion:
         if self.omitted:
             metadata["omitted_outputs"] = [{"name": name, "type": kind} for name, kind in self.omitted.items()]
         return metadata
-
-
-def _with_shape(head: bytes, shape: tuple[int, ...]) -> bytes:
-    return b"%b%b]" % (head, b",".join([b"%d" % axis for axis in shape]))

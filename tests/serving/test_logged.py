@@ -190,7 +190,9 @@ def test_what_versions_shed_in_one_pass_of_the_loop_is_counted_for_each_of_them(
             connection: Any = SimpleNamespace(answered=lambda inference: None)
             for model, count in models.items():
                 for _ in range(count):
-                    d.front.accept(Inference(connection, model, refused=Overloaded("the queue is full")))
+                    inference = Inference(connection, model)
+                    inference.refused = Overloaded("the queue is full")
+                    d.front.accept(inference)
             await asyncio.sleep(0)
             for model, count in models.items():
                 assert d.front.versions[model, 1].requests("stable", 503).value == count

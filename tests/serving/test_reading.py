@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -42,7 +41,8 @@ def body_of(datatype: str, text: bytes) -> bytes:
 
 def recognised(body: bytes, decoder: RequestDecoder) -> Inference | None:
     connection: Any = SimpleNamespace(answered=None)
-    inference = Inference(connection, "m", body=[body])
+    inference = Inference(connection, "m")
+    inference.body = [body]
     inference.served = SimpleNamespace(decoder=decoder)  # type: ignore[assignment]
     return inference if inference.recognise(decoder) else None
 
@@ -71,12 +71,14 @@ def test_a_batch_is_read_as_each_of_its_requests_would_be(datatype: str, texts: 
         if inference.failure is not None:
             assert any(inference is each for each in refused)
             assert outcome_of(body, datatype) == str(inference.failure)
-        else:
+        elif whole is None:
             [array] = inference.inputs
             assert outcome_of(body, datatype) == [array.dtype, array.tolist()]
     if whole is not None:
-        [[array]] = whole
-        assert np.array_equal(array, np.concatenate([inference.inputs[0] for inference in batch]))
+        [array] = whole
+        assert [[array.dtype, array[place : place + 1].tolist()] for place in range(len(batch))] == [
+            outcome_of(body, datatype) for body in asked
+        ]
 
 
 @pytest.mark.parametrize("text", [b"[1,2]", b"[ 1.5 , -2e3 ]"])
@@ -84,9 +86,7 @@ def test_a_request_like_the_last_is_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is not None
 
 
-@pytest.mark.parametrize(
-    "text", [b"[1,2,3]", b"[1]", b"[[1,2]]", b"[1,2]]", b"[1,\n2]", b"[1," + b" " * 200 + b"2]", b""]
-)
+@pytest.mark.parametrize("text", [b"[1,2,3]", b"[1]", b"[[1,2]]", b"[1,2]]", b"[1," + b" " * 200 + b"2]", b""])
 def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
 

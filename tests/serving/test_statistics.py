@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from gateway.engine.job import Run
 from gateway.serving.statistics import read_statistics
 from gateway.serving.tally import RunTally
 from gateway.telemetry.catalog import BATCH_ROWS
@@ -13,10 +14,12 @@ from gateway.telemetry.cells import CellFile
 LABELS = {"model": "m", "version": "1"}
 
 
-def job(*, rows: int, batch_rows: int) -> Any:
-    return SimpleNamespace(
-        arrived=10.0, queued_at=10.25, sent_at=10.75, inference_ns=1_000_000_000, rows=rows, batch_rows=batch_rows
-    )
+def tally(counted: RunTally, *rows: int, batch_rows: int, time: float = 5.0) -> None:
+    """Count one run, of a second, and the requests of so many rows that it answered."""
+    run = Run([], batch_rows, sent_at=10.75)
+    run.inference_ns = 1_000_000_000
+    jobs: list[Any] = [SimpleNamespace(arrived=10.0, queued_at=10.25, rows=each) for each in rows]
+    counted.add(run, jobs, now=12.0, time=time)
 
 
 def answered(cells: CellFile, count: int) -> None:
@@ -27,9 +30,9 @@ def answered(cells: CellFile, count: int) -> None:
 
 def test_what_several_fronts_counted_is_one_sum(tmp_path: Path) -> None:
     with closing(CellFile(tmp_path / "front-0.cells")) as one, closing(CellFile(tmp_path / "front-1.cells")) as other:
-        RunTally(LABELS, one).add([job(rows=1, batch_rows=3), job(rows=2, batch_rows=3)], now=12.0, time=5.0)
+        tally(RunTally(LABELS, one), 1, 2, batch_rows=3)
         answered(one, 2)
-        RunTally(LABELS, other).add([job(rows=3, batch_rows=3)], now=12.0, time=7.5)
+        tally(RunTally(LABELS, other), 3, batch_rows=3, time=7.5)
         answered(other, 1)
         [entry] = read_statistics(tmp_path, [("m", 1)])["model_stats"]
     assert (entry["inference_count"], entry["execution_count"], entry["last_inference"]) == (6, 2, 7500)
@@ -42,7 +45,7 @@ def test_what_several_fronts_counted_is_one_sum(tmp_path: Path) -> None:
 
 def test_a_failed_request_is_counted_apart_with_its_own_time(tmp_path: Path) -> None:
     with closing(CellFile(tmp_path / "front-0.cells")) as cells:
-        RunTally(LABELS, cells).add([job(rows=1, batch_rows=1)], now=12.0, time=5.0)
+        tally(RunTally(LABELS, cells), 1, batch_rows=1)
         answered(cells, 1)
         cells.counter("gateway_requests_total", {**LABELS, "arm": "canary", "outcome": "timeout"}).inc()
         cells.histogram("gateway_request_duration_seconds", {**LABELS, "arm": "canary"}).observe(0.5)
@@ -59,9 +62,9 @@ def test_a_version_that_was_never_asked_has_nothing_but_zeros(tmp_path: Path) ->
 
 def test_callers_cannot_mint_series_by_odd_numbers_of_rows(tmp_path: Path) -> None:
     with closing(CellFile(tmp_path / "front-0.cells")) as cells:
-        tally, sizes = RunTally(LABELS, cells), range(1, 5000)
+        counted, sizes = RunTally(LABELS, cells), range(1, 5000)
         for rows in sizes:
-            tally.add([job(rows=rows, batch_rows=rows)], now=12.0, time=5.0)
+            tally(counted, rows, batch_rows=rows)
         [entry] = read_statistics(tmp_path, [("m", 1)])["model_stats"]
     assert entry["execution_count"] == len(sizes) and entry["inference_count"] == sum(sizes)
     assert {str(batch["batch_size"]) for batch in entry["batch_stats"]} <= set(BATCH_ROWS)

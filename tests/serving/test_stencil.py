@@ -1,81 +1,104 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
-from gateway.protocol.encode import encode_flat, encode_rows, encode_string, encode_tensor, tensor_head
-from gateway.serving.answers import infer_answer
-from gateway.serving.records import prediction_head, prediction_record, record_time, tensor_records
-from gateway.serving.stencil import make_stencil
+from gateway.engine.job import Run
+from gateway.engine.wire import Hello
+from gateway.predictions.reader import SpoolReader
+from gateway.predictions.spool import SpoolWriter
+from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
+from gateway.protocol.encode import encode_flat, encode_rows
+from gateway.protocol.limits import Limits
+from gateway.routing.table import Choice, Route
+from gateway.serving.delivery import Delivery
+from gateway.serving.inference import Inference
+from gateway.serving.version import ServedVersion
+from gateway.settings import load_settings
+from gateway.telemetry.cells import CellFile
 
-ID = b"0196f0c5d2a100-0000000011"
-TIME = record_time(1332633600.25)
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12) | st.sampled_from(
     ["%b", "%%", "%d"]
 )
 
 
-def with_shape(head: bytes, shape: tuple[int, ...]) -> bytes:
-    return head + b",".join(b"%d" % axis for axis in shape) + b"]"
+class _Front:
+    """Just enough of a served version for a delivery: what it learns from an engine's greeting."""
+
+    def __init__(self, folder: Path, signature: Signature) -> None:
+        settings = load_settings(overrides={"state_dir": folder})
+        self.cells = CellFile(folder / "front.cells")
+        self.spool = SpoolWriter(folder / "spool" / "front-0", slot=0, settings=settings.spool)
+        side: Any = SimpleNamespace()
+        self.delivery = Delivery(self.spool, self.cells, side=side, commit=None, blocks=True, max_tensor_bytes=1000)
+        self.served = ServedVersion(
+            "m%d", 2, digest="sha256:00", gateway="g%1", cells=self.cells, limits=Limits(), max_logged_bytes=1000
+        )
+        assert self.served.greeted(Hello(signature, pid=1, model="m%d", version=2, digest="sha256:00", batchable=True))
+
+    def answers(self, batch: list[Inference]) -> list[bytes]:
+        """Deliver a batch; what its callers get."""
+        self.delivery.deliver(batch)
+        return [inference.answer for inference in batch]
+
+    def records(self) -> list[bytes]:
+        reader = SpoolReader(self.spool.directory.parent)
+        records = [record.payload for record in reader.read(1000)]
+        reader.close()
+        return records
+
+    def close(self) -> None:
+        self.spool.close()
+        self.cells.close()
 
 
-@given(
-    NAMES,
-    NAMES,
-    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6),
-    st.integers(1, 3),
-    st.tuples(*[st.integers(0, 2**31)] * 3),
-)
-def test_what_a_stencil_writes_is_what_is_written_part_by_part(
-    input_name: str, output_name: str, row: list[float], rows: int, timings: tuple[int, int, int]
+def batch_of(front: _Front, keys: Sequence[str | None], rows: Sequence[int], *, alike: bool) -> list[Inference]:
+    """Answered requests of one run; those that are not `alike` are written down one by one."""
+    total = sum(rows)
+    inputs, outputs = np.arange(2 * total, dtype="f4").reshape(total, 2) / 3, np.arange(total, dtype="f4")[:, None] / 7
+    run = Run([], total, sent_at=2.0, inputs=[inputs])
+    run.results, run.inference_ns = [outputs], 1_500_000
+    route, choice = Route("m%d", stable=1, canary=2, weight=12.5, salt="s"), Choice(2, "canary", "weight")
+    batch = []
+    for key, count in zip(keys, rows, strict=True):
+        inference = Inference(SimpleNamespace(answered=lambda _: None), "m%d")  # type: ignore[arg-type]
+        inference.route, inference.choice, inference.served = route, choice, front.served
+        inference.run, inference.row, inference.rows, inference.key = run, sum(i.rows for i in batch), count, key
+        inference.inputs = [inputs[inference.row : inference.row + count]]
+        inference.fragments = [None]
+        inference.arrived, inference.queued_at, inference.plain = 1.0, 1.25, alike
+        batch.append(inference)
+    return batch
+
+
+@given(NAMES, NAMES, st.lists(st.tuples(st.none() | st.text(max_size=3), st.integers(1, 3)), min_size=1, max_size=9))
+def test_what_is_written_together_is_what_is_written_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory, input_name: str, output_name: str, requests: list[tuple[str | None, int]]
 ) -> None:
-    head: dict[str, Any] = {
-        "gateway": "g%1", "model": "m", "version": 2, "digest": "sha256:00", "arm": "canary", "weight": 12.5,
-        "reason": "weight",
-    }  # fmt: skip
-    array, result = np.ones((rows, 2), "f4"), np.array([row] * rows, "f4")
-    input_head, output_head = (tensor_head(TensorSpec(name, "FP32", (-1, 2))) for name in (input_name, output_name))
-    answer_head = b'{"model_name":%b,"model_version":"2",' % encode_string("m")
-    stencil = make_stencil(
-        prediction_head(**head),
-        rows=rows,
-        input_head=with_shape(input_head, array.shape),
-        output_head=with_shape(output_head, result.shape),
-        answer_head=answer_head,
-        version=b"2",
-        arm=b"canary",
-    )
-    fragment, flat = encode_flat(array), encode_flat(result)
-    inner = flat[1:-1]
-
-    assert stencil.record % (ID, TIME, 17, *timings, fragment, inner, b',"key":"00"') == prediction_record(
-        prediction_head(**head),
-        event_id=ID,
-        time=TIME,
-        sequence=17,
-        status=200,
-        rows=rows,
-        timings=timings,
-        inputs=tensor_records([input_head], [array], [fragment], max_bytes=1000),
-        outputs=tensor_records([output_head], [result], [flat], max_bytes=1000),
-        parameters={},
-        request_id=None,
-        key="00",
-        error=None,
-    )
-    body = b'%b"parameters":{"prediction_id":"%b"},"outputs":[%b]}' % (
-        answer_head,
-        ID,
-        encode_tensor(output_head, result, flat),
-    )
-    assert stencil.answer % (ID, stencil.answer_bytes + len(inner), ID, inner) == infer_answer(
-        body, prediction_id=ID, version=b"2", arm=b"canary", keep_alive=True
-    )
+    signature = Signature((TensorSpec(input_name, "FP32", (-1, 2)),), (TensorSpec(output_name, "FP32", (-1, 1)),))
+    keys, rows = [key for key, _ in requests], [count for _, count in requests]
+    seen = []
+    for alike in (True, False):
+        front = _Front(tmp_path_factory.mktemp("front"), signature)
+        answers = front.answers(batch_of(front, keys, rows, alike=alike))
+        records, boot = front.records(), front.spool.boot.encode()
+        front.close()
+        hidden = [
+            re.sub(rb'"(time|total_us)":("[^"]+"|[0-9]+)', b"", text.replace(boot, b"boot"))
+            for text in answers + records
+        ]
+        seen.append(hidden)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2 * len(requests)
 
 
 @given(

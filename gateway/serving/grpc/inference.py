@@ -26,8 +26,13 @@ _READ = messages.ModelInferRequest()
 Metadata = tuple[tuple[str, str], ...]
 
 
-class GrpcInference(Inference, eq=False, kw_only=True):
+class GrpcInference(Inference):
     """One `ModelInferRequest` on its way; once its connection is told, it has a response or a refusal.
+
+    Parameters
+    ----------
+    connection : Connection
+    message : ModelInferRequest
 
     Attributes
     ----------
@@ -39,18 +44,15 @@ class GrpcInference(Inference, eq=False, kw_only=True):
         Prediction id, version and arm, once the request was routed and logged.
     """
 
-    message: messages.ModelInferRequest
-    given_id: str = ""
     raw: bool = False
     response: messages.ModelInferResponse | None = None
     refusal: GatewayError | None = None
     trailers: Metadata = ()
 
-    @classmethod
-    def of(cls, connection: Connection, message: messages.ModelInferRequest) -> GrpcInference:
-        """The inference that a message asks for."""
-        name = shown_name(message.model_name)
-        return cls(connection, name, message=message, given_id=message.id[:MAX_GIVEN_ID])
+    def __init__(self, connection: Connection, message: messages.ModelInferRequest) -> None:
+        super().__init__(connection, shown_name(message.model_name))
+        self.message = message
+        self.given_id: str = message.id[:MAX_GIVEN_ID]
 
     def read_head(self, metadata: Iterable[tuple[str, str | bytes]], seconds_left: float | None) -> None:
         """Take what stands beside the message: the version, the gateway's metadata, the call's deadline."""

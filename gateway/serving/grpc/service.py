@@ -76,7 +76,7 @@ class InferenceService:
 
     def _accept(self, message: messages.ModelInferRequest, context: Context) -> _Pending:
         waiter = _Waiter()
-        inference = GrpcInference.of(waiter, message)
+        inference = GrpcInference(waiter, message)
         inference.read_head(context.invocation_metadata() or (), context.time_remaining())
         size = message.ByteSize()
         if size > LARGE_BODY_BYTES:
