@@ -30,8 +30,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     reads: list[bytes] = []
     take = GatewayProtocol._take_again
 
-    def noted(self: GatewayProtocol, read: bytes) -> bool:
-        done = take(self, read)
+    def noted(self: GatewayProtocol, read: bytes, *known: bytes) -> bool:
+        done = take(self, read, *known)
         if done:
             reads.append(read)
         return done
