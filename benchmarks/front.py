@@ -37,7 +37,10 @@ PARTS = ("log", "metrics", "statistics", "isolation")
 
 
 class _NothingTallied(RunTally):
-    def add(self, run: Run, jobs: Sequence[Any], *, now: float, time: float) -> None:
+    def add(self, run: Run, count: int, rows: int, *, arrived: float, queued: float, now: float) -> None:
+        """Count nothing."""
+
+    def count_run(self, run: Run, *, time: float) -> None:
         """Count nothing."""
 
 

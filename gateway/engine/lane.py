@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,10 +27,13 @@ from gateway.engine.wire import (
     HELLO,
     RESULT,
     STOPPED,
+    Frame,
     FrameReader,
     Hello,
     decode_result,
+    decode_result_of_one,
     encode_run,
+    encode_run_of_one,
     write_frame,
 )
 from gateway.protocol.datatypes import FREE
@@ -239,15 +242,8 @@ class Lane:
             if job.deadline > latest:
                 latest = job.deadline
         run.rows = rows
-        parts: Sequence[Sequence[Array]]
-        if whole is not None:
-            parts = [[array] for array in whole]
-        elif len(jobs) == 1:
-            parts = [[array] for array in jobs[0].inputs]
-        else:
-            parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
         try:
-            frame = encode_run(self._next_id, parts, deadline=latest)
+            frame = self._frame_of(jobs, whole, deadline=latest)
         except (ValueError, TypeError) as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
             run.end()
@@ -257,6 +253,17 @@ class Lane:
         if self.line.rows:
             self._pressed.add(self._next_id)
         link.send(frame)
+
+    def _frame_of(self, jobs: list[Job], whole: list[Array] | None, *, deadline: float) -> bytes | list[Any]:
+        parts: Sequence[Sequence[Array]]
+        if whole is None and len(jobs) > 1:
+            parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
+        else:
+            inputs = jobs[0].inputs if whole is None else whole
+            if len(inputs) == 1 and (frame := encode_run_of_one(self._next_id, inputs[0], deadline=deadline)):
+                return frame
+            parts = [[array] for array in inputs]
+        return encode_run(self._next_id, parts, deadline=deadline)
 
     def _connected(self, link: _Link, hello: Hello) -> None:
         self._greeting = None
@@ -357,9 +364,19 @@ class _Link(asyncio.BufferedProtocol):
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        lane = self._lane
+        lane, reader = self._lane, self._reader
+        frames: Iterable[Frame]
         try:
-            for kind, count, frame_id, payload in self._reader.received(nbytes):
+            if reader.is_between_frames:
+                received = bytes(reader.buffer()[:nbytes])
+                one = decode_result_of_one(received)
+                if one is not None:
+                    lane._result(*one)  # noqa: SLF001
+                    return
+                frames = reader.feed(received)
+            else:
+                frames = reader.received(nbytes)
+            for kind, count, frame_id, payload in frames:
                 if kind == RESULT:
                     lane._result(frame_id, *decode_result(payload, count))  # noqa: SLF001
                 elif kind == FAILURE:
@@ -374,8 +391,11 @@ class _Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lane._lost(self)  # noqa: SLF001
 
-    def send(self, frame: Sequence[bytes | memoryview]) -> None:
-        write_frame(self._transport, frame)
+    def send(self, frame: bytes | Sequence[bytes | memoryview]) -> None:
+        if isinstance(frame, bytes):
+            self._transport.write(frame)
+        else:
+            write_frame(self._transport, frame)
 
     def close(self) -> None:
         if self._is_made:

@@ -38,12 +38,14 @@ __all__ = (
     "FrameReader",
     "Hello",
     "decode_result",
+    "decode_result_of_one",
     "decode_run",
     "decode_tensors",
     "encode_failure",
     "encode_hello",
     "encode_result",
     "encode_run",
+    "encode_run_of_one",
     "encode_stopped",
     "write_frame",
 )
@@ -64,6 +66,9 @@ _CODE_OF = {datatype: code for code, datatype in enumerate(_CODES)}
 _DTYPES = tuple(NUMPY_OF[datatype] for datatype in _CODES)
 _BYTES = _CODE_OF["BYTES"]
 _DIMENSIONS = tuple(struct.Struct(f"<{rank}q") for rank in range(33))
+_RUN_OF_ONE = tuple(struct.Struct(f"<IBxHQdBBHI{rank}qQ") for rank in range(33))
+_RESULT_OF_ONE = tuple(struct.Struct(f"<IBxHQQBBHI{rank}qQ") for rank in range(33))
+_CODE_OF_CHAR = {dtype.char: code for code, dtype in enumerate(_DTYPES) if dtype.kind not in "OV"}
 _PADDING = tuple(bytes(-n % 8) for n in range(8))
 
 LARGE_BYTES = 2**16
@@ -140,6 +145,19 @@ def encode_run(
     return pieces
 
 
+def encode_run_of_one(frame_id: int, array: Array, *, deadline: float) -> bytes | None:
+    """A whole RUN frame of one small input of numbers, as most are; None where `encode_run` is to be asked."""
+    code = _CODE_OF_CHAR.get(array.dtype.char)
+    if code is None or array.nbytes >= LARGE_BYTES:
+        return None
+    rank, block = array.ndim, array.tobytes()
+    nbytes = len(block)
+    padding = _PADDING[nbytes % 8]
+    length = 24 + 8 * rank + nbytes + len(padding)
+    head = _RUN_OF_ONE[rank].pack(length, RUN, 1, frame_id, deadline, code, rank, 0, 0, *array.shape, nbytes)
+    return head + block + padding
+
+
 def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> list[bytes | memoryview]:
     """The pieces of a RESULT frame; `arrays` in the order of the signature's outputs."""
     pieces: list[bytes | memoryview] = [b"", _U64.pack(nanoseconds)]
@@ -164,6 +182,23 @@ def decode_run(payload: memoryview, count: int) -> tuple[float, list[Array]]:
 def decode_result(payload: memoryview, count: int) -> tuple[int, list[Array]]:
     """Nanoseconds of the run, and the outputs in the signature's order."""
     return _U64.unpack_from(payload)[0], decode_tensors(payload[8:], count)
+
+
+def decode_result_of_one(frame: bytes) -> tuple[int, int, list[Array]] | None:
+    """The id, the nanoseconds and the output of a RESULT frame that is whole and has one output, of numbers.
+
+    None where the bytes are anything else; then `FrameReader` and `decode_result` are to look at them.
+    """
+    try:
+        head = _RESULT_OF_ONE[frame[HEADER.size + 9]]
+        length, kind, count, frame_id, nanoseconds, code, _, _, _, *shape, nbytes = head.unpack_from(frame)
+        if kind == RESULT and count == 1 and length == len(frame) - HEADER.size and code != _BYTES:
+            array = np.ndarray(shape, _DTYPES[code], frame, head.size)
+            if array.nbytes == nbytes:
+                return frame_id, nanoseconds, [array]
+    except (IndexError, struct.error, TypeError, ValueError):
+        pass
+    return None
 
 
 def decode_tensors(payload: memoryview, count: int) -> list[Array]:
@@ -222,6 +257,11 @@ class FrameReader:
         self._large: memoryview | None = None
         self._large_header = (0, 0, 0)
         self._filled = 0
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether what comes next is the beginning of a frame."""
+        return self._large is None and not self._parts
 
     def buffer(self) -> memoryview:
         """Where the next bytes of the stream are to be put; then tell `received` how many they are.

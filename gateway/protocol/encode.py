@@ -53,7 +53,7 @@ def encode_rows(array: Array) -> list[bytes] | None:
     dtype = array.dtype
     if dtype.kind not in "fiub" or (dtype.kind == "f" and dtype.itemsize == 2) or not array.size:
         return None
-    text = orjson.dumps(array.reshape(len(array), -1), option=_OPTIONS)
+    text = orjson.dumps(array if array.ndim == 2 else array.reshape(len(array), -1), option=_OPTIONS)
     if b"null" in text:
         return None
     return text[2:-2].split(b"],[")

@@ -41,8 +41,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _MAX_TEXT = 40
 """Bytes of JSON a logged number may take; spaces and idle digits could make it any length."""
-_ONE_THREAD_SIZE = 8192
-"""OpenBLAS shares the product of 10,000 numbers and more out to threads, which then spin against the loop."""
 
 _BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
 _ALLOWED: Mapping[str, frozenset[type]] = {
@@ -79,14 +77,12 @@ class Reading(NamedTuple):
     wide: np.dtype[Any]
     dtype: np.dtype[Any]
     limits: tuple[float, float] | None
-    square: float
 
 
 def _reading(dtype: np.dtype[Any]) -> Reading:
     code, wide = _BUFFER_OF_KIND[dtype.kind]
     narrow = dtype.itemsize < 8
-    square = float(np.finfo(dtype).max) ** 2 if narrow and dtype.kind == "f" else 0.0
-    return Reading(code, wide, dtype, _LIMITS[dtype] if narrow else None, square)
+    return Reading(code, wide, dtype, _LIMITS[dtype] if narrow else None)
 
 
 READING = {datatype: _reading(dtype) for datatype, dtype in NUMPY_OF.items() if dtype.kind in "fiu"}
@@ -190,12 +186,8 @@ def numbers_in(texts: Sequence[bytes], reading: Reading, *, parser: simdjson.Par
 
 def within(array: Array, reading: Reading) -> bool:
     """Whether every number of a flat array is one of a datatype that has limits."""
-    # No element is beyond the limit when the sum of squares is within its square: one product for two searches.
     if not array.size:
         return True
-    with np.errstate(over="ignore"):
-        if reading.square and array.size <= _ONE_THREAD_SIZE and array.dot(array) < reading.square:
-            return True
     low, high = reading.limits or (-math.inf, math.inf)
     # For a few numbers, looking for the place is a third of the price of max() and min().
     return bool(array.item(array.argmax()) <= high and array.item(array.argmin()) >= low)

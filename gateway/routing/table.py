@@ -7,6 +7,7 @@ stays while the weight grows.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from typing import Literal
@@ -83,13 +84,17 @@ def choose(route: Route, point: float, *, sticky: bool, pinned: int | None = Non
     Choice(version=1, arm='stable', reason='sticky')
     """
     if pinned is not None:
-        return Choice(pinned, "pinned", "pinned")
+        return _choice(pinned, "pinned", "pinned")
     if route.canary is None:
-        return Choice(route.stable, "stable", "stable")
+        return _choice(route.stable, "stable", "stable")
     reason = "sticky" if sticky else "weight"
     if point < route.weight / 100.0:
-        return Choice(route.canary, "canary", reason)
-    return Choice(route.stable, "stable", reason)
+        return _choice(route.canary, "canary", reason)
+    return _choice(route.stable, "stable", reason)
+
+
+_choice = functools.lru_cache(maxsize=1024)(Choice)
+"""Equal choices are mostly one object, so that requests that were routed alike are quickly told."""
 
 
 def point_of(key: str, salt: str) -> float:

@@ -297,24 +297,26 @@ class Delivery:
         return record, body, status
 
     def _count(self, batch: _Batch, *, now: float) -> None:
-        inferences, ran = batch.inferences, None
+        inferences = batch.inferences
         for begin, end in batch.spans:
             alike = inferences[begin:end]
             first = alike[0]
             served, arm, run = first.served, first.choice.arm, first.run
             served.requests(arm, batch.answers[begin][2]).inc(len(alike))
-            served.durations(arm).observe_many([now - inference.arrived for inference in alike])
+            arrived = [inference.arrived for inference in alike]
+            served.durations(arm).observe_many([now - at for at in arrived])
             if run is not None:
-                sent_at = run.sent_at
-                served.queue_seconds.observe_many([sent_at - inference.queued_at for inference in alike])
+                queued, sent_at = [inference.queued_at for inference in alike], run.sent_at
+                served.queue_seconds.observe_many([sent_at - at for at in queued])
                 if run.inference_ns:
-                    ran = run
-        if ran is not None:
-            served = inferences[0].served
-            served.inference_seconds.observe(ran.inference_ns / 1e9)
-            served.batch_rows.observe(ran.rows)
-            answered = [each for each in inferences if each.run is ran]
-            served.tally.add(ran, answered, now=now, time=time.time())
+                    rows = sum([inference.rows for inference in alike])
+                    served.tally.add(run, len(alike), rows, arrived=sum(arrived), queued=sum(queued), now=now)
+        last = inferences[-1].run if inferences else None
+        if last is not None and last.inference_ns:
+            served = inferences[-1].served
+            served.inference_seconds.observe(last.inference_ns / 1e9)
+            served.batch_rows.observe(last.rows)
+            served.tally.count_run(last, time=time.time())
 
     def _committed(self, batch: _Batch, error: SpoolError | None) -> None:
         if error is not None and self.count_unsynced(len(batch.inferences)):

@@ -206,11 +206,15 @@ class Front:
             The body begins at `start` and goes to the end.
         """
         inference.arrived = inference.queued_at = now = time.perf_counter()
-        try:
-            self._route(inference)
-        except GatewayError as error:
-            inference.refuse(error)
-            return
+        sole = self._sole.get(inference.model)
+        if sole is not None and inference.pinned is None:
+            inference.route, inference.choice, inference.served = sole
+        else:
+            try:
+                self._route(inference)
+            except GatewayError as error:
+                inference.refuse(error)
+                return
         served = inference.served
         decoder, lane = served.decoder, served.lane
         found = None
@@ -298,10 +302,6 @@ class Front:
     def _route(self, inference: Inference) -> None:
         if isinstance(inference.refused, UnknownModel):
             raise inference.refused
-        sole = self._sole.get(inference.model)
-        if sole is not None and inference.pinned is None:
-            inference.route, inference.choice, inference.served = sole
-            return
         route = self.routes.get(inference.model)
         if route is None:
             self.version(inference.model, inference.pinned)

@@ -404,7 +404,8 @@ class GatewayProtocol(HttpToolsProtocol):
                 self._front.accept_again(inference, data, body)
             except Exception:  # a fault of ours fails this request and no other
                 self._fail(inference)
-        if len(self._due) + len(self._behind) > self._limits.max_pipelined:
+        waiting = len(self._due) + len(self._behind)
+        if waiting > 1 and waiting > self._limits.max_pipelined:
             self.flow.pause_reading()
         return True
 

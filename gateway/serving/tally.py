@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 from gateway.engine.job import Run
 from gateway.telemetry.catalog import BATCH_ROWS, STAGES
 from gateway.telemetry.cells import CellFile, Counter
 
 __all__ = ("RunTally", "batch_label")
-
-
-class Arrived(Protocol):
-    """What is counted of an inference; times in seconds of `time.perf_counter()`."""
-
-    arrived: float
-    queued_at: float
-    rows: int
 
 
 class RunTally:
@@ -42,34 +31,35 @@ class RunTally:
     def __repr__(self) -> str:
         return f"<RunTally {self._labels['model']}/{self._labels['version']} rows {self._rows.value:g}>"
 
-    def add(self, run: Run, jobs: Sequence[Arrived], *, now: float, time: float) -> None:
-        """Count one run.
+    def add(self, run: Run, count: int, rows: int, *, arrived: float, queued: float, now: float) -> None:
+        """Count requests that a run has answered.
 
         Parameters
         ----------
         run : Run
-        jobs : sequence of inferences
-            Those that it answered; not empty.
+        count, rows : int
+            How many they are, and their rows.
+        arrived, queued : float
+            Sums of when each of them arrived and was queued, in seconds of `time.perf_counter()`.
         now : float
-            When they were answered, in seconds of `time.perf_counter()`.
-        time : float
-            Seconds since 1970.
+            When they were answered.
         """
-        count = len(jobs)
-        queued = sum([job.queued_at for job in jobs])
         seconds = run.inference_ns / 1e9
         read, waited, ran, written = self._stages
-        read.inc(queued - sum([job.arrived for job in jobs]))
+        read.inc(queued - arrived)
         waited.inc(count * run.sent_at - queued)
         ran.inc(count * seconds)
         written.inc(max(0.0, count * (now - run.sent_at - seconds)))
-        self._rows.inc(sum([job.rows for job in jobs]))
+        self._rows.inc(rows)
+
+    def count_run(self, run: Run, *, time: float) -> None:
+        """Count a run that has answered requests by `time`, in seconds since 1970."""
         self._last.set(time)
         batches = self._batches.get(run.rows)
         if batches is None:
             batches = self._open(run.rows)
         batches[0].inc()
-        batches[1].inc(seconds)
+        batches[1].inc(run.inference_ns / 1e9)
 
     def _open(self, rows: int) -> tuple[Counter, Counter]:
         labels = {**self._labels, "rows": batch_label(rows)}

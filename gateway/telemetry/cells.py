@@ -100,16 +100,16 @@ class Histogram:
 
     def observe_many(self, values: Sequence[float]) -> None:
         """Observe all of `values`; cheaper than one by one, and most so where all fall into one bucket."""
-        if not values:
-            return
         cells, index, bounds = self._cells, self._index, self._bounds
-        cells[self._sum_index] += sum(values)
-        first = bisect_left(bounds, min(values))
-        if first == bisect_left(bounds, max(values)):
-            cells[index + first] += len(values)
-            return
+        if len(values) > 1:
+            first = bisect_left(bounds, min(values))
+            if first == bisect_left(bounds, max(values)):
+                cells[index + first] += len(values)
+                cells[self._sum_index] += sum(values)
+                return
         for value in values:
             cells[index + bisect_left(bounds, value)] += 1.0
+        cells[self._sum_index] += sum(values)
 
     @property
     def count(self) -> float:
