@@ -1,8 +1,8 @@
 """What the monitor spends on one prediction of 30 features: reading the spool, decoding, joining, binning, evidence.
 
-A real spool of records as fronts write them, a real monitor over a real store; flushes as often as a loaded monitor's.
+A real spool of blocks as fronts write them, a real monitor over a real store; flushes as often as a loaded monitor's.
 
-    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--profile]
+    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--one-by-one] [--profile]
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from gateway.control.monitor import Monitor
 from gateway.control.store import Store
 from gateway.control.versions import FixedVersions
 from gateway.drift.profile import build_profile
-from gateway.events.records import KIND_PREDICTION, Arm
+from gateway.events.blocks import PredictionBlock, encode_block, predictions_of
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION, Arm
 from gateway.predictions.source import LogSource, SpoolSource
 from gateway.predictions.spool import SpoolWriter
 from gateway.protocol.datatypes import TensorSpec
-from gateway.protocol.encode import encode_flat, tensor_head
+from gateway.protocol.encode import tensor_head
 from gateway.repository.policy import ModelPolicy
-from gateway.serving.records import prediction_head, prediction_record, record_time, tensor_records
+from gateway.serving.records import prediction_head, record_time
 from gateway.settings import MonitorSettings, SpoolSettings
 
 FEATURES = 30
@@ -40,8 +41,8 @@ MODEL = "tabular"
 BATCH = 32
 
 
-def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float) -> None:
-    """Write predictions as a front does."""
+def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, one_by_one: bool) -> None:
+    """Write predictions as a front does: those of a batch and an arm in a block, or as single records."""
     draw = np.random.default_rng(0)
     arms: tuple[tuple[int, Arm], ...] = ((1, "stable"), (2, "canary"))
     heads = [
@@ -54,28 +55,37 @@ def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float) -> None
     writer = SpoolWriter(spool_dir / "front-0", slot=0, settings=SpoolSettings())
     sequence = 1
     while sequence <= predictions:
-        batch = []
-        for _ in range(BATCH):
-            inputs = draw.normal(size=(rows, FEATURES)).astype("f4").round(4)
-            outputs = inputs[:, :1] * 2
-            record = prediction_record(
-                heads[int(draw.random() < weight / 100)],
-                event_id=f"{writer.boot}-{sequence:010x}".encode(),
+        chosen = draw.random(BATCH) < weight / 100
+        entries: list[tuple[int, bytes]] = []
+        for arm, count in enumerate((BATCH - int(chosen.sum()), int(chosen.sum()))):
+            if not count:
+                continue
+            inputs = draw.normal(size=(count, rows, FEATURES)).astype("f4").round(4)
+            block = PredictionBlock(
+                head=heads[arm],
+                input_head=features,
+                output_head=output,
+                input_dtype="<f4",
+                output_dtype="<f4",
+                input_axes=(FEATURES,),
+                output_axes=(1,),
                 time=record_time(time.time()),
-                sequence=sequence,
-                status=200,
-                rows=rows,
-                timings=(100, 50, 400),
-                inputs=tensor_records([features], [inputs], [encode_flat(inputs)], max_bytes=65536),
-                outputs=tensor_records([output], [outputs], [encode_flat(outputs)], max_bytes=65536),
-                parameters={},
-                request_id=None,
-                key=None,
-                error=None,
+                inference_us=50,
+                rows=b"" if rows == 1 else np.full(count, rows, "<u4").tobytes(),
+                queue_us=np.full(count, 100, "<u4").tobytes(),
+                total_us=np.full(count, 400, "<u4").tobytes(),
+                keys=b"",
+                inputs=inputs.tobytes(),
+                outputs=(inputs[:, :, :1] * 2).tobytes(),
             )
-            batch.append((KIND_PREDICTION, record))
-            sequence += 1
-        writer.append(batch)
+            payload = encode_block(block, count)
+            if one_by_one:
+                records = predictions_of(payload, boot=writer.boot, sequence=sequence)
+                entries += [(KIND_PREDICTION, record) for record in records]
+            else:
+                entries.append((KIND_BLOCK, payload))
+            sequence += count
+        writer.append(entries)
     writer.close()
 
 
@@ -138,6 +148,7 @@ def main() -> int:
     parser.add_argument("--predictions", type=int, default=40_000)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--canary", action="store_true", help="a trial is judged, too")
+    parser.add_argument("--one-by-one", action="store_true", help="a spool of single records instead of blocks")
     parser.add_argument("--profile", action="store_true", help="where the time goes, function by function")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
@@ -147,6 +158,7 @@ def main() -> int:
             predictions=arguments.predictions,
             rows=arguments.rows,
             weight=10.0 if arguments.canary else 0.0,
+            one_by_one=arguments.one_by_one,
         )
         profile = cProfile.Profile() if arguments.profile else None
         costs = sorted(asyncio.run(measure(place, canary=arguments.canary, profile=profile)))

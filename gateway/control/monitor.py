@@ -175,7 +175,7 @@ class Monitor:
         self._source = await self._open_source(position, "latest" if note else "earliest")
 
     async def step(self, timeout_seconds: float) -> int:
-        """Read once, at most 4,096 records; returns how many came."""
+        """Read once, 4,096 records at most and what is left of a block; returns how many came."""
         if self._source is None:
             raise RuntimeError("the monitor was not started")
         records = await self._source.read(_READ_AT_ONCE, timeout_seconds)

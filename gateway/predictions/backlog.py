@@ -7,6 +7,7 @@ from bisect import bisect_left
 from itertools import groupby
 from pathlib import Path
 
+from gateway.events.records import KIND_BLOCK
 from gateway.predictions.reader import Position
 from gateway.predictions.segments import (
     HEADER_BYTES,
@@ -15,12 +16,13 @@ from gateway.predictions.segments import (
     RECORD_TAIL,
     list_segments,
     list_streams,
+    numbers_of,
     split_name,
 )
 
 __all__ = ("Backlog",)
 
-_BLOCK_BYTES = 1 << 20
+_PART_BYTES = 1 << 20
 
 
 class Backlog:
@@ -77,23 +79,29 @@ class Backlog:
 
 def _hop(file: int, offset: int, number: int) -> tuple[int, int]:
     """From the record at `offset`, whose number is `number`, go to the end; return where it is and the number there."""
-    while len(block := os.pread(file, _BLOCK_BYTES, offset)) >= HEADER_BYTES:
+    while len(part := os.pread(file, _PART_BYTES, offset)) >= HEADER_BYTES:
         at = 0
-        while len(block) - at >= HEADER_BYTES:
-            length = RECORD_HEAD.unpack_from(block, at)[0]
+        while len(part) - at >= HEADER_BYTES:
+            length = RECORD_HEAD.unpack_from(part, at)[0]
             after = at + HEADER_BYTES + length
             if length > MAX_PAYLOAD_BYTES:
                 return offset + at, number
-            if after > len(block):
+            if after > len(part):
                 break
-            number = int(RECORD_TAIL.unpack_from(block, at + RECORD_HEAD.size)[0]) + 1
+            number = _number_after(part, at)
             at = after
         if at == 0:
-            # A record larger than the block, or one that is not whole yet.
-            length = RECORD_HEAD.unpack_from(block)[0]
+            # A record larger than what was read, or one that is not whole yet.
+            length = RECORD_HEAD.unpack_from(part)[0]
             if length > MAX_PAYLOAD_BYTES or os.fstat(file).st_size < offset + HEADER_BYTES + length:
                 break
-            number = int(RECORD_TAIL.unpack_from(block, RECORD_HEAD.size)[0]) + 1
+            number = _number_after(part, 0)
             at = HEADER_BYTES + length
         offset += at
     return offset, number
+
+
+def _number_after(part: bytes, at: int) -> int:
+    """The number of what follows the record at this place."""
+    number, kind = RECORD_TAIL.unpack_from(part, at + RECORD_HEAD.size)
+    return int(number) + (1 if kind != KIND_BLOCK else numbers_of(part, at))

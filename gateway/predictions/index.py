@@ -1,4 +1,4 @@
-"""What one segment holds and where: a mark every few records, and the predictions that its labels speak of.
+"""What one segment holds and where: a mark every few records or blocks, and the predictions its labels speak of.
 
 The index of a closed segment lies beside it as `<segment>.idx`, so that one record among millions, and the labels of
 it, are found without reading the log. It is made from the segment and can be made again at any time.
@@ -72,27 +72,27 @@ class SegmentIndex:
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.size)
-                block = file.read()
+                part = file.read()
         except FileNotFoundError:
             return
-        offset, end = 0, len(block)
+        offset, end = 0, len(part)
         while offset + HEADER_BYTES <= end:
-            length, _ = RECORD_HEAD.unpack_from(block, offset)
+            length, _ = RECORD_HEAD.unpack_from(part, offset)
             after = offset + HEADER_BYTES + length
             if length > MAX_PAYLOAD_BYTES or after > end:
                 break
-            sequence, kind = RECORD_TAIL.unpack_from(block, offset + RECORD_HEAD.size)
+            sequence, kind = RECORD_TAIL.unpack_from(part, offset + RECORD_HEAD.size)
             if self._count % _MARK_EVERY == 0:
                 self._sequences.append(sequence)
                 self._offsets.append(self.size + offset)
             self._count += 1
             if kind == KIND_FEEDBACK:
-                self._note_label(block[offset + HEADER_BYTES : after], self.size + offset)
+                self._note_label(part[offset + HEADER_BYTES : after], self.size + offset)
             offset = after
         self.size += offset
 
     def place_before(self, sequence: int) -> tuple[int, int] | None:
-        """The bytes, from and to, between which the record with this number lies if it is here."""
+        """The bytes, from and to, between which the record with this number, or its block, lies if it is here."""
         place = bisect_right(self._sequences, sequence)
         if not place:
             return None

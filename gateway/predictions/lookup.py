@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.events.addresses import parse_id
-from gateway.events.records import KIND_FEEDBACK
+from gateway.events.blocks import COUNT_BYTES
+from gateway.events.records import KIND_BLOCK, KIND_FEEDBACK
 from gateway.predictions.archive import Archive
 from gateway.predictions.index import SegmentIndex, read_index
 from gateway.predictions.segments import (
@@ -19,6 +20,7 @@ from gateway.predictions.segments import (
     LogRecord,
     list_segments,
     list_streams,
+    numbers_of,
     scan,
     segment_name,
     split_name,
@@ -26,7 +28,7 @@ from gateway.predictions.segments import (
 
 __all__ = ("LogLookup", "find")
 
-_BLOCK_BYTES = 32 * 1024
+_PART_BYTES = 32 * 1024
 _KEPT_INDEXES = 1024
 _SLACK_SECONDS = 60.0
 
@@ -83,9 +85,7 @@ class LogLookup:
             if index.size < size:
                 index.extend()
             for offset in index.labels_of(boot, sequence):
-                record = _read_at(path, offset)
-                if record is not None and record.kind == KIND_FEEDBACK:
-                    found.append(record)
+                found += [record for record in _read_at(path, offset) if record.kind == KIND_FEEDBACK]
         return list({(record.boot, record.sequence): record for record in found}.values())
 
     def _segments(self, since: float) -> list[tuple[Path, int]]:
@@ -133,41 +133,44 @@ def _find_in(path: Path, boot: str, sequence: int) -> LogRecord | None:
     index = read_index(path)
     start = index.place_before(sequence) if index is not None else None
     try:
-        with path.open("rb", buffering=_BLOCK_BYTES) as file:
+        with path.open("rb", buffering=_PART_BYTES) as file:
             return _walk(file, boot, sequence=sequence, start=start[0] if start else 0)
     except FileNotFoundError:
         return None
 
 
-def _read_at(path: Path, offset: int) -> LogRecord | None:
+def _read_at(path: Path, offset: int) -> list[LogRecord]:
     try:
         with path.open("rb", buffering=0) as file:
-            return _record_at(file, split_name(path.name)[0], offset)
+            return _records_at(file, split_name(path.name)[0], offset)
     except FileNotFoundError:
-        return None
+        return []
 
 
 def _walk(file: BinaryIO, boot: str, *, sequence: int, start: int) -> LogRecord | None:
-    """Step from header to header, a block in memory at a time, up to the record and no further."""
-    offset, block, begin = start, b"", 0
+    """Step from header to header, a part of the file in memory at a time, up to the record and no further."""
+    offset, part, begin = start, b"", 0
     while True:
-        if offset + HEADER_BYTES > begin + len(block):
+        if offset + HEADER_BYTES + COUNT_BYTES > begin + len(part):
             file.seek(offset)
-            block, begin = file.read(_BLOCK_BYTES), offset
-            if len(block) < HEADER_BYTES:
+            part, begin = file.read(_PART_BYTES), offset
+            if len(part) < HEADER_BYTES:
                 return None
         at = offset - begin
         # Numbers may be missing where the log was full, so that counting headers would not do.
-        number, _ = RECORD_TAIL.unpack_from(block, at + RECORD_HEAD.size)
-        if number >= sequence:
-            return _record_at(file, boot, offset) if number == sequence else None
-        offset += HEADER_BYTES + RECORD_HEAD.unpack_from(block, at)[0]
+        number, kind = RECORD_TAIL.unpack_from(part, at + RECORD_HEAD.size)
+        if number > sequence:
+            return None
+        if number == sequence or (kind == KIND_BLOCK and sequence < number + numbers_of(part, at)):
+            records = _records_at(file, boot, offset)
+            return next((record for record in records if record.sequence == sequence), None)
+        offset += HEADER_BYTES + RECORD_HEAD.unpack_from(part, at)[0]
 
 
-def _record_at(file: BinaryIO, boot: str, offset: int) -> LogRecord | None:
+def _records_at(file: BinaryIO, boot: str, offset: int) -> list[LogRecord]:
+    """The record at this place, or all of a block."""
     file.seek(offset)
     head = file.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES or (length := RECORD_HEAD.unpack_from(head)[0]) > MAX_PAYLOAD_BYTES:
-        return None
-    found = scan(head + file.read(length), boot, max_records=1).records
-    return found[0] if found else None
+        return []
+    return scan(head + file.read(length), boot, max_records=1).records

@@ -22,7 +22,7 @@ __all__ = ("LogRecord", "Position", "SpoolReader")
 
 Position = Mapping[str, tuple[str, int]]
 
-_BLOCK_BYTES = 256 * 1024
+_PART_BYTES = 256 * 1024
 _NO_FILE = -1
 # One damaged record is passed over by its length; a second one in a row means that the length was wrong as well.
 _DAMAGED_IN_A_ROW = 2
@@ -75,7 +75,9 @@ class SpoolReader:
         )
 
     def read(self, max_records: int = 1000) -> list[LogRecord]:
-        """Return the next records, at most `max_records`, taken evenly from the streams; empty when none is new.
+        """Return the next records, taken evenly from the streams; empty when none is new.
+
+        There are `max_records` at most, and what is left of one block more: `MAX_BLOCK` - 1 predictions.
 
         Raises
         ------
@@ -95,7 +97,7 @@ class SpoolReader:
                     limit = min(share, max_records - len(records))
                     found = cursor.read(limit)
                     records += found
-                    if len(found) == limit:
+                    if len(found) >= limit:
                         still.append(cursor)
                 waiting = still
         except OSError as error:
@@ -103,7 +105,7 @@ class SpoolReader:
         return records
 
     def position(self) -> dict[str, tuple[str, int]]:
-        """Return, per stream, the segment and the offset of the first record not yet returned."""
+        """Return, per stream, the segment and the offset of the first record, or block, not yet returned."""
         return {stream: (cursor.segment, cursor.offset) for stream, cursor in self._cursors.items() if cursor.segment}
 
     def bytes_behind(self) -> int:
@@ -147,8 +149,8 @@ class _Cursor:
         self.corrupt = self.torn = self.removed = self.missing = 0
         self._file = _NO_FILE
         self._boot = ""
-        self._block = b""
-        self._block_at = 0
+        self._part = b""
+        self._part_at = 0
         self._asked = 0
         self._fresh = False
         self._gone = False
@@ -164,11 +166,11 @@ class _Cursor:
                 if not self._advance():
                     break
                 continue
-            found = scan(self._block, self._boot, start=self.offset - self._block_at, max_records=limit - len(records))
+            found = scan(self._part, self._boot, start=self.offset - self._part_at, max_records=limit - len(records))
             if found.records:
-                self._take(found.records, self._block_at + found.end)
+                self._take(found.records, self._part_at + found.end)
                 records += found.records
-            elif not self._fresh or found.needed > self._asked == len(self._block):
+            elif not self._fresh or found.needed > self._asked == len(self._part):
                 self._refill(found.needed)
             elif found.damaged:
                 self._pass_over(found.needed)
@@ -197,7 +199,7 @@ class _Cursor:
         file, self._file = self._file, _NO_FILE
         if file != _NO_FILE:
             os.close(file)
-        self._block, self._fresh = b"", False
+        self._part, self._fresh = b"", False
 
     def _open(self) -> bool:
         while self._file == _NO_FILE:
@@ -212,7 +214,7 @@ class _Cursor:
                     return False
                 continue
             self._boot = split_name(self.segment)[0]
-            self._block, self._block_at, self._fresh = b"", self.offset, False
+            self._part, self._part_at, self._fresh = b"", self.offset, False
         return True
 
     def _step(self) -> bool:
@@ -235,7 +237,7 @@ class _Cursor:
         # A writer is done with a segment before it begins the next, so what is here now is all that will ever be.
         size = os.fstat(self._file).st_size
         if not self._given_up:
-            if size > self._block_at + len(self._block):
+            if size > self._part_at + len(self._part):
                 self._refill(0)
                 return True
             self.torn += size > self.offset
@@ -243,9 +245,9 @@ class _Cursor:
 
     def _refill(self, needed: int) -> None:
         # Bytes of an unfinished record are never kept: the writer may cut them off and write others in their place.
-        self._asked = max(_BLOCK_BYTES, needed)
-        self._block = os.pread(self._file, self._asked, self.offset)
-        self._block_at = self.offset
+        self._asked = max(_PART_BYTES, needed)
+        self._part = os.pread(self._file, self._asked, self.offset)
+        self._part_at = self.offset
         self._fresh = True
 
     def _take(self, records: list[LogRecord], end: int) -> None:
@@ -261,7 +263,7 @@ class _Cursor:
 
     def _pass_over(self, length: int) -> None:
         again = os.pread(self._file, max(length, 1), self.offset)
-        if again != self._block[: len(again)]:
+        if again != self._part[: len(again)]:
             self._refill(length)
             return
         self.corrupt += 1

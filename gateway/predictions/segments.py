@@ -51,7 +51,7 @@ MAX_PAYLOAD_BYTES = 64 * 2**20
 LOCK_NAME = "writer.lock"
 
 _SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
-_BLOCK_BYTES = 2**20
+_PART_BYTES = 2**20
 _COARSE_NS = 10**9
 _HEADER = struct.Struct("<IIQB")
 _CHECKED_FROM = RECORD_HEAD.size
@@ -132,13 +132,13 @@ def numbers_of(content: bytes, offset: int) -> int:
 def end_of_records(path: Path) -> int:
     """Return the offset after the last whole record of a segment, by lengths alone; 0 when it is gone."""
     try:
-        block = path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         return 0
     offset = 0
-    while offset + HEADER_BYTES <= len(block):
-        after = offset + HEADER_BYTES + RECORD_HEAD.unpack_from(block, offset)[0]
-        if after > len(block):
+    while offset + HEADER_BYTES <= len(content):
+        after = offset + HEADER_BYTES + RECORD_HEAD.unpack_from(content, offset)[0]
+        if after > len(content):
             break
         offset = after
     return offset
@@ -147,18 +147,18 @@ def end_of_records(path: Path) -> int:
 def whole_bytes(file: int) -> int | None:
     """Return the offset after the last record of a segment when all up to there check; None when one does not.
 
-    Zeros are what a file holds where its blocks were never written, and no record.
+    Zeros are what a file holds that was never written, and no record.
     """
-    offset, asked = 0, _BLOCK_BYTES
+    offset, asked = 0, _PART_BYTES
     while True:
-        block = os.pread(file, asked, offset)
-        found = scan(block, "", expand=False)
+        part = os.pread(file, asked, offset)
+        found = scan(part, "", expand=False)
         offset += found.end
         if found.damaged:
-            return offset if not any(block[found.end :]) and len(block) < asked else None
-        if not found.records and (len(block) < asked or found.needed <= asked):
+            return offset if not any(part[found.end :]) and len(part) < asked else None
+        if not found.records and (len(part) < asked or found.needed <= asked):
             return offset
-        asked = max(_BLOCK_BYTES, found.needed)
+        asked = max(_PART_BYTES, found.needed)
 
 
 def segment_name(boot: str, sequence: int) -> str:

@@ -284,7 +284,10 @@ class Shipper:
             begun = end
 
     def _fill(self, producer: Any, messages: list[_Message], begun: int) -> tuple[Any, int]:
-        """Return a batch with as many of the messages as it takes, at least one, and where it ended."""
+        """Return a batch with as many of the messages as it takes, at least one, and where it ended.
+
+        A round that shall be small may be a whole block of the spool; its batches are as small as was asked for.
+        """
         batch = producer.create_batch()
         end = begun
         room = self._batch_bytes
@@ -292,7 +295,7 @@ class Shipper:
             message = messages[end]
             alone = message.address in self._alone
             room -= len(message.record.payload)
-            if end > begun and (alone or room < 0):
+            if end > begun and (alone or room < 0 or end - begun >= self._round_records):
                 break
             appended = batch.append(
                 key=message.key, value=message.record.payload, timestamp=message.timestamp_ms, headers=message.headers

@@ -22,7 +22,10 @@ class LogSource(Protocol):
     """The log as the monitor reads it: in order per front and model, each record once while the process lives."""
 
     async def read(self, max_records: int, timeout_seconds: float) -> list[LogRecord]:
-        """Return the next records; empty when none came within `timeout_seconds` or the log is out of reach."""
+        """Return the next records; empty when none came within `timeout_seconds` or the log is out of reach.
+
+        A log that holds blocks may give up to `MAX_BLOCK` - 1 records more than `max_records`.
+        """
 
     def position(self) -> dict[str, Any]:
         """Return where reading would go on, as plain JSON values; given back at the next start."""

@@ -157,6 +157,12 @@ def test_what_is_no_msgpack_or_another_is_no_block(rest: bytes) -> None:
         predictions_of(rest, boot=BOOT, sequence=1)
 
 
+@pytest.mark.parametrize("payload", [b"", b"\1", b"\0\0", b"\1\1", b"\xff\xff"])
+def test_what_counts_no_predictions_takes_no_numbers(payload: bytes) -> None:
+    with pytest.raises(BlockError, match="counts no predictions"):
+        count_of(payload)
+
+
 def test_a_later_form_of_the_block_is_refused_and_not_guessed_at() -> None:
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(singles().block()))
     for deep in (7, [[[]]] * 3):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.events.addresses import format_id
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.archiver import Archiver, ArchiverBusy, _alone
 from gateway.predictions.lookup import LogLookup
@@ -15,6 +17,7 @@ from gateway.predictions.segments import LogRecord, list_segments, scan
 from gateway.predictions.spool import SpoolWriter
 from gateway.predictions.tail import read_all
 from gateway.settings import Settings, SpoolSettings
+from tests.blocks import singles
 
 START = 1330560000.0
 DAY = 86_400.0
@@ -186,6 +189,28 @@ def test_one_archiver_a_spool(tmp_path: Path) -> None:
     fill(spool, count=5)
     with _alone(spool), pytest.raises(ArchiverBusy):
         archiver(spool, Archive(str(tmp_path / "archive"))).move_due()
+
+
+def test_the_archive_holds_the_predictions_of_a_block_one_by_one(tmp_path: Path, url: str) -> None:
+    spool = tmp_path / "spool"
+    writer = SpoolWriter(spool / "front-0", slot=0, settings=SpoolSettings())
+    written = []
+    for count, model in ((100, "m1"), (3, "m2"), (200, "m1")):
+        first, block = writer.next_sequence, singles(count, model=model)
+        written += [
+            LogRecord(KIND_PREDICTION, writer.boot, first + place, payload)
+            for place, payload in enumerate(block.records(first, boot=writer.boot))
+        ]
+        writer.append([(KIND_BLOCK, block.payload())])
+    writer.append([(KIND_BLOCK, b"\x05\0of a later form"), (2, b"label")])
+    written.append(LogRecord(2, writer.boot, 309, b"label"))
+    writer.close()
+    archive = Archive(url)
+    assert archive.store(spool / "front-0" / list_segments(spool / "front-0")[0]) == 304
+    shutil.rmtree(spool)
+    assert by_address([record for _, record in archive.read()]) == written
+    for record in written[::17]:
+        assert archive.find(format_id(record.boot, record.sequence)) == record
 
 
 def test_what_is_damaged_is_passed_over_and_the_rest_kept(tmp_path: Path) -> None:

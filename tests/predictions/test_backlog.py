@@ -6,11 +6,15 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.predictions.backlog import _BLOCK_BYTES, Backlog
+from gateway.events.records import KIND_BLOCK
+from gateway.predictions.backlog import _PART_BYTES, Backlog
 from gateway.predictions.reader import Position, SpoolReader
 from gateway.predictions.segments import list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
+
+BLOCKS = [singles(count).payload() for count in range(1, 6)]
 
 
 def writer_in(spool: Path, slot: int = 0, *, at: int = 0) -> SpoolWriter:
@@ -25,7 +29,7 @@ def left_by_reading(spool: Path, position: Position) -> int:
     return count
 
 
-@given(st.lists(st.tuples(st.sampled_from("wwwrn"), st.integers(0, 1), st.integers(0, 40)), max_size=30))
+@given(st.lists(st.tuples(st.sampled_from("wbwbrn"), st.integers(0, 1), st.integers(0, 40)), max_size=30))
 def test_the_count_is_what_a_reader_would_get_wherever_it_stands(steps: list[tuple[str, int, int]]) -> None:
     with TemporaryDirectory() as folder:
         spool = Path(folder)
@@ -34,6 +38,8 @@ def test_the_count_is_what_a_reader_would_get_wherever_it_stands(steps: list[tup
         for time, (step, slot, number) in enumerate(steps, start=1):
             if step == "w":
                 writers[slot].append([(1, bytes(number * 9))] * number)
+            elif step == "b":
+                writers[slot].append([(KIND_BLOCK, BLOCKS[number % 5])] * (number % 7) + [(1, b"x")] * (number % 2))
             elif step == "n":
                 writers[slot].close()
                 writers[slot] = writer_in(spool, slot, at=time)
@@ -64,8 +70,20 @@ def test_a_torn_tail_is_no_record_and_a_removed_segment_is_not_waited_for(tmp_pa
 
 
 def test_records_larger_than_a_block_are_passed_over_whole(tmp_path: Path) -> None:
-    settings = SpoolSettings(segment_bytes=8 * _BLOCK_BYTES)
+    settings = SpoolSettings(segment_bytes=8 * _PART_BYTES)
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=settings)
-    writer.append([(1, bytes(3 * _BLOCK_BYTES)), (1, b"small"), (1, bytes(_BLOCK_BYTES))])
+    writer.append([(1, bytes(3 * _PART_BYTES)), (1, b"small"), (1, bytes(_PART_BYTES))])
     assert Backlog(tmp_path).count({}) == 3
+    writer.close()
+
+
+def test_blocks_count_their_predictions_also_where_they_are_large_or_damaged(tmp_path: Path) -> None:
+    settings = SpoolSettings(segment_bytes=8 * _PART_BYTES)
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=settings)
+    large = singles(3, width=_PART_BYTES // 8).payload()
+    assert len(large) > _PART_BYTES
+    writer.append([(KIND_BLOCK, large)])
+    assert Backlog(tmp_path).count({}) == 3 == left_by_reading(tmp_path, {})
+    writer.append([(KIND_BLOCK, b"\x05\0of a later form"), (KIND_BLOCK, large)])
+    assert Backlog(tmp_path).count({}) == 11 == left_by_reading(tmp_path, {}) + 5
     writer.close()

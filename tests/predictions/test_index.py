@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from gateway.events.addresses import format_id
+from gateway.events.records import KIND_BLOCK
 from gateway.predictions.index import index_closed, index_path, read_index
 from gateway.predictions.lookup import LogLookup, find
 from gateway.predictions.retention import sweep
 from gateway.predictions.segments import list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
 
 
 def label_of(prediction_id: str, label: float) -> bytes:
@@ -44,6 +46,33 @@ def test_records_and_labels_are_found_with_and_without_indexes(tmp_path: Path, i
         assert found is not None and (found.sequence, found.kind) == (number, 1 if number % 3 else 2)
         labels = lookup.labels_of(format_id(writers[0].boot, number))
         assert [json.loads(label.payload)["label"] for label in labels] == ([number + 2] if number % 3 == 1 else [])
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_predictions_in_blocks_and_their_labels_are_found_with_and_without_indexes(
+    tmp_path: Path, indexed: bool
+) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings(segment_bytes=2**16))
+    written: dict[int, bytes] = {}
+    while len(list_segments(writer.directory)) < 4:
+        first = writer.next_sequence
+        block = singles(1 + first % 6, first=first)
+        written |= enumerate(block.records(first, boot=writer.boot), first)
+        label = label_of(format_id(writer.boot, first), first)
+        written[first + len(block.inputs)] = label
+        writer.append([(KIND_BLOCK, block.payload()), (2, label)])
+        writer.next_sequence += first % 3  # dropped, as the log was full for a moment
+    if indexed:
+        assert index_closed(tmp_path, seconds=60) == 3
+    lookup = LogLookup(tmp_path)
+    for number in range(1, writer.next_sequence + 1):
+        found = find(tmp_path, format_id(writer.boot, number))
+        assert (found.payload if found is not None else None) == written.get(number), number
+    for number in list(written)[::20]:
+        labels = lookup.labels_of(format_id(writer.boot, number))
+        assert [label.payload for label in labels] == [
+            payload for payload in (label_of(format_id(writer.boot, number), number),) if payload in written.values()
+        ]
 
 
 def test_what_is_written_later_is_found_by_the_same_lookup(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from gateway.events.addresses import AddressError, format_id, parse_id
-from gateway.predictions.lookup import find
-from gateway.predictions.segments import LogRecord, list_segments
+from gateway.events.records import KIND_BLOCK
+from gateway.predictions.lookup import _PART_BYTES, find
+from gateway.predictions.segments import HEADER_BYTES, LogRecord, list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
 
 
 def test_every_record_of_two_streams_and_two_lives_is_found_by_its_id(tmp_path: Path) -> None:
@@ -43,6 +45,29 @@ def test_a_damaged_or_removed_record_is_not_found(tmp_path: Path) -> None:
     assert third is not None and third.payload == b"third"
     path.unlink()
     assert find(tmp_path, format_id(writer.boot, 3)) is None
+
+
+def test_a_block_that_is_damaged_or_gives_no_records_hides_nothing_behind_it(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    block = singles(3)
+    writer.append([(KIND_BLOCK, block.payload()), (KIND_BLOCK, b"\x05\0of a later form"), (1, b"last")])
+    path = tmp_path / "front-0" / list_segments(tmp_path / "front-0")[0]
+    third = find(tmp_path, format_id(writer.boot, 3))
+    assert third is not None and third.payload == block.records(1, boot=writer.boot)[2]
+    path.write_bytes(path.read_bytes().replace(b"features", b"FEATURES"))
+    for sequence in range(1, 9):
+        assert find(tmp_path, format_id(writer.boot, sequence)) is None
+    last = find(tmp_path, format_id(writer.boot, 9))
+    assert last is not None and last.payload == b"last"
+
+
+@pytest.mark.parametrize("over", [-3, -2, -1, 0, 1, 2])
+def test_a_block_is_found_wherever_what_is_read_at_once_ends(tmp_path: Path, over: int) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    block = singles(3)
+    writer.append([(1, bytes(_PART_BYTES + over - 2 * HEADER_BYTES)), (KIND_BLOCK, block.payload())])
+    last = find(tmp_path, format_id(writer.boot, 4))
+    assert last is not None and last.payload == block.records(2, boot=writer.boot)[2]
 
 
 def test_looking_for_a_record_reads_no_further_than_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway.events.blocks import MAX_BLOCK
+from gateway.events.records import KIND_BLOCK
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.segments import HEADER_BYTES, list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
 
 RECORD = HEADER_BYTES + 10
 
@@ -192,11 +195,13 @@ def test_bytes_behind_counts_down_to_nothing(tmp_path: Path) -> None:
 
 def test_reading_while_two_writers_write_gives_every_record_once_and_in_order(tmp_path: Path) -> None:
     total = 20_000
+    block = singles(16, width=30).payload()
 
     def write(slot: int) -> None:
         writer = writer_in(tmp_path, f"front-{slot}", slot=slot, segment_bytes=65_536)
         while writer.next_sequence <= total:
             writer.append([(1, b"%d" % (writer.next_sequence + place)) for place in range(16)])
+            writer.append([(KIND_BLOCK, block)])
         writer.close()
 
     threads = [threading.Thread(target=write, args=(slot,)) for slot in (0, 1)]
@@ -208,7 +213,8 @@ def test_reading_while_two_writers_write_gives_every_record_once_and_in_order(tm
         writing = any(thread.is_alive() for thread in threads)
         records = reader.read()
         for record in records:
-            assert record.payload == b"%d" % record.sequence
+            single = (record.sequence - 1) % 32 < 16
+            assert (b"%d" if single else b'"seq":%d,') % record.sequence in record.payload
             seen.setdefault(record.boot, []).append(record.sequence)
         if not records and not writing:
             break
@@ -253,3 +259,98 @@ def test_a_segment_that_is_gone_is_counted_once_however_long_one_waits(tmp_path:
     for _ in range(3):
         assert reader.read() == []
     assert reader.removed == 1
+
+
+def test_a_block_is_read_whole_and_a_position_is_never_within_one(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, segment_bytes=2**20)
+    append(writer, 2)
+    block = singles(MAX_BLOCK)
+    writer.append([(KIND_BLOCK, block.payload())])
+    append(writer, 2)
+    reader = SpoolReader(tmp_path)
+    assert sequences(reader, 1) == [1]
+    found = reader.read(2)
+    assert len(found) == 1 + MAX_BLOCK
+    assert [record.payload for record in found[1:]] == block.records(3, boot=writer.boot)
+    again = SpoolReader(tmp_path, position=reader.position())
+    for each in (reader, again):
+        assert sequences(each, 1) == [3 + MAX_BLOCK]
+        assert sequences(each, 5) == [4 + MAX_BLOCK]
+    assert reader.bytes_behind() == 0
+    assert (reader.corrupt, reader.torn, reader.missing) == (0, 0, 0)
+
+
+def test_streams_of_blocks_and_of_single_records_take_turns(tmp_path: Path) -> None:
+    blocks, quiet = writer_in(tmp_path, "front-0"), writer_in(tmp_path, "front-1", slot=1)
+    late = writer_in(tmp_path, "front-2", slot=2)
+    for _ in range(30):
+        blocks.append([(KIND_BLOCK, singles(10).payload())])
+    append(quiet, 30)
+    append(late, 30)
+    reader = SpoolReader(tmp_path)
+    got: dict[str, int] = {}
+    for _ in range(60):
+        for record in reader.read(3):
+            got[record.boot] = got.get(record.boot, 0) + 1
+    assert got == {blocks.boot: 300, quiet.boot: 30, late.boot: 30}
+
+
+def test_a_stream_of_blocks_is_read_on_while_less_than_asked_for_has_come(tmp_path: Path) -> None:
+    blocks, quiet = writer_in(tmp_path, "front-0"), writer_in(tmp_path, "front-1", slot=1)
+    for _ in range(30):
+        blocks.append([(KIND_BLOCK, singles(7).payload())])
+    append(quiet, 3)
+    reader = SpoolReader(tmp_path)
+    assert 100 <= len(reader.read(100)) <= 106
+    assert len(reader.read(200)) >= 107
+
+
+def test_one_damaged_byte_costs_its_block_at_most(tmp_path: Path) -> None:
+    payload = singles(3).payload()
+    size = HEADER_BYTES + len(payload)
+    for part in range(4, size, 11):
+        spool = tmp_path / str(part)
+        writer = writer_in(spool)
+        for _ in range(3):
+            writer.append([(KIND_BLOCK, payload)])
+        append(writer, 1)
+        damage(segments_of(spool)[0], size + part)
+        reader = SpoolReader(spool)
+        assert sequences(reader) == [1, 2, 3, 7, 8, 9, 10]
+        assert (reader.corrupt, reader.missing) == (1, 3)
+
+
+def test_a_block_that_checks_and_gives_no_records_counts_as_damaged(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 1)
+    writer.append([(KIND_BLOCK, b"\x05\0of a later form"), (1, b"behind"), (KIND_BLOCK, singles(2).payload())])
+    reader = SpoolReader(tmp_path)
+    assert sequences(reader) == [1, 7, 8, 9]
+    assert (reader.corrupt, reader.torn, reader.missing) == (1, 0, 5)
+    assert reader.read() == []
+    assert reader.corrupt == 1
+
+
+def test_a_block_cut_at_any_byte_is_waited_for(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    append(writer, 1)
+    writer.append([(KIND_BLOCK, singles(3).payload())])
+    (segment,) = segments_of(tmp_path)
+    whole = segment.read_bytes()
+    for cut in range(RECORD, len(whole)):
+        segment.write_bytes(whole[:cut])
+        reader = SpoolReader(tmp_path)
+        assert sequences(reader) == [1]
+        assert reader.position()["front-0"] == (segment.name, RECORD)
+        segment.write_bytes(whole)
+        assert sequences(reader) == [2, 3, 4]
+        assert (reader.corrupt, reader.torn, reader.missing) == (0, 0, 0)
+        reader.close()
+
+
+def test_latest_begins_behind_the_last_block(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    writer.append([(KIND_BLOCK, singles(3).payload())])
+    reader = SpoolReader(tmp_path, start="latest")
+    writer.append([(KIND_BLOCK, singles(2).payload())])
+    assert sequences(reader) == [4, 5]

@@ -7,11 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.index import INDEX_SUFFIX
 from gateway.predictions.reader import SpoolReader
-from gateway.predictions.segments import SpoolSize, list_segments, segment_name, spool_size
+from gateway.predictions.segments import (
+    HEADER_BYTES,
+    LogRecord,
+    SpoolSize,
+    end_of_records,
+    list_segments,
+    numbers_of,
+    scan,
+    segment_name,
+    spool_size,
+    whole_bytes,
+)
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
+from tests.blocks import singles
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,6 +93,48 @@ def test_opening_a_large_spool_reads_one_segment_of_it(tmp_path: Path) -> None:
     assert spool_size(tmp_path) > 30 * 2**16
     reader.close()
     writer.close()
+
+
+def segment_of(folder: Path, *entries: tuple[int, bytes]) -> Path:
+    writer = SpoolWriter(folder / "front-0", slot=0, settings=SpoolSettings())
+    writer.append(entries)
+    writer.close()
+    return folder / "front-0" / list_segments(folder / "front-0")[-1]
+
+
+def test_a_scan_gives_the_predictions_of_a_block_or_the_block(tmp_path: Path) -> None:
+    block = singles(3)
+    content = segment_of(tmp_path, (2, b"label"), (KIND_BLOCK, block.payload()), (1, b"behind")).read_bytes()
+    label, behind = LogRecord(2, "b", 1, b"label"), LogRecord(1, "b", 5, b"behind")
+    predictions = [
+        LogRecord(KIND_PREDICTION, "b", 2 + place, payload) for place, payload in enumerate(block.records(2, boot="b"))
+    ]
+    assert scan(content, "b") == ([label, *predictions, behind], len(content), 0, False)
+    assert scan(content, "b", expand=False).records == [label, LogRecord(KIND_BLOCK, "b", 2, block.payload()), behind]
+    for most, records in ((1, [label]), (2, [label, *predictions]), (5, [label, *predictions, behind])):
+        assert scan(content, "b", max_records=most).records == records
+
+
+def test_a_record_tells_how_many_numbers_it_takes(tmp_path: Path) -> None:
+    entries = [(2, b"\x09\0"), (KIND_BLOCK, singles(3).payload()), (KIND_BLOCK, b"\x05\0"), (1, b"")]
+    content, offset, numbers = segment_of(tmp_path, *entries).read_bytes(), 0, []
+    for _, payload in entries:
+        numbers.append(numbers_of(content, offset))
+        offset += HEADER_BYTES + len(payload)
+    assert numbers == [1, 3, 5, 1]
+    for payload in (b"", b"\7", b"\0\0", b"\xff\xff"):
+        record = len(payload).to_bytes(4, "little") + bytes(12) + bytes([KIND_BLOCK]) + payload
+        assert numbers_of(record + b"\x07\0", 0) == 1, "what follows is another record's"
+
+
+def test_a_block_that_checks_is_whole_whatever_it_holds(tmp_path: Path) -> None:
+    path = segment_of(tmp_path, (KIND_BLOCK, singles(3).payload()), (KIND_BLOCK, b"\x05\0of a later form"))
+    with path.open("r+b") as file:
+        assert whole_bytes(file.fileno()) == path.stat().st_size == end_of_records(path)
+        file.seek(0, os.SEEK_END)
+        file.write(b"torn")
+        file.flush()
+        assert whole_bytes(file.fileno()) == path.stat().st_size - 4 == end_of_records(path)
 
 
 def bytes_read() -> int:

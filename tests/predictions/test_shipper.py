@@ -10,20 +10,23 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from gateway.events.addresses import format_id
-from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.checkpoint import CHECKPOINT_NAME, read_checkpoint
 from gateway.predictions.dead_letters import DEAD_LETTERS_NAME
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.shipper import Shipper, partition_of
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import KafkaSettings, SpoolSettings
+from tests.blocks import Batch, singles
 from tests.brokers import KafkaBroker, free_port
 
 MODELS = ("bike-demand", "magika", "iris")
@@ -237,6 +240,41 @@ async def test_records_that_kafka_refuses_become_dead_letters_and_the_rest_goes_
 
 
 @pytest.mark.broker
+@pytest.mark.promise("P2")
+async def test_predictions_of_a_block_are_messages_of_their_own_with_the_same_bytes_each_time(
+    kafka: str, tmp_path: Path
+) -> None:
+    settings = kafka_settings(kafka)
+    writer = writer_in(tmp_path)
+    noise = np.random.default_rng(0).random((600_000, 1), dtype="f4")
+    for model in MODELS:
+        append(writer, 2)
+        writer.append([(KIND_BLOCK, singles(50, model=model).payload())])
+    rows = [noise[:1], noise, noise[1:2]]
+    writer.append([(KIND_BLOCK, Batch(rows, [row[:, :0] for row in rows]).payload())])
+    for part in range(2):
+        shipper = Shipper(tmp_path, settings, note=lambda text: None)
+        async with shipping(shipper):
+            await until(lambda shipper=shipper: shipper.shipped == 158)
+            assert (shipper.dead_letters, shipper.lag_events, shipper.corrupt, shipper.missing) == (1, 0, 0, 0)
+        (tmp_path / CHECKPOINT_NAME).unlink()
+        letters = [json.loads(line)["id"] for line in (tmp_path / DEAD_LETTERS_NAME).read_text().splitlines()]
+        assert letters == [format_id(writer.boot, 158)] * (part + 1), "what the topic does not take, alone"
+    messages = await messages_of(kafka, f"{settings.topic_prefix}.predictions")
+    arrived: defaultdict[str, list[bytes]] = defaultdict(list)
+    for message in messages:
+        record = json.loads(message.value)
+        assert message.key == record["model"].encode()
+        arrived[dict(message.headers)["ce_id"].decode()].append(message.value)
+    reader = SpoolReader(tmp_path)
+    spooled = {format_id(record.boot, record.sequence): record.payload for record in reader.read(1 << 30)}
+    reader.close()
+    del spooled[format_id(writer.boot, 158)]
+    assert {identity: values[0] for identity, values in arrived.items()} == spooled
+    assert all(len(values) >= 2 and len(set(values)) == 1 for values in arrived.values())
+
+
+@pytest.mark.broker
 async def test_a_topic_that_takes_less_at_once_gets_smaller_batches_and_no_dead_letter(
     kafka: str, tmp_path: Path
 ) -> None:
@@ -362,6 +400,23 @@ async def test_without_a_broker_the_shipper_stops_at_once_and_keeps_everything(t
     assert shipper.shipped == 0
     assert read_checkpoint(tmp_path) == {}
     assert repr(shipper).startswith("<Shipper down shipped=0 lag=")
+
+
+class Batches:
+    """A producer whose batches take whatever they are given."""
+
+    def create_batch(self) -> Any:
+        return SimpleNamespace(append=lambda **message: message, close=lambda: None)
+
+
+def test_the_batches_of_a_small_round_are_small_also_when_the_spool_gives_a_whole_block(tmp_path: Path) -> None:
+    writer_in(tmp_path).append([(KIND_BLOCK, singles(50).payload())])
+    shipper = Shipper(tmp_path, kafka_settings("127.0.0.1:1"), note=lambda text: None)
+    messages = [shipper._message_of(record) for record in SpoolReader(tmp_path).read(1)]
+    assert len(messages) == 50
+    for records, end in ((4000, 50), (7, 20), (1, 14)):
+        shipper._round_records = records
+        assert shipper._fill(Batches(), messages, 13)[1] == end
 
 
 def test_keys_go_where_kafkas_default_partitioner_puts_them() -> None:

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from gateway.events.addresses import format_id
-from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.checkpoint import CHECKPOINT_NAME
 from gateway.predictions.kafka_source import KafkaSource
 from gateway.predictions.segments import LogRecord
@@ -23,6 +23,7 @@ from gateway.predictions.source import Deduplicator, ListSource, LogSource, Spoo
 from gateway.predictions.spool import SpoolWriter
 from gateway.predictions.topics import ensure_topics
 from gateway.settings import KafkaSettings, SpoolSettings
+from tests.blocks import singles
 from tests.brokers import KafkaBroker, free_port
 
 
@@ -45,6 +46,14 @@ class Log:
             payload = json.dumps(record).encode()
             self.written.append(LogRecord(kind, self.writer.boot, sequence, payload))
             self.writer.append([(kind, payload)])
+
+    async def append_block(self, count: int) -> None:
+        first, block = self.writer.next_sequence, singles(count)
+        self.written += [
+            LogRecord(KIND_PREDICTION, self.writer.boot, first + place, payload)
+            for place, payload in enumerate(block.records(first, boot=self.writer.boot))
+        ]
+        self.writer.append([(KIND_BLOCK, block.payload())])
 
     def source(self, position: dict[str, Any] | None = None) -> LogSource:
         raise NotImplementedError
@@ -72,6 +81,10 @@ class KafkaLog(Log):
 
     async def append(self, count: int, *, kind: int = KIND_PREDICTION) -> None:
         await super().append(count, kind=kind)
+        await self.ship()
+
+    async def append_block(self, count: int) -> None:
+        await super().append_block(count)
         await self.ship()
 
     async def ship(self) -> None:
@@ -149,6 +162,27 @@ async def test_a_commit_after_a_checkpoint_repeats_nothing(log: Log) -> None:
     again = log.source(position)
     assert by_address(await read_until(again, 10)) == log.written[50:]
     assert await again.read(10, 0.3) == []
+    await again.close()
+
+
+async def test_predictions_of_a_block_come_as_single_records_also_when_reading_is_broken_off(log: Log) -> None:
+    for count in (5, 3, 40):
+        await log.append_block(count)
+        await log.append(1)
+    source = log.source()
+    found: list[LogRecord] = []
+    async with asyncio.timeout(60):
+        while len(found) < 7:
+            records = await source.read(2, 0.5)
+            assert len(records) <= 1 + 5
+            found += records
+    position = json.loads(json.dumps(source.position()))
+    await source.commit()
+    await source.close()
+    again = log.source(position)
+    found += await read_until(again, 51 - len(found), max_records=100)
+    assert by_address(found) == log.written
+    assert again.lag_events() == 0
     await again.close()
 
 

@@ -23,10 +23,13 @@ from gateway.predictions.reader import LogRecord, SpoolReader
 from gateway.predictions.segments import HEADER_BYTES, list_segments, split_name
 from gateway.predictions.spool import SpoolError, SpoolFull, SpoolWriter
 from gateway.settings import SpoolSettings
-from tests.blocks import singles
+from tests.blocks import Batch, singles
 
 SMALL = SpoolSettings(segment_bytes=4096)
-PAYLOADS = st.lists(st.tuples(st.integers(1, 3), st.binary(max_size=300)), min_size=1, max_size=8)
+SINGLES = st.tuples(st.integers(1, 3), st.binary(max_size=300))
+# Of each size one, as they take long to make.
+BLOCKS = st.sampled_from([singles(count) for count in (1, 2, 5)])
+BATCHES = st.lists(SINGLES | BLOCKS, min_size=1, max_size=8)
 
 
 def writer_in(folder: Path, *, disk: FakeDisk | None = None, **changes: object) -> SpoolWriter:
@@ -69,23 +72,32 @@ def test_a_batch_is_one_write(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(lives=st.lists(st.lists(PAYLOADS, max_size=12), min_size=1, max_size=3), block=st.integers(1, 50))
-def test_the_spool_is_a_list(lives: list[list[list[tuple[int, bytes]]]], block: int) -> None:
+@given(lives=st.lists(st.lists(BATCHES, max_size=12), min_size=1, max_size=3), at_once=st.integers(1, 50))
+def test_the_spool_is_a_list(lives: list[list[list[tuple[int, bytes] | Batch]]], at_once: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = []
         for life in lives:
             writer = SpoolWriter(Path(folder) / "front-0", slot=0, settings=SMALL)
             for batch in life:
-                model += [
-                    LogRecord(kind, writer.boot, writer.next_sequence + place, payload)
-                    for place, (kind, payload) in enumerate(batch)
-                ]
-                writer.append(batch)
+                sequence = writer.next_sequence
+                for entry in batch:
+                    records = (
+                        [(KIND_PREDICTION, record) for record in entry.records(sequence, boot=writer.boot)]
+                        if isinstance(entry, Batch)
+                        else [entry]
+                    )
+                    model += [
+                        LogRecord(kind, writer.boot, sequence + place, payload)
+                        for place, (kind, payload) in enumerate(records)
+                    ]
+                    sequence += len(records)
+                writer.append([(KIND_BLOCK, entry.payload()) if isinstance(entry, Batch) else entry for entry in batch])
+                assert writer.next_sequence == sequence
             writer.close()
         reader = SpoolReader(Path(folder))
         got = []
-        while records := reader.read(block):
-            assert len(records) <= block
+        while records := reader.read(at_once):
+            assert len(records) < at_once + 5, "no more than what is left of a block"
             got += records
             going_on = SpoolReader(Path(folder), position=reader.position())
             reader.close()
