@@ -32,6 +32,8 @@ __all__ = ("INDEX_SUFFIX", "SegmentIndex", "index_closed", "index_path", "read_i
 INDEX_SUFFIX = ".idx"
 _VERSION = 1
 _MARK_EVERY = 64
+# Blocks are large; what lies between two marks is read at once.
+_MARK_BYTES = 32 * 1024
 
 
 class _Label(msgspec.Struct):
@@ -82,12 +84,14 @@ class SegmentIndex:
             if length > MAX_PAYLOAD_BYTES or after > end:
                 break
             sequence, kind = RECORD_TAIL.unpack_from(part, offset + RECORD_HEAD.size)
-            if self._count % _MARK_EVERY == 0:
+            place = self.size + offset
+            if self._count % _MARK_EVERY == 0 or place - self._offsets[-1] >= _MARK_BYTES:
                 self._sequences.append(sequence)
-                self._offsets.append(self.size + offset)
+                self._offsets.append(place)
+                self._count = 0
             self._count += 1
             if kind == KIND_FEEDBACK:
-                self._note_label(part[offset + HEADER_BYTES : after], self.size + offset)
+                self._note_label(part[offset + HEADER_BYTES : after], place)
             offset = after
         self.size += offset
 

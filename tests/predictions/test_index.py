@@ -7,7 +7,7 @@ import pytest
 
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK
-from gateway.predictions.index import index_closed, index_path, read_index
+from gateway.predictions.index import SegmentIndex, index_closed, index_path, read_index
 from gateway.predictions.lookup import LogLookup, find
 from gateway.predictions.retention import sweep
 from gateway.predictions.segments import list_segments
@@ -73,6 +73,18 @@ def test_predictions_in_blocks_and_their_labels_are_found_with_and_without_index
         assert [label.payload for label in labels] == [
             payload for payload in (label_of(format_id(writer.boot, number), number),) if payload in written.values()
         ]
+
+
+def test_what_lies_between_two_marks_is_small_also_where_blocks_are_large(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    payload = singles(32, width=30).payload()
+    for _ in range(100):
+        writer.append([(KIND_BLOCK, payload)])
+    index = SegmentIndex(writer.directory / list_segments(writer.directory)[0])
+    index.extend()
+    for number in range(1, writer.next_sequence, 17):
+        begin, end = index.place_before(number) or (0, 1 << 30)
+        assert end - begin < 32 * 1024 + 2 * len(payload)
 
 
 def test_what_is_written_later_is_found_by_the_same_lookup(tmp_path: Path) -> None:
