@@ -138,6 +138,7 @@ class _Engine:
         self._session = session
         self._input_names = [spec.name for spec in session.signature.inputs]
         self._door = door
+        self._order = order
         self._greeting = greeting
         self._max_run_seconds = max_run_seconds
         self._pulse = pulse
@@ -201,6 +202,7 @@ class _Engine:
 
     def _be_ended(self, _: int) -> None:
         self._is_to_end = True
+        self._readiness.unregister(self._order.fileno())
 
     def _let_in(self, _: int) -> bool:
         """Let one in; False where nobody stands at the door, or there is no room."""
