@@ -15,11 +15,10 @@ from functools import partial
 import numpy as np
 
 from gateway.engine.job import Run
-from gateway.events.blocks import MAX_BLOCK, PredictionBlock, encode_block
+from gateway.events.blocks import MAX_BLOCK, BlockError, PredictionBlock, encode_block
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
-from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.encode import encode_flat, encode_rows, encode_string
 from gateway.protocol.errors import LogUnavailable, ModelFailed
 from gateway.routing.table import hash_key
@@ -115,11 +114,12 @@ class Delivery:
         sequence = self._spool.next_sequence
         texts: Sequence[bytes] | None = None
         looked = False
-        place, count = 0, len(inferences)
+        place = apart = 0  # what is before `apart` makes no block
+        count = len(inferences)
         while place < count:
             first = inferences[place]
             run, stencil = first.run, None
-            if run is not None and first.plain and first.keep_alive and first.failure is None:
+            if run is not None and first.plain and first.keep_alive and first.failure is None and place >= apart:
                 if not looked:
                     looked, texts = True, _texts_of(run)
                 if texts is not None:
@@ -127,7 +127,11 @@ class Delivery:
             if run is not None and stencil is not None and texts is not None:
                 end = _end_of_alike(inferences, place, row_bytes=stencil.row_bytes)
                 alike = inferences[place:end]
-                batch.records += self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
+                try:
+                    batch.records += self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
+                except (BlockError, OverflowError):
+                    apart = end
+                    continue
                 batch.answers += _fill(stencil, alike, texts, sequence)
             else:
                 end = place + 1
@@ -191,8 +195,8 @@ class Delivery:
             array("I", [int((sent_at - inference.queued_at) * 1e6) for inference in alike]).tobytes(),
             array("I", [int((now - inference.arrived) * 1e6) for inference in alike]).tobytes(),
             key,
-            tensor_to_bytes(inputs),
-            tensor_to_bytes(run.results[0][begin:end]),
+            inputs.tobytes(),
+            run.results[0][begin:end].tobytes(),
         )
         return [(KIND_BLOCK, encode_block(block, count))]
 

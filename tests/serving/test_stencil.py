@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from gateway.engine.job import Run
 from gateway.engine.wire import Hello
+from gateway.events.blocks import BlockError
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.spool import SpoolWriter
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.encode import encode_flat, encode_rows
 from gateway.protocol.limits import Limits
 from gateway.routing.table import Choice, Route
+from gateway.serving import delivery
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
 from gateway.serving.version import ServedVersion
@@ -99,6 +101,22 @@ def test_what_is_written_together_is_what_is_written_one_by_one(
         seen.append(hidden)
     assert seen[0] == seen[1]
     assert len(seen[0]) == 2 * len(requests)
+
+
+@pytest.mark.parametrize("fault", [BlockError("too large"), OverflowError("too late")])
+def test_what_makes_no_block_is_logged_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fails(*given: Any) -> bytes:
+        raise fault
+
+    monkeypatch.setattr(delivery, "encode_block", fails)
+    front = _Front(tmp_path, Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
+    answers = front.answers(batch_of(front, [None, "rider-7", None], [1, 2, 1], alike=True))
+    records = [orjson.loads(record) for record in front.records()]
+    front.close()
+    assert [record["rows"] for record in records] == [1, 2, 1]
+    assert all(record["id"].encode() in answer for record, answer in zip(records, answers, strict=True))
 
 
 @given(
