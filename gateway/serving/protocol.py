@@ -115,7 +115,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._taken_at = 0.0
         self._reading_since = 0.0
         self._body_since = 0.0
-        self._quiet_since = 0.0
+        self._quiet_since = 0.0  # 0: since the sweep before the next
 
     def __repr__(self) -> str:
         return f"<GatewayProtocol {self.client} | due {len(self._due)} | behind {len(self._behind)}>"
@@ -209,8 +209,10 @@ class GatewayProtocol(HttpToolsProtocol):
         elif self._reading_since:
             if now - self._reading_since > limits.head_timeout_seconds:
                 self.refuse(408, f"the request head did not arrive within {limits.head_timeout_seconds:g} seconds")
-        elif not self.busy and now - self._quiet_since > limits.keep_alive_seconds:
-            self.transport.close()
+        elif not self.busy:
+            self._quiet_since = self._quiet_since or now
+            if now - self._quiet_since > limits.keep_alive_seconds:
+                self.transport.close()
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -286,7 +288,7 @@ class GatewayProtocol(HttpToolsProtocol):
             if not transport.is_closing():
                 self._written += len(inference.answer)
                 transport.write(inference.answer)
-            self._quiet_since = self.loop.time()
+            self._quiet_since = 0.0
             if self._behind or self.pipeline or self._stopping or self.flow.read_paused:
                 self._caught_up()
             return

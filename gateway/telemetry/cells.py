@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -99,16 +99,19 @@ class Histogram:
         cells[self._sum_index] += value
 
     def observe_many(self, values: Sequence[float]) -> None:
-        """Observe all of `values`; cheaper than one by one, and most so where all fall into one bucket."""
+        """Observe all of `values`; cheaper than one by one, and most so where few buckets take them all."""
+        if not values:
+            return
         cells, index, bounds = self._cells, self._index, self._bounds
-        if len(values) > 1:
-            first = bisect_left(bounds, min(values))
-            if first == bisect_left(bounds, max(values)):
-                cells[index + first] += len(values)
-                cells[self._sum_index] += sum(values)
-                return
-        for value in values:
-            cells[index + bisect_left(bounds, value)] += 1.0
+        # What comes in the order of time or against it is sorted at the cost of one look at each.
+        ordered = sorted(values)
+        last = bisect_left(bounds, ordered[-1])
+        below = 0
+        for bucket in range(bisect_left(bounds, ordered[0]), last):
+            upto = bisect_right(ordered, bounds[bucket])
+            cells[index + bucket] += upto - below
+            below = upto
+        cells[index + last] += len(ordered) - below
         cells[self._sum_index] += sum(values)
 
     @property
