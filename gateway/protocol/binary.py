@@ -35,7 +35,7 @@ class Tail:
         For error texts.
     """
 
-    def __init__(self, body: bytes | memoryview, start: int, model: str) -> None:
+    def __init__(self, body: bytes | bytearray | memoryview, start: int, model: str) -> None:
         self._body = memoryview(body)
         self._start = start
         self._model = model
