@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simdjson
 
-from gateway.protocol.binary import Tail, raw_tensor, tensor_from_bytes
+from gateway.protocol.binary import Octets, Tail, raw_tensor, tensor_from_bytes
 from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
@@ -99,12 +99,12 @@ class RequestDecoder:
         if self._usual_spec is not None and len(self._usual_spec.shape) > self._limits.max_rank:
             self._usual_spec = None
 
-    def decode(self, body: bytes, json_length: int | None = None) -> InferRequest:
+    def decode(self, body: Octets, json_length: int | None = None) -> InferRequest:
         """Decode one body.
 
         Parameters
         ----------
-        body : bytes
+        body : buffer
             Arrays of raw tensors are views of it.
         json_length : int, optional
             `Inference-Header-Content-Length`; 0 says that all of the body is one raw tensor.
@@ -115,12 +115,12 @@ class RequestDecoder:
             Whatever is wrong with it, naming the input, what came and what is expected.
         """
         if json_length is None:
-            return self._decode(body, None)
+            return self._decode(bytes(body), None)
         if json_length > len(body):
             raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
         if json_length == 0:
             return self._decode_raw(body)
-        return self._decode(body[:json_length], Tail(body, json_length, self._model))
+        return self._decode(bytes(body[:json_length]), Tail(body, json_length, self._model))
 
     def recognise(self, body: bytes) -> tuple[Usual, bytes] | None:
         """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
@@ -161,14 +161,14 @@ class RequestDecoder:
         return RequestDecoder(self._model, self._signature, batchable=self._batchable, limits=self._limits)
 
     def in_slices(
-        self, body: bytearray | memoryview, json_length: int | None = None, *, max_rest_bytes: int = SLICE_BYTES
+        self, body: Octets, json_length: int | None = None, *, max_rest_bytes: int = SLICE_BYTES
     ) -> Generator[None, None, InferRequest] | None:
         """As `decode`, but of the large arrays of numbers in a body only a slice at a time.
 
         Parameters
         ----------
-        body : bytearray or memoryview
-            The first where all of it is JSON. It is written to, and as it was between two slices.
+        body : buffer
+            A bytearray that is JSON as a whole is written to, and as it was between two slices; other JSON is copied.
         max_rest_bytes : int
             Of the JSON without these arrays, which is read at once.
 
@@ -186,14 +186,14 @@ class RequestDecoder:
             return None
         return self._read_cut(cut, text, None if json_length is None else body)
 
-    def decode_in_slices(self, body: bytes, json_length: int | None = None) -> InferRequest:
+    def decode_in_slices(self, body: Octets, json_length: int | None = None) -> InferRequest:
         """As `decode`, for a large body: other threads run meanwhile.
 
         Raises
         ------
         CallerError
         """
-        slices = self.in_slices(bytearray(body), json_length, max_rest_bytes=len(body))
+        slices = self.in_slices(body, json_length, max_rest_bytes=len(body))
         while slices is not None:
             try:
                 next(slices)
@@ -202,9 +202,7 @@ class RequestDecoder:
                 return request
         return self.decode(body, json_length)
 
-    def _read_cut(
-        self, cut: Cut, text: bytearray, body: bytearray | memoryview | None
-    ) -> Generator[None, None, InferRequest]:
+    def _read_cut(self, cut: Cut, text: bytearray, body: Octets | None) -> Generator[None, None, InferRequest]:
         self._cut, self._cut_tensors = cut, []
         try:
             request = self._decode(cut.text, None if body is None else Tail(body, len(text), self._model))
@@ -217,8 +215,7 @@ class RequestDecoder:
             raise _without_frames(error) from None
         if cut.unread:
             # What stands where no tensor is read must be JSON all the same.
-            whole = bytes(text if body is None else body)
-            return self.again().decode(whole, None if body is None else len(text))
+            return self.again().decode(text if body is None else body, None if body is None else len(text))
         return request
 
     def _decode(self, text: bytes, tail: Tail | None) -> InferRequest:
@@ -277,7 +274,7 @@ class RequestDecoder:
             raise CallerError("the request body must be a JSON object")
         return self._read(document, text, tail, tokens=True)
 
-    def _decode_raw(self, body: bytes) -> InferRequest:
+    def _decode_raw(self, body: Octets) -> InferRequest:
         specs = self._signature.inputs
         if len(specs) != 1:
             raise CallerError(

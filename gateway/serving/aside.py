@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from gateway.protocol.binary import Octets
 from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat
 from gateway.protocol.errors import BodyTooLarge
@@ -131,7 +132,8 @@ def reading_in_turns(
     decoder, json_length = inference.served.decoder, inference.json_length
     if decoder is None or inference.encoding is not None or (json_length or SLOW_JSON_BYTES) < SLOW_JSON_BYTES:
         return None
-    body = bytearray().join(inference.body)
+    pieces = inference.body
+    body = pieces[0] if len(pieces) == 1 else bytearray().join(pieces)
     slices = decoder.in_slices(body, json_length)
     if slices is None:
         return None
@@ -164,10 +166,11 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
     """
     served = inference.served
     pieces, inference.body = inference.body, []
+    body: Octets
     if inference.encoding is not None:
         body = inflate(pieces, inference.encoding, max_bytes=max_bytes)
     else:
-        body = b"".join(pieces)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     del pieces
     inference.size = len(body)
     request = served.large_decoder().decode_in_slices(body, inference.json_length)

@@ -286,9 +286,8 @@ class Front:
         if inference.rank >= served.lane.line.closed_for:
             inference.body = []
             raise served.lane.line.refusal()
-        if (inference.encoding is not None or len(inference.body) > 1) and is_slow_to_read(
-            inference, max_bytes=self._max_body_bytes
-        ):
+        large = len(inference.body) > 1 or inference.held_body is not None
+        if (large or inference.encoding is not None) and is_slow_to_read(inference, max_bytes=self._max_body_bytes):
             self._read_slowly(inference)
             return
         if inference.recognise(served.decoder):

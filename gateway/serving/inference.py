@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from gateway.engine.job import Job
+from gateway.protocol.binary import Octets
 from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.decode import RequestDecoder, Usual
@@ -61,7 +62,7 @@ class Inference(Job, eq=False):
     key: str | None = None
     timeout_ms: int = 0
     keep_alive: bool = True
-    body: list[bytes] = []
+    body: list[Octets] = []
     json_length: int | None = None
     encoding: str | None = None
     accepts: str | None = None
@@ -102,10 +103,11 @@ class Inference(Job, eq=False):
         """Whether it is a request like the last, so that its numbers may be read later, with others."""
         if self.json_length is not None or len(self.body) != 1:
             return False
-        found = decoder.recognise(self.body[0])
+        body = self.body[0]
+        found = decoder.recognise(body) if isinstance(body, bytes) else None
         if found is None:
             return False
-        self.size = len(self.body[0])
+        self.size = len(body)
         self.usual, text = found
         self.fragments = [text]
         self.rows = self.usual.shape[0]
