@@ -38,20 +38,22 @@ Arm = Literal["stable", "canary", "shadow", "pinned"]
 class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """One tensor as it was logged.
 
-    `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `sha256` of its
-    little-endian bytes and a `summary` (count, min, max, mean, not_finite). A `redacted` one has neither. NaN and
-    infinities are null. `redacted_columns` tells which columns of `data` are null because they must not be logged, by
-    name and place in a row; a summary leaves them out, and has no `sha256`.
+    `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `digest` of its
+    little-endian bytes (`blake3:` and 64 hex digits) and a `summary` (count, min, max, mean, not_finite). A `redacted`
+    one has neither. NaN and infinities are null. `redacted_columns` tells which columns of `data` are null because
+    they must not be logged, by name and place in a row; a summary leaves them out, and has no `digest` beside it.
+    `sha256` (64 hex digits) stands in older records instead of `digest`.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: list[Any] | None = None
-    sha256: str | None = None
+    digest: str | None = None
     summary: dict[str, float] | None = None
     redacted: bool = False
     redacted_columns: dict[str, int] | None = None
+    sha256: str | None = None
 
 
 class Timings(msgspec.Struct, frozen=True):

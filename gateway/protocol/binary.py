@@ -15,9 +15,11 @@ import numpy as np
 from gateway.protocol.datatypes import FREE, NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
-__all__ = ("Tail", "pack_strings", "raw_tensor", "tensor_from_bytes", "tensor_to_bytes")
+__all__ = ("Octets", "Tail", "pack_strings", "raw_tensor", "tensor_from_bytes", "tensor_to_bytes")
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Octets = bytes | bytearray | memoryview
+"""A body, or a piece of one."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -35,7 +37,7 @@ class Tail:
         For error texts.
     """
 
-    def __init__(self, body: bytes | memoryview, start: int, model: str) -> None:
+    def __init__(self, body: Octets, start: int, model: str) -> None:
         self._body = memoryview(body)
         self._start = start
         self._model = model
@@ -105,7 +107,7 @@ def tensor_from_bytes(block: memoryview, spec: TensorSpec, shape: tuple[int, ...
     return np.frombuffer(block, dtype).reshape(shape)
 
 
-def raw_tensor(body: bytes | memoryview, spec: TensorSpec, *, model: str) -> Array:
+def raw_tensor(body: Octets, spec: TensorSpec, *, model: str) -> Array:
     """The one input of a raw binary request: the whole body, its shape deduced.
 
     One free axis is deduced from the size. Where there are two and the first axis is one of them, that is a batch of

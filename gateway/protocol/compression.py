@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
+from gateway.protocol.binary import Octets
 from gateway.protocol.errors import BodyTooLarge, CallerError, EncodingNotSupported
 
 __all__ = ("ENCODINGS", "accepted_encoding", "compress", "content_encoding", "inflate")
@@ -53,7 +54,7 @@ def accepted_encoding(value: bytes) -> str | None:
     return best if weights[best] > 0 and weights[best] >= weights["identity"] else None
 
 
-def inflate(pieces: Iterable[bytes], encoding: str, *, max_bytes: int) -> bytes:
+def inflate(pieces: Iterable[Octets], encoding: str, *, max_bytes: int) -> bytes:
     """The content of a compressed body; never more than `max_bytes` of it are held.
 
     Raises
@@ -67,7 +68,7 @@ def inflate(pieces: Iterable[bytes], encoding: str, *, max_bytes: int) -> bytes:
     size = 0
     try:
         for piece in pieces:
-            rest = piece
+            rest: Octets = piece
             while rest:
                 if stream.eof:
                     raise CallerError(f"the request body has bytes after the end of its {encoding} stream")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
 import simdjson
 
-from gateway.protocol.binary import Tail, raw_tensor, tensor_from_bytes
+from gateway.protocol.binary import Octets, Tail, raw_tensor, tensor_from_bytes
 from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
@@ -37,7 +38,7 @@ from gateway.protocol.json_tensor import (
 from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_KEYS, InferRequest
-from gateway.protocol.slices import Cut, cut_numbers, numbers_in_slices
+from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, cut_numbers
 
 __all__ = ("InferRequest", "RequestDecoder", "Usual")
 
@@ -79,7 +80,7 @@ class RequestDecoder:
     ) -> None:
         self._batchable = batchable
         self._cut: Cut | None = None
-        self._whole = b""
+        self._cut_tensors: list[CutTensor] = []
         self.checks = SignatureChecks(model, signature, batchable=batchable, limits=limits)
         self._limits = self.checks.limits
         self._max_json_elements = self._limits.max_json_elements
@@ -98,12 +99,12 @@ class RequestDecoder:
         if self._usual_spec is not None and len(self._usual_spec.shape) > self._limits.max_rank:
             self._usual_spec = None
 
-    def decode(self, body: bytes, json_length: int | None = None) -> InferRequest:
+    def decode(self, body: Octets, json_length: int | None = None) -> InferRequest:
         """Decode one body.
 
         Parameters
         ----------
-        body : bytes
+        body : buffer
             Arrays of raw tensors are views of it.
         json_length : int, optional
             `Inference-Header-Content-Length`; 0 says that all of the body is one raw tensor.
@@ -114,12 +115,12 @@ class RequestDecoder:
             Whatever is wrong with it, naming the input, what came and what is expected.
         """
         if json_length is None:
-            return self._decode(body, None)
+            return self._decode(bytes(body), None)
         if json_length > len(body):
             raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
         if json_length == 0:
             return self._decode_raw(body)
-        return self._decode(body[:json_length], Tail(body, json_length, self._model))
+        return self._decode(bytes(body[:json_length]), Tail(body, json_length, self._model))
 
     def recognise(self, read: bytes, start: int = 0) -> tuple[Usual, bytes] | None:
         """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
@@ -162,24 +163,63 @@ class RequestDecoder:
         """Another decoder of the same requests."""
         return RequestDecoder(self._model, self._signature, batchable=self._batchable, limits=self._limits)
 
-    def decode_in_slices(self, body: bytes, json_length: int | None = None) -> InferRequest:
-        """As `decode`, for a large body: other threads run meanwhile. To be used once.
+    def in_slices(
+        self, body: Octets, json_length: int | None = None, *, max_rest_bytes: int = SLICE_BYTES
+    ) -> Generator[None, None, InferRequest] | None:
+        """As `decode`, but of the large arrays of numbers in a body only a slice at a time.
+
+        Parameters
+        ----------
+        body : buffer
+            A bytearray that is JSON as a whole is written to, and as it was between two slices; other JSON is copied.
+        max_rest_bytes : int
+            Of the JSON without these arrays, which is read at once.
+
+        Returns
+        -------
+        generator or None
+            Of the request; between its steps others may use this decoder. It raises as `decode` does. None where a body
+            has no such arrays, or they cannot be told.
+        """
+        if json_length == 0 or (json_length or 0) > len(body):
+            return None
+        text = body if isinstance(body, bytearray) and json_length is None else bytearray(body[:json_length])
+        cut = cut_numbers(text)
+        if cut is None or len(cut.text) > max_rest_bytes:
+            return None
+        return self._read_cut(cut, text, None if json_length is None else body)
+
+    def decode_in_slices(self, body: Octets, json_length: int | None = None) -> InferRequest:
+        """As `decode`, for a large body: other threads run meanwhile.
 
         Raises
         ------
         CallerError
         """
-        whole = json_length is None or json_length >= len(body)
-        text = body if whole or json_length is None else body[:json_length]
-        self._cut = cut_numbers(text) if json_length != 0 else None
-        if self._cut is None:
-            return self.decode(body, json_length)
-        if json_length is not None and json_length > len(body):
-            raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
-        self._whole = text
-        request = self._decode(self._cut.text, None if json_length is None else Tail(body, json_length, self._model))
-        # What stands where no tensor is read must be JSON all the same.
-        return self.again().decode(body, json_length) if self._cut.unread else request
+        slices = self.in_slices(body, json_length, max_rest_bytes=len(body))
+        while slices is not None:
+            try:
+                next(slices)
+            except StopIteration as done:
+                request: InferRequest = done.value
+                return request
+        return self.decode(body, json_length)
+
+    def _read_cut(self, cut: Cut, text: bytearray, body: Octets | None) -> Generator[None, None, InferRequest]:
+        self._cut, self._cut_tensors = cut, []
+        try:
+            request = self._decode(cut.text, None if body is None else Tail(body, len(text), self._model))
+        finally:
+            tensors, self._cut, self._cut_tensors = self._cut_tensors, None, []
+        try:
+            for tensor in tensors:
+                yield from tensor.read(text, parser=self._slice_parser)
+        except CallerError as error:
+            raise _without_frames(error) from None
+        if cut.unread:
+            # What stands where no tensor is read must be JSON all the same.
+            return self.again().decode(text if body is None else body, None if body is None else len(text))
+        return request
 
     def _decode(self, text: bytes, tail: Tail | None) -> InferRequest:
         try:
@@ -192,10 +232,7 @@ class RequestDecoder:
             usual = self._usual(document, text) if tail is None and self._cut is None else None
             return usual or self._read(document, text, tail)
         except CallerError as error:
-            # The parser cannot be used again while anything of its document lives, and the frames would that the
-            # traceback of this error holds, or of the one that it came from.
-            error.__context__ = None
-            raise error.with_traceback(None) from None
+            raise _without_frames(error) from None
         finally:
             del document
 
@@ -240,7 +277,7 @@ class RequestDecoder:
             raise CallerError("the request body must be a JSON object")
         return self._read(document, text, tail, tokens=True)
 
-    def _decode_raw(self, body: bytes) -> InferRequest:
+    def _decode_raw(self, body: Octets) -> InferRequest:
         specs = self._signature.inputs
         if len(specs) != 1:
             raise CallerError(
@@ -333,8 +370,17 @@ class RequestDecoder:
         data = tensor["data"]
         place = self._cut.place_of(data) if self._cut is not None else None
         if place is not None:
-            return numbers_in_slices(self._whole, place, shape, spec, parser=self._slice_parser), False
+            cut = CutTensor(place, shape, spec)
+            self._cut_tensors.append(cut)
+            return cut.array, False
         return tensor_of(data, shape, spec)
+
+
+def _without_frames(error: CallerError) -> CallerError:
+    # A parser cannot be used again while anything of its document lives, and the frames would that the traceback of
+    # this error holds, or of the one that it came from.
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _check_text(text: bytes, brackets: int, max_depth: int) -> None:

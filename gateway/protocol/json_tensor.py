@@ -29,11 +29,14 @@ __all__ = (
     "is_object",
     "is_splittable",
     "longest_text",
+    "narrow",
+    "nested_otherwise",
     "nesting_of",
     "numbers",
     "numbers_in",
     "numbers_with_tokens",
     "tensor_of",
+    "wide_numbers",
     "within",
 )
 
@@ -158,16 +161,47 @@ def numbers(values: Any, spec: TensorSpec) -> Array:
     ------
     CallerError
     """
+    array = wide_numbers(values, spec)
     reading = READING[spec.datatype]
-    try:
-        array: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
-    except (TypeError, ValueError):
-        raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}") from None
     if reading.limits is None:
         return array
     if not within(array, reading):
-        raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
+        raise CallerError(_out_of_range(spec))
     return array.astype(reading.dtype)
+
+
+def wide_numbers(values: Any, spec: TensorSpec) -> Array:
+    """The elements of a simdjson array of numbers, flat, of the wide dtype that those of `spec` are read as.
+
+    Raises
+    ------
+    CallerError
+    """
+    reading = READING[spec.datatype]
+    try:
+        return np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
+    except (TypeError, ValueError):
+        raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}") from None
+
+
+def narrow(wide: Array, room: Array, spec: TensorSpec) -> None:
+    """Put finite numbers of the wide dtype into `room`, as many of the dtype of `spec`.
+
+    Raises
+    ------
+    CallerError
+        Some are out of its range.
+    """
+    if room.dtype.kind == "f":
+        # What is beyond the limit becomes infinite, and only that.
+        with np.errstate(over="ignore"):
+            room[:] = wide
+        fits = bool(np.isfinite(room).all())
+    else:
+        fits = within(wide, READING[spec.datatype])
+        room[:] = wide if fits else 0
+    if not fits:
+        raise CallerError(_out_of_range(spec))
 
 
 def numbers_in(texts: Sequence[bytes], reading: Reading, *, parser: simdjson.Parser) -> Array | None:
@@ -253,6 +287,10 @@ def _is_loggable(fragment: bytes, size: int) -> bool:
     return len(fragment) <= longest_text(size) and b"\n" not in fragment and b"\r" not in fragment
 
 
+def _out_of_range(spec: TensorSpec) -> str:
+    return f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}"
+
+
 def _check_size(elements: int, shape: tuple[int, ...], size: int, spec: TensorSpec) -> None:
     if elements != size:
         raise CallerError(f"input '{spec.name}' has {elements} elements, but its shape {list(shape)} has {size}")
@@ -267,12 +305,17 @@ def check_nesting(values: Any, shape: tuple[int, ...], axis: int, name: str) -> 
     """
     last = axis + 1 == len(shape)
     if axis >= len(shape) or len(values) != shape[axis] or (last and _holds_more(values)):
-        raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
+        raise CallerError(nested_otherwise(shape, name))
     if not last:
         for element in values:
             if not is_array(element):
-                raise CallerError(f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says")
+                raise CallerError(nested_otherwise(shape, name))
             check_nesting(element, shape, axis + 1, name)
+
+
+def nested_otherwise(shape: tuple[int, ...], name: str) -> str:
+    """What a caller is told whose arrays do not nest as the axes of a shape."""
+    return f"'data' of input '{name}' is nested otherwise than its shape {list(shape)} says"
 
 
 def _holds_more(values: Any) -> bool:
@@ -292,7 +335,7 @@ def _elements(values: list[Any], shape: tuple[int, ...], dtype: np.dtype[Any], s
         low, high = _LIMITS[dtype]
         # An integer may be larger than every double; comparing does not convert it.
         if any((element < low or element > high) and element not in _INFINITIES for element in values):
-            raise CallerError(f"'data' of input '{spec.name}' has a number out of range for {spec.datatype}")
+            raise CallerError(_out_of_range(spec))
     if dtype.kind == "O":
         _check_texts(values, spec)
     return np.array(values, dtype=dtype)

@@ -1,13 +1,14 @@
 """Large tensors in JSON, read and written in slices.
 
-A parser holds the interpreter's lock for as long as it reads. So the numbers of a large body are cut out of it, what
-is left is parsed as any other request, and the numbers are parsed some thousands at a time: other threads run between.
+A parser holds whoever else would run for as long as it reads. So the numbers of a large body are cut out of it, what is
+left is parsed as any other request, and the numbers are parsed some thousands at a time: others run between.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,18 +17,33 @@ import simdjson
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
 from gateway.protocol.errors import CallerError
-from gateway.protocol.json_tensor import check_nesting, numbers, numbers_with_tokens
+from gateway.protocol.json_tensor import narrow, nested_otherwise, numbers_with_tokens, wide_numbers
 
-__all__ = ("Cut", "cut_numbers", "encode_in_slices", "numbers_in_slices")
+__all__ = ("SLICE_BYTES", "Cut", "CutTensor", "Place", "cut_numbers", "encode_in_slices")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SLICE_BYTES = 256 * 1024
+SLOW_BYTES = 16 * 1024
+"""Of a slice that Python's own parser reads, as simdjson knows no NaN and no Infinity."""
 SLICE_ELEMENTS = 64 * 1024
 
 _KEY = b'"data"'
 _ARRAY = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*(\[?)(?=[ \t\r\n]*[-0-9NI])")
 _MARK = "numbers that were cut out: "
+_NEITHER_BRACKET_NOR_COMMA = bytes(sorted(set(range(256)) - set(b"[],")))
+
+
+class _Slow(Exception):
+    """A slice is too long for the way in which it has to be read."""
+
+
+class Place(NamedTuple):
+    """Where the elements of a large array begin and end in a text, and whether they are rows of numbers."""
+
+    start: int
+    end: int
+    in_rows: bool
 
 
 class Cut(NamedTuple):
@@ -37,17 +53,17 @@ class Cut(NamedTuple):
     ----------
     text : bytes
         With an array of one string, `mark` and a number, in the place of each.
-    places : list of (int, int)
-        By that number, where its elements begin and end in the whole text.
+    places : list of Place
+        By that number, in the whole text.
     unread : set of int
         Numbers of those that nobody has asked for: whether they are JSON is not known.
     """
 
     text: bytes
-    places: list[tuple[int, int]]
+    places: list[Place]
     unread: set[int]
 
-    def place_of(self, values: Any) -> tuple[int, int] | None:
+    def place_of(self, values: Any) -> Place | None:
         """Where the elements are that stood in the place of a decoded array; None where nothing was cut out."""
         first = values[0] if isinstance(values, (simdjson.Array, list)) and len(values) == 1 else None
         if not isinstance(first, str) or not first.startswith(_MARK):
@@ -57,18 +73,18 @@ class Cut(NamedTuple):
         return self.places[number]
 
 
-def cut_numbers(text: bytes) -> Cut | None:
+def cut_numbers(text: bytes | bytearray) -> Cut | None:
     """Cut out what is the large `data` of a tensor, flat or in rows; None where there is nothing, or it cannot be told.
 
     >>> cut_numbers(b'{"data":[%b]}' % b",".join([b"1"] * 200_000)).places
-    [(9, 400008)]
+    [Place(start=9, end=400008, in_rows=False)]
     """
     # Without an escape every quote begins or ends a string, so the key followed by a colon is the key, or the text is
     # no JSON, with or without what is cut out.
-    if b"\\" in text or _MARK.encode() in text:
+    if b"\\" in text:
         return None
-    kept: list[bytes] = []
-    places: list[tuple[int, int]] = []
+    kept: list[bytes | bytearray] = []
+    places: list[Place] = []
     begin, at = 0, text.find(_KEY)
     while at >= 0:
         array = _ARRAY.match(text, at + len(_KEY))
@@ -81,57 +97,113 @@ def cut_numbers(text: bytes) -> Cut | None:
                 continue
             if end - start > SLICE_BYTES:
                 kept.append(text[begin:start] + b'"%b%d"' % (_MARK.encode(), len(places)))
-                places.append((start, end))
+                places.append(Place(start, end, bool(array[1])))
                 begin = end
             at = end
         at = text.find(_KEY, at)
     if not places:
         return None
-    return Cut(b"".join([*kept, text[begin:]]), places, set(range(len(places))))
+    rest = b"".join([*kept, text[begin:]])
+    if rest.count(_MARK.encode()) != len(places):
+        return None
+    return Cut(rest, places, set(range(len(places))))
 
 
-def numbers_in_slices(
-    text: bytes, place: tuple[int, int], shape: tuple[int, ...], spec: TensorSpec, *, parser: simdjson.Parser
-) -> Array:
-    """The tensor whose elements stand at a place of a text.
+class CutTensor:
+    """A tensor whose elements stand at a place of a text, read a slice at a time.
 
     Parameters
     ----------
+    place : Place
     shape : tuple of int
-        Of the tensor.
+    spec : TensorSpec
+
+    Attributes
+    ----------
+    array : array
+        Of the shape; its elements are undefined until all of it has been read.
 
     Raises
     ------
     CallerError
+        So many elements cannot be there, or none of the datatype.
     """
-    dtype = NUMPY_OF[spec.datatype]
-    start, end = place
-    size = math.prod(shape)
-    in_rows = text.startswith(b"[", start)
-    between = b"]," if in_rows else b","
-    inner = shape[1:] if in_rows else ()
-    if in_rows and len(shape) < 2:
-        raise CallerError(f"'data' of input '{spec.name}' is nested otherwise than its shape {list(shape)} says")
-    if dtype.kind not in "fiu":
-        raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}")
-    if size > (end - start + 1) // 2:
-        raise CallerError(f"input '{spec.name}' has fewer elements than its shape, which has {size}")
-    array = np.empty(size, dtype)
-    filled = 0
-    while True:
-        last = text.find(between, min(start + SLICE_BYTES, end), end)
-        stop = end if last < 0 else last + in_rows
-        read = _read(b"[%b]" % text[start:stop], inner, spec, parser)
-        if filled + read.size > size:
-            raise CallerError(f"input '{spec.name}' has more elements than its shape, which has {size}")
-        array[filled : filled + read.size] = read
-        filled += read.size
-        if last < 0:
-            break
-        start = stop + 1
-    if filled != size:
-        raise CallerError(f"input '{spec.name}' has {filled} elements, but its shape has {size}")
-    return array.reshape(shape)
+
+    def __init__(self, place: Place, shape: tuple[int, ...], spec: TensorSpec) -> None:
+        dtype = NUMPY_OF[spec.datatype]
+        start, end, in_rows = place
+        size = math.prod(shape)
+        if in_rows and len(shape) < 2:
+            raise CallerError(nested_otherwise(shape, spec.name))
+        if dtype.kind not in "fiu":
+            raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}")
+        if size > (end - start + 1) // 2:
+            raise CallerError(f"input '{spec.name}' has fewer elements than its shape, which has {size}")
+        self.array = np.empty(shape, dtype)
+        self._place = place
+        self._inner = shape[1:] if in_rows else ()
+        self._between = b"]," if in_rows else b","
+        self._spec = spec
+
+    def read(self, text: bytearray, *, parser: simdjson.Parser) -> Iterator[None]:
+        """Read the elements; `text` is as it was between two slices, and in the end.
+
+        Raises
+        ------
+        CallerError
+        """
+        spec, flat = self._spec, self.array.reshape(-1)
+        size, filled, length = flat.size, 0, SLICE_BYTES
+        start, end, _ = self._place
+        view = memoryview(text)
+        while True:
+            last = text.find(self._between, min(start + length, end), end)
+            stop = end if last < 0 else last + len(self._between) - 1
+            # Before and behind a slice stands a comma, or the bracket of the whole: brackets of its own spare a copy.
+            around = text[start - 1], text[stop]
+            text[start - 1], text[stop] = b"[]"
+            try:
+                filled += self._read_slice(
+                    view[start - 1 : stop + 1], flat[filled:], parser, slowly=length <= SLOW_BYTES
+                )
+            except _Slow:
+                length = SLOW_BYTES
+                continue
+            finally:
+                text[start - 1], text[stop] = around
+            if last < 0:
+                break
+            start = stop + 1
+            yield
+        if filled != size:
+            raise CallerError(f"input '{spec.name}' has {filled} elements, but its shape has {size}")
+
+    def _read_slice(self, piece: memoryview, room: Array, parser: simdjson.Parser, *, slowly: bool) -> int:
+        spec, inner = self._spec, self._inner
+        try:
+            try:
+                read = wide_numbers(parser.parse(piece), spec)
+                if inner and not _is_rows(bytes(piece), inner, read.size):
+                    raise CallerError(nested_otherwise(self.array.shape, spec.name))
+            except (ValueError, RuntimeError):
+                text = bytes(piece)
+                if b"NaN" not in text and b"Infinity" not in text:
+                    raise
+                if not slowly:
+                    raise _Slow from None
+                read = numbers_with_tokens(text, inner, spec)
+        except (ValueError, RuntimeError, RecursionError) as error:
+            raise CallerError(_fault(bytes(piece), error, spec)) from None
+        if not read.size:
+            raise CallerError(f"'data' of input '{spec.name}' is not valid JSON")
+        if read.size > room.size:
+            raise CallerError(f"input '{spec.name}' has more elements than its shape, which has {self.array.size}")
+        room = room[: read.size]
+        if read.dtype == room.dtype:
+            room[:] = read
+        else:
+            narrow(read, room, spec)
+        return read.size
 
 
 def encode_in_slices(array: Array) -> bytes:
@@ -151,22 +223,14 @@ def encode_in_slices(array: Array) -> bytes:
     return b"[%b]" % b",".join(pieces)
 
 
-def _read(piece: bytes, inner: tuple[int, ...], spec: TensorSpec, parser: simdjson.Parser) -> Array:
-    try:
-        try:
-            values: Any = parser.parse(piece)
-            if inner:
-                check_nesting(values, (len(values), *inner), 0, spec.name)
-            read = numbers(values, spec)
-        except (ValueError, RuntimeError):
-            if b"NaN" not in piece and b"Infinity" not in piece:
-                raise
-            read = numbers_with_tokens(piece, inner, spec)
-    except (ValueError, RuntimeError, RecursionError) as error:
-        raise CallerError(_fault(piece, error, spec)) from None
-    if not read.size:
-        raise CallerError(f"'data' of input '{spec.name}' is not valid JSON")
-    return read
+def _is_rows(piece: bytes, inner: tuple[int, ...], count: int) -> bool:
+    """Whether a valid JSON array of `count` numbers is one of rows, each as long as the one axis of `inner`."""
+    # There are no strings in it, so that brackets and commas tell it all, and the count whether a row of one is empty.
+    if len(inner) != 1:
+        return False
+    row = b"[%b]" % (b"," * (inner[0] - 1))
+    rows = [row] * (count // max(1, inner[0]))
+    return piece.translate(None, _NEITHER_BRACKET_NOR_COMMA) == b"[%b]" % b",".join(rows)
 
 
 def _fault(piece: bytes, error: Exception, spec: TensorSpec) -> str:

@@ -1,17 +1,21 @@
-"""What would hold the loop for long: large bodies are read, and large answers written, on one thread beside it.
+"""What would hold the loop for long: large bodies are read, and large answers written, beside it or in turns with it.
 
-zlib, numpy and SHA-256 let go of the interpreter's lock while they work; JSON does not, so it is read and written in
-slices. What stays on the loop is bounded: joining pieces, the log's write, the socket's. `docs/limits.md` has figures.
+A parser of JSON does not let go of the interpreter's lock, so a thread would only add the price of handing it over:
+the numbers of a large body are read on the loop, a slice in each pass. zlib, numpy and BLAKE3 do let go of it, and
+Python's own steps can be interrupted: what needs these is done on one thread. What stays on the loop is bounded:
+joining pieces, the log's write, the socket's. `docs/limits.md` has figures.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from gateway.protocol.binary import Octets
 from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat
 from gateway.protocol.errors import BodyTooLarge
@@ -20,12 +24,21 @@ from gateway.protocol.slices import encode_in_slices
 from gateway.serving.inference import Inference, Prepared
 from gateway.serving.records import tensor_records
 
-__all__ = ("SideThread", "is_slow_to_answer", "is_slow_to_read", "prepare_answers", "read_aside", "result_of")
+__all__ = (
+    "SideThread",
+    "Turns",
+    "is_slow_to_answer",
+    "is_slow_to_read",
+    "prepare_answers",
+    "read_aside",
+    "reading_in_turns",
+    "result_of",
+)
 
-# Going to the thread and back takes some 0.1 ms of the two together, and more while others run; about 2 ms of work are
-# worth it: so long take these many bytes of JSON, of raw tensors (digest and summary for the log), of zlib's output.
+# Going to the thread and back takes some 0.1 ms of the two together, and more while others run; a millisecond of work
+# is worth it: so long take these many bytes of JSON, of raw tensors (digest and summary for the log), of zlib's output.
 SLOW_JSON_BYTES = 256 * 1024
-SLOW_BINARY_BYTES = 2**20
+SLOW_BINARY_BYTES = 2**22
 SLOW_PLAIN_BYTES = 64 * 1024
 
 Result = TypeVar("Result")
@@ -55,6 +68,38 @@ class SideThread:
             loop.call_soon_threadsafe(then, done)
 
 
+class Turns:
+    """Work on the loop that lets others run between its steps: one piece of work after another, a step in each pass."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Generator[None, None, Any], Callable[[Future[Any]], None]]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Turns waiting {len(self._waiting)}>"
+
+    def run(self, steps: Generator[None, None, Result], then: Callable[[Future[Result]], None]) -> None:
+        """Take the steps; `then` is called with what they return."""
+        self._waiting.append((steps, then))
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        steps, then = self._waiting[0]
+        done: Future[Any] = Future()
+        try:
+            next(steps)
+        except StopIteration as end:
+            done.set_result(end.value)
+        except Exception as error:
+            done.set_exception(error)
+        if done.done():
+            self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._step)
+        if done.done():
+            then(done)
+
+
 def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
     """Whether to read its body aside. A compressed body that turns out small is inflated on the way.
 
@@ -77,6 +122,41 @@ def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
     return in_json > SLOW_JSON_BYTES or size > SLOW_BINARY_BYTES
 
 
+def reading_in_turns(
+    inference: Inference, *, max_tensor_bytes: int
+) -> Generator[None, None, InferRequest | None] | None:
+    """The steps of reading a large body in JSON; None where it cannot be read in slices.
+
+    They return the request, or None where nobody waits for it any more.
+    """
+    decoder, json_length = inference.served.decoder, inference.json_length
+    if decoder is None or inference.encoding is not None or (json_length or SLOW_JSON_BYTES) < SLOW_JSON_BYTES:
+        return None
+    pieces = inference.body
+    body = pieces[0] if len(pieces) == 1 else bytearray().join(pieces)
+    slices = decoder.in_slices(body, json_length)
+    if slices is None:
+        return None
+    inference.body, inference.size = [], len(body)
+    return _turns_of(inference, slices, max_tensor_bytes)
+
+
+def _turns_of(
+    inference: Inference, slices: Generator[None, None, InferRequest], max_tensor_bytes: int
+) -> Generator[None, None, InferRequest | None]:
+    request: InferRequest | None = None
+    while request is None:
+        if inference.abandoned:
+            return None
+        try:
+            next(slices)
+        except StopIteration as done:
+            request = done.value
+        yield
+    _write_inputs(inference, request, max_tensor_bytes)
+    return request
+
+
 def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -> InferRequest:
     """Read a large body; what the log will hold of it is written on the way.
 
@@ -86,13 +166,20 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
     """
     served = inference.served
     pieces, inference.body = inference.body, []
+    body: Octets
     if inference.encoding is not None:
         body = inflate(pieces, inference.encoding, max_bytes=max_bytes)
     else:
-        body = b"".join(pieces)
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     del pieces
     inference.size = len(body)
     request = served.large_decoder().decode_in_slices(body, inference.json_length)
+    _write_inputs(inference, request, max_tensor_bytes)
+    return request
+
+
+def _write_inputs(inference: Inference, request: InferRequest, max_tensor_bytes: int) -> None:
+    served = inference.served
     request.plain = False
     inference.prepared = Prepared()
     inference.prepared.logged_inputs = tensor_records(
@@ -103,7 +190,6 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
         redacted=served.redacted,
         redacted_columns=served.redacted_columns,
     )
-    return request
 
 
 def is_slow_to_answer(inference: Inference) -> bool:

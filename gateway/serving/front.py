@@ -32,8 +32,10 @@ from gateway.protocol.request import InferRequest
 from gateway.routing.table import Choice, Route, choose, point_of
 from gateway.serving.aside import (
     SideThread,
+    Turns,
     is_slow_to_read,
     read_aside,
+    reading_in_turns,
     result_of,
 )
 from gateway.serving.bodies import BodyRoom
@@ -82,6 +84,7 @@ class Front:
         self.cells = cells
         self.bodies = BodyRoom(settings.limits.max_held_body_bytes)
         self._side = SideThread()
+        self._turns = Turns()
         self.delivery = Delivery(
             spool,
             cells,
@@ -332,13 +335,9 @@ class Front:
         if inference.rank >= served.lane.line.closed_for:
             inference.body = []
             raise served.lane.line.refusal()
-        if (inference.encoding is not None or len(inference.body) > 1) and is_slow_to_read(
-            inference, max_bytes=self._max_body_bytes
-        ):
-            read = partial(
-                read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=self._max_tensor_bytes
-            )
-            self._side.run(read, partial(self._go_on, inference))
+        large = len(inference.body) > 1 or inference.held_body is not None
+        if (large or inference.encoding is not None) and is_slow_to_read(inference, max_bytes=self._max_body_bytes):
+            self._read_slowly(inference)
             return
         if inference.recognise(served.decoder):
             self._limit_time(inference)
@@ -347,8 +346,16 @@ class Front:
         inference.queued_at = time.perf_counter()
         served.lane.submit(inference)
 
+    def _read_slowly(self, inference: Inference) -> None:
+        most, then = self._max_tensor_bytes, partial(self._go_on, inference)
+        turns = reading_in_turns(inference, max_tensor_bytes=most)
+        if turns is not None:
+            self._turns.run(turns, then)
+        else:
+            self._side.run(partial(read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=most), then)
+
     def _go_on(self, inference: Inference, read: Future[InferRequest]) -> None:
-        # With a request that was read aside.
+        # With a request that was not read at once.
         if inference.abandoned:
             return
         try:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from gateway.engine.job import Job
+from gateway.protocol.binary import Octets
 from gateway.protocol.classification import classify
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.decode import RequestDecoder, Usual
@@ -88,7 +89,7 @@ class Inference(Job):
         super().__init__()
         self.connection = connection
         self.model = model
-        self.body: list[bytes] = []
+        self.body: list[Octets] = []
 
     def again(self) -> Inference:
         """Another inference with the same head; of one whose body has not been read.
@@ -130,7 +131,8 @@ class Inference(Job):
         """Whether it is a request like the last, so that its numbers may be read later, with others."""
         if self.json_length is not None or len(self.body) != 1:
             return False
-        if self.take_usual(decoder.recognise(self.body[0]), len(self.body[0])):
+        body = self.body[0]
+        if isinstance(body, bytes) and self.take_usual(decoder.recognise(body), len(body)):
             self.body = []
             return True
         return False

@@ -30,6 +30,7 @@ from uvicorn.server import ServerState
 
 from gateway.protocol.errors import BodyTooLarge, GatewayError, Overloaded
 from gateway.serving.answers import error_answer, status_of
+from gateway.serving.aside import SLOW_JSON_BYTES
 from gateway.serving.bodies import LARGE_BODY_BYTES, HeldBody
 from gateway.serving.front import Front
 from gateway.serving.head import (
@@ -45,6 +46,7 @@ from gateway.serving.head import (
     without_upgrade,
 )
 from gateway.serving.inference import Inference, path_pin
+from gateway.serving.receiver import Receiver
 
 __all__ = ("GatewayProtocol", "read_gateway_header")
 
@@ -91,6 +93,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._plain = False
         self._content: list[bytes] = []
         self._held_body: HeldBody | None = None
+        self._receiver: Receiver | None = None
         self._waiting_large = 0
         self._due: deque[Inference] = deque()
         self._behind: deque[Behind] = deque()
@@ -107,6 +110,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._read = 0  # bytes of the last read
         self._unread = 0  # bytes since the head began
         self._received = 0  # bytes of the body
+        self._length = 0  # of the body, where that is said beforehand
         self._chunks = 0
         self._counted = 0
         self._overhead = 0
@@ -177,11 +181,33 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
 
+    def body_grew(self, size: int) -> None:
+        """So many bytes more of a body lie in the receiver."""
+        self._read = size
+        self._unread += size
+        self._received += size
+        receiver, inference = self._receiver, self._inference
+        if receiver is None or inference is None:
+            return
+        if self._received < self._length:
+            self._read_in_part()
+        else:
+            inference.body = [receiver.finish()]
+            # The one before has not read this body; what comes behind it is another request.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.on_message_complete()
+        if self._discarding:
+            self._deaf = True
+            receiver.drop()
+
     def refuse(self, status: int, text: str) -> None:
         """Answer bytes that cannot be understood, after what was asked before them, and close."""
         if self._deaf or self.transport.is_closing():
             return
         self._deaf = True
+        if self._receiver is not None:
+            self._receiver.drop()
         self._inference = self._held_body = None
         self._content = []
         refusal = Inference(self, "")
@@ -370,7 +396,13 @@ class GatewayProtocol(HttpToolsProtocol):
             inference.refused = error
         self._inference = inference
         self._read_fields(inference)
-        if self._inference is inference and inference.keep_alive and inference.refused is None and self._plain:
+        if (
+            self._inference is inference
+            and inference.keep_alive
+            and inference.refused is None
+            and self._plain
+            and self._length <= self._max_known
+        ):
             self._learn(inference)
 
     def _learn(self, inference: Inference) -> None:
@@ -478,6 +510,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if hosts != 1 and (hosts or version == "1.1"):
             raise HeadRefused(400, f"a request has one Host header, got {hosts}")
         self._chunked = chunked
+        self._length = 0 if chunked else length
         self._plain = not (chunked or expects or self._upgrading)
         if not keep_alive:
             self._known_head = None  # nothing more is taken on this connection (RFC 9112, section 9.6)
@@ -572,6 +605,26 @@ class GatewayProtocol(HttpToolsProtocol):
                     "their content (limits.max_chunk_overhead_bytes)",
                 )
         self._counted = counted
+        if self._length > LARGE_BODY_BYTES and self._inference is not None:
+            self._receive(self._inference)
+
+    def _receive(self, inference: Inference) -> None:
+        # The rest of a large body goes where it stays, past the parser, which would hand on copies.
+        json_length = inference.json_length
+        if inference.encoding is not None or not inference.keep_alive:
+            return
+        if json_length is None and self._length <= SLOW_JSON_BYTES:
+            return
+        if self._receiver is None:
+            self._receiver = Receiver(self)
+            if not self.flow.read_paused:
+                self.transport.pause_reading()
+            self.transport.set_protocol(self._receiver)
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+        if not self._receiver.is_receiving:
+            self._receiver.begin(self._length, json_length=json_length, pieces=inference.body)
+            inference.body = []
 
     def _head_too_large(self) -> str:
         return f"the request head is larger than {self._max_head} bytes (limits.max_head_bytes)"

@@ -5,7 +5,6 @@ The form is `gateway/events/records.py`'s; a test holds the two against each oth
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,9 +15,9 @@ import numpy as np
 import orjson
 
 from gateway.events.records import SCHEMA, Arm
-from gateway.protocol.binary import pack_strings, tensor_to_bytes
-from gateway.protocol.datatypes import numbers_of
+from gateway.protocol.binary import pack_strings
 from gateway.protocol.encode import encode_flat
+from gateway.serving.summary import digest_of, summary_of
 
 __all__ = (
     "feedback_record",
@@ -158,7 +157,8 @@ def tensor_records(
             rest = _without_columns(array, redacted_columns[position], max_bytes=max_bytes)
             parts.append(b"%b%b],%b" % (heads[position], shown, rest))
         elif (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
-            parts.append(b"%b%b],%b" % (heads[position], shown, orjson.dumps(_summary(array))[1:]))
+            content = {"digest": digest_of(array), "summary": summary_of(array)}
+            parts.append(b"%b%b],%b" % (heads[position], shown, orjson.dumps(content)[1:]))
         else:
             flat = flats[position]
             parts.append(b'%b%b],"data":%b}' % (heads[position], shown, encode_flat(array) if flat is None else flat))
@@ -212,26 +212,10 @@ def _without_columns(array: Array, columns: dict[str, int], *, max_bytes: int) -
     places = list(columns.values())
     if (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
         # A digest of the whole would tell a column of few values to whoever tries them all.
-        content: dict[str, Any] = {"summary": _summary(np.delete(array, places, axis=1))["summary"]}
+        content: dict[str, Any] = {"summary": summary_of(np.delete(array, places, axis=1))}
     else:
         flat = orjson.loads(encode_flat(array))
         for place in places:
             flat[place :: array.shape[1]] = [None] * len(array)
         content = {"data": flat}
     return orjson.dumps({**content, "redacted_columns": columns})[1:]
-
-
-def _summary(array: Array) -> dict[str, Any]:
-    digest = hashlib.sha256(tensor_to_bytes(array)).hexdigest()
-    summary: dict[str, float] = {"count": array.size}
-    numbers = numbers_of(array)
-    if array.size and numbers.dtype.kind in "fiu":
-        finite, low, high = numbers, numbers.min(), numbers.max()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            # Of NaN and infinities the smallest or the largest is one, too.
-            finite = numbers[np.isfinite(numbers)]
-            low, high = (finite.min(), finite.max()) if finite.size else (low, high)
-        if finite.size:
-            summary |= {"min": float(low), "max": float(high), "mean": float(finite.mean(dtype="f8"))}
-        summary["not_finite"] = int(numbers.size - finite.size)
-    return {"sha256": digest, "summary": summary}

@@ -129,7 +129,7 @@ def test_a_label_looked_up_and_sent_again_counts_once() -> None:
         (prediction(1, [1.0], status=500), label(1, 0, 5.0)),
         (prediction(1, [1.0], rows=0), label(1, 0, 5.0)),
         (prediction(1, [1.0], outputs=[]), label(1, 0, 5.0)),
-        (prediction(1, [1.0], outputs=[TensorRecord("y", "FP64", (1, 1), sha256="0")]), label(1, 0, 5.0)),
+        (prediction(1, [1.0], outputs=[TensorRecord("y", "FP64", (1, 1), digest="blake3:0")]), label(1, 0, 5.0)),
     ],
 )
 def test_a_label_that_fits_no_row_is_invalid(record: PredictionRecord, feedback: FeedbackRecord) -> None:

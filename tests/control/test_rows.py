@@ -112,7 +112,7 @@ def test_only_the_first_rows_count_where_one_caller_sent_many() -> None:
 def test_tensors_without_their_values_are_skipped_and_counted() -> None:
     rows = buffer()
     for spoiled in (
-        TensorRecord("constant", "FP64", (1, 1), sha256="0" * 64),
+        TensorRecord("constant", "FP64", (1, 1), digest="blake3:" + "0" * 64),
         TensorRecord("constant", "FP64", (2, 1), [7.0]),
         TensorRecord("constant", "FP64", (1, 1), ["text"]),
         TensorRecord("constant", "FP64", (-1, 1), [7.0]),

@@ -94,6 +94,15 @@ def test_a_record_comes_back_as_it_was_written(
     assert msgspec.structs.replace(read, inputs=[tensor]) == record
 
 
+def test_a_record_from_before_digests_named_their_algorithm_is_still_read() -> None:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2], "sha256": "0" * 64, "summary": {"count": 2}}
+    raw = json.loads(encode(prediction())) | {"inputs": [tensor]}
+    read = decode(KIND_PREDICTION, json.dumps(raw).encode())
+    assert isinstance(read, PredictionRecord)
+    assert read.inputs == [TensorRecord("x", "FP32", (2,), sha256="0" * 64, summary={"count": 2})]
+    assert json.loads(encode(read))["inputs"] == [tensor]
+
+
 def test_numbers_that_are_not_finite_become_null() -> None:
     tensor = TensorRecord("count", "FP32", (3,), [math.nan, math.inf, -math.inf])
     assert json.loads(encode(prediction(outputs=[tensor])))["outputs"][0]["data"] == [None, None, None]

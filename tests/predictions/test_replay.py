@@ -104,15 +104,16 @@ def test_what_cannot_be_run_again_is_counted_by_its_reason() -> None:
         logged(2, [1.0, 2.0], sampled=False, inputs=[], outputs=[]),
         logged(3, [1.0, 2.0], inputs=[msgspec.structs.replace(tensor, redacted=True)]),
         logged(4, [1.0, 2.0], inputs=[msgspec.structs.replace(tensor, data=[1.0, None], redacted_columns={"b": 1})]),
-        logged(5, [1.0, 2.0], inputs=[msgspec.structs.replace(tensor, sha256="00", summary={})]),
+        logged(5, [1.0, 2.0], inputs=[msgspec.structs.replace(tensor, digest="blake3:00", summary={})]),
         logged(6, [1.0, 2.0], status=400, error="no", inputs=[], outputs=[]),
         logged(7, [1.0, 2.0], inputs=[TensorRecord("x", "FP32", (1, 2), [1.0])]),
         logged(8, [1.0, 2.0], model="other"),
         LogRecord(1, BOOT, 9, b"no record"),
+        logged(10, [1.0, 2.0], inputs=[msgspec.structs.replace(tensor, sha256="00", summary={})]),
     ]
     report = ran(records, Model(total))
-    assert (report.read, report.replayed) == (7, 1)
-    assert report.not_replayed == {"sampled_out": 1, "redacted": 2, "summarised": 1, "failed": 1, "unreadable": 2}
+    assert (report.read, report.replayed) == (8, 1)
+    assert report.not_replayed == {"sampled_out": 1, "redacted": 2, "summarised": 2, "failed": 1, "unreadable": 2}
 
 
 def test_a_row_that_fails_now_fails_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 from unittest import mock
@@ -118,6 +119,80 @@ def test_the_mark_of_what_is_cut_out_cannot_be_forged() -> None:
     for text in (mark, mark.replace("n", "\\u006e", 1)):
         forged = f'{{"name":"z","shape":[20],"datatype":"FP32","data":["{text}"]}}'
         assert not agree(f'{{"inputs":[{json.dumps(long)},{forged}]}}'.encode(), signature)
+
+
+@pytest.mark.parametrize("row", ["1,2,3", "[1,2,3]", "1,2", "", "1,2,[]", "[]", "1", "1,{},3", "true,1,1", "1e39,1,1"])
+def test_a_row_that_is_no_row_is_found_among_good_ones(row: str) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, 3)),), OUTPUTS)
+    for place in (0, 7, 19):
+        rows = ["[4,5,6]"] * 20
+        rows[place] = f"[{row}]"
+        tensor = f'{{"name":"x","shape":[20,3],"datatype":"FP32","data":[{",".join(rows)}]}}'
+        assert agree(f'{{"inputs":[{tensor}]}}'.encode(), signature) is (row == "1,2,3")
+
+
+def test_rows_of_one_number_may_not_be_empty() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, 1)),), OUTPUTS)
+    rows = ["[4]"] * 20
+    for good, row in ((True, "[ 4 ]"), (False, "[]"), (False, "[ ]"), (False, "4")):
+        rows[5] = row
+        tensor = f'{{"name":"x","shape":[20,1],"datatype":"FP32","data":[{",".join(rows)}]}}'
+        assert agree(f'{{"inputs":[{tensor}]}}'.encode(), signature) is good
+
+
+def test_a_decoder_reads_on_after_a_body_that_was_wrong_in_the_middle() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), OUTPUTS)
+    decoder = RequestDecoder("m", signature)
+    good = json.dumps({"inputs": [{"name": "x", "shape": [20], "datatype": "FP32", "data": [7] * 20}]}).encode()
+    refusals = []
+    with mock.patch.object(slices, "SLICE_BYTES", 8):
+        for wrong in (b"null", b"1e39", b"1e400", b"[7]", b"7 7", b"NaN7"):
+            try:
+                decoder.decode_in_slices(good.replace(b"7, 7]", b"7, %b]" % wrong))
+            except CallerError as error:
+                refusals.append(error)  # whoever holds on to it does not hold the parser
+            assert decoder.decode_in_slices(good).inputs[0].tolist() == [7.0] * 20
+    assert len(refusals) == 6
+
+
+def test_a_text_is_as_it_was_between_two_slices_and_in_the_end() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), OUTPUTS)
+    for data in ([7] * 20, [[7, 8]] * 10, [7] * 19 + [None]):
+        tensor = {"name": "x", "shape": [10, 2], "datatype": "FP32", "data": data}
+        raw = json.dumps({"inputs": [tensor]}).encode()
+        text, steps = bytearray(raw), 0
+        with mock.patch.object(slices, "SLICE_BYTES", 8):
+            reading = RequestDecoder("m", signature).in_slices(text)
+            assert reading is not None
+            with contextlib.suppress(StopIteration, CallerError):
+                while True:
+                    next(reading)
+                    steps += 1
+                    assert text == raw
+        assert text == raw and steps > 3
+
+
+def test_tokens_among_numbers_are_read_in_shorter_slices() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), OUTPUTS)
+    numbers = [float("nan") if place % 1000 == 0 else 0.5 for place in range(100_000)]
+    tensor = {"name": "x", "shape": [100_000], "datatype": "FP32", "data": numbers}
+    raw = json.dumps({"inputs": [tensor]}).encode()
+    with mock.patch.object(slices, "numbers_with_tokens", wraps=slices.numbers_with_tokens) as slow:
+        [array] = RequestDecoder("m", signature).decode_in_slices(raw).inputs
+    assert np.isnan(array).sum() == 100 and array[1] == 0.5
+    assert slow.call_count > 10 and all(len(call.args[0]) <= slices.SLOW_BYTES + 10 for call in slow.call_args_list)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT8", "UINT8", "INT32", "UINT32"])
+def test_a_number_out_of_range_is_found_in_any_slice(datatype: str) -> None:
+    signature = Signature((TensorSpec("x", datatype, (-1,)),), OUTPUTS)
+    limits = np.finfo(NUMPY_OF[datatype]) if datatype.startswith("FP") else np.iinfo(NUMPY_OF[datatype])
+    for place in (0, 9, 19):
+        for value, good in ((float(limits.max), True), (float(limits.max) * 2, False)):
+            numbers: list[Any] = [7] * 20
+            numbers[place] = value if datatype.startswith("FP") else int(value)
+            raw = json.dumps({"inputs": [{"name": "x", "shape": [20], "datatype": datatype, "data": numbers}]})
+            assert agree(raw.encode(), signature) is good
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT64", "UINT8", "BOOL", "BYTES"])

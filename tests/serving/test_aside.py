@@ -1,4 +1,4 @@
-"""Large bodies and answers, which are read and written beside the loop."""
+"""Large bodies and answers, which are read and written beside the loop, or in turns with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gzip
 import json
 import threading
 import zlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 from gateway.protocol.errors import CallerError
+from gateway.protocol.slices import CutTensor
 from gateway.serving import aside
+from gateway.serving.inference import Inference
 from tests.serving.fronts import Door, door, post, read_answer
 
 ROWS = 60_000
@@ -28,22 +31,46 @@ def body(data: list[Any], *, rows: int = ROWS, **more: Any) -> bytes:
 
 
 LARGE = body(FLAT)
+GZIPPED = post(gzip.compress(LARGE), headers="Content-Encoding: gzip\r\n")
 
 
 class Gate:
-    """Holds the thread beside the loop until it is opened."""
+    """Holds what reads a large body, the thread beside the loop or the turns on it, until it is opened."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
         self.open = threading.Event()
         self.reached = threading.Event()
-        read = aside.read_aside
+        self.content, self.headers = LARGE, ""
+        read, turns = aside.read_aside, aside.reading_in_turns
 
         def held(*given: Any, **named: Any) -> Any:
             self.reached.set()
             assert self.open.wait(20)
             return read(*given, **named)
 
+        def held_turns(*given: Any, **named: Any) -> Any:
+            steps = turns(*given, **named)
+            return None if steps is None else self._wait_and(steps)
+
         monkeypatch.setattr("gateway.serving.front.read_aside", held)
+        monkeypatch.setattr("gateway.serving.front.reading_in_turns", held_turns)
+        if way == "thread":
+            self.content, self.headers = gzip.compress(LARGE), "Content-Encoding: gzip\r\n"
+
+    def post(self, headers: str = "") -> bytes:
+        """A large body that is read in this way."""
+        return post(self.content, headers=self.headers + headers)
+
+    def _wait_and(self, steps: Generator[None, None, Any]) -> Generator[None, None, Any]:
+        self.reached.set()
+        while not self.open.is_set():
+            yield
+        return (yield from steps)
+
+
+@pytest.fixture(params=["thread", "turns"])
+def gate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch, request.param)
 
 
 async def started(gate: Gate) -> None:
@@ -73,11 +100,10 @@ async def test_a_large_request_is_answered_and_logged_as_any_other(tmp_path: Pat
             assert tensor["summary"]["count"] == 3 * ROWS and tensor["summary"]["max"] == factor * max(FLAT)
 
 
-async def test_others_are_answered_while_a_large_body_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
+async def test_others_are_answered_while_a_large_body_is_read(tmp_path: Path, gate: Gate) -> None:
     async with door(tmp_path) as d:
         reader, writer = await d.connect()
-        writer.write(post(LARGE) + post())
+        writer.write(gate.post() + post())
         await started(gate)
         assert (await ask(d, post()))[0] == 200
         gate.open.set()
@@ -87,38 +113,35 @@ async def test_others_are_answered_while_a_large_body_is_read(tmp_path: Path, mo
         writer.close()
 
 
-async def test_a_caller_who_leaves_meanwhile_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
+async def test_a_caller_who_leaves_meanwhile_is_not_served(tmp_path: Path, gate: Gate) -> None:
     async with door(tmp_path) as d:
         _, writer = await d.connect()
-        writer.write(post(LARGE))
+        writer.write(gate.post())
         await started(gate)
         writer.transport.abort()
         while d.server.server_state.connections:
             await asyncio.sleep(0.005)
         gate.open.set()
-        assert (await ask(d, post(LARGE)))[0] == 200
+        assert (await ask(d, gate.post()))[0] == 200
         assert d.engine.batches == [ROWS] and len(d.log()) == 1
         assert d.front.bodies.held_bytes == 0
 
 
-async def test_the_time_it_took_counts_towards_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
+async def test_the_time_it_took_counts_towards_the_deadline(tmp_path: Path, gate: Gate) -> None:
     async with door(tmp_path) as d:
         d.engine.hold.clear()
         reader, writer = await d.connect()
-        writer.write(post(LARGE, headers="Gateway-Timeout-Ms: 1\r\n"))
+        writer.write(gate.post(headers="Gateway-Timeout-Ms: 1\r\n"))
         await started(gate)
         gate.open.set()
         assert (await read_answer(reader))[0] == 504
         writer.close()
 
 
-async def test_a_stopping_front_answers_what_is_read_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate(monkeypatch)
+async def test_a_stopping_front_answers_what_is_read_beside_it(tmp_path: Path, gate: Gate) -> None:
     async with door(tmp_path) as d:
         reader, writer = await d.connect()
-        writer.write(post(LARGE))
+        writer.write(gate.post())
         await started(gate)
         d.server.should_exit = True
         await asyncio.sleep(0.1)
@@ -162,7 +185,7 @@ async def test_not_finite_numbers_of_a_large_answer_are_tokens_there_and_counted
 
 
 async def test_a_large_binary_request_is_read_beside_the_loop_too(tmp_path: Path) -> None:
-    rows = 120_000
+    rows = 400_000
     block = np.arange(rows * 3, dtype="<f4").tobytes()
     tensor = {"name": "x", "shape": [rows, 3], "datatype": "FP32", "parameters": {"binary_data_size": len(block)}}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
@@ -177,13 +200,68 @@ async def test_a_large_binary_request_is_read_beside_the_loop_too(tmp_path: Path
 
 async def test_a_fault_beside_the_loop_fails_its_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with door(tmp_path) as d:
-        for broken in ("front.read_aside", "delivery.prepare_answers"):
+        for broken in ("front.read_aside", "aside.tensor_records", "delivery.prepare_answers"):
             with monkeypatch.context() as patch:
                 patch.setattr(f"gateway.serving.{broken}", lambda *given, **named: 1 / 0)
-                status, _, answer = await ask(d, post(LARGE))
+                status, _, answer = await ask(d, GZIPPED if broken == "front.read_aside" else post(LARGE))
                 assert status == 500 and "ZeroDivisionError" in answer["error"]
         assert (await ask(d, post(LARGE)))[0] == 200
         with monkeypatch.context() as patch:
             refused = CallerError("no")
             patch.setattr("gateway.serving.front.read_aside", lambda *given, **named: (_ for _ in ()).throw(refused))
-            assert (await ask(d, post(LARGE)))[0] == 400
+            assert (await ask(d, GZIPPED))[0] == 400
+
+
+async def test_others_run_between_the_slices_of_a_large_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.protocol.slices.SLICE_BYTES", 2**14)
+    passes = slices = 0
+    read = CutTensor._read_slice
+
+    def counted(*given: Any, **named: Any) -> int:
+        nonlocal slices
+        slices += 1
+        return read(*given, **named)
+
+    monkeypatch.setattr(CutTensor, "_read_slice", counted)
+    async with door(tmp_path) as d:
+        loop = asyncio.get_running_loop()
+        most = 0
+
+        def look() -> None:
+            nonlocal passes, most
+            most = max(most, slices - passes)
+            passes = slices
+            if slices * 2**14 < len(LARGE):
+                loop.call_soon(look)
+
+        loop.call_soon(look)
+        assert (await ask(d, post(LARGE)))[0] == 200
+    assert slices > 50 and most == 1
+
+
+async def test_large_bodies_are_read_one_after_another(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        answers = await asyncio.gather(*[ask(d, post(body(FLAT, id=str(number)))) for number in range(5)])
+        assert [(status, answer["id"]) for status, _, answer in answers] == [(200, str(number)) for number in range(5)]
+        assert len(d.log()) == 5 and d.front.bodies.held_bytes == 0
+
+
+async def test_the_same_decoder_reads_on_after_a_body_that_was_wrong(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        for wrong in (LARGE.replace(b"0.125", b"null", 1), LARGE.replace(b"0.125", b"1e39", 1), LARGE[:-2]):
+            assert (await ask(d, post(wrong)))[0] == 400
+            assert (await ask(d, post(LARGE)))[0] == 200
+
+
+async def test_nobody_reads_on_for_a_caller_who_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.protocol.slices.SLICE_BYTES", 2**14)
+    async with door(tmp_path) as d:
+        inference = Inference(None, "m")  # type: ignore[arg-type]
+        inference.served, inference.body = d.front.version("m", None), [LARGE]
+        steps = aside.reading_in_turns(inference, max_tensor_bytes=4)
+        assert steps is not None
+        next(steps)
+        inference.abandoned = True
+        with pytest.raises(StopIteration) as end:
+            next(steps)
+        assert end.value.value is None

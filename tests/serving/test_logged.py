@@ -93,7 +93,7 @@ def test_nothing_in_a_record_tells_what_a_redacted_column_held(tmp_path: Path, l
             [record] = d.log()
             assert "7654321" not in json.dumps(record)
             [tensor] = record["inputs"]
-            assert tensor["redacted_columns"] == {"income": 1} and "sha256" not in tensor
+            assert tensor["redacted_columns"] == {"income": 1} and "digest" not in tensor
             if largest > 4:
                 assert tensor["data"] == [1.0, None, 3.0]
             else:

@@ -385,7 +385,7 @@ def test_strings_are_logged_by_their_size(tmp_path: Path) -> None:
                 assert status == 200 and body["outputs"][0]["data"] == [text]
             short, long = [record["inputs"][0] for record in d.log()]
             assert short["data"] == [texts[0]]
-            assert "data" not in long and long["summary"] == {"count": 1} and len(long["sha256"]) == 64
+            assert "data" not in long and long["summary"] == {"count": 1} and len(long["digest"]) == 71
 
     run(test)
 

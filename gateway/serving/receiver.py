@@ -1,0 +1,124 @@
+"""Large bodies are received where they stay, without a copy on the way.
+
+A connection that brings one gets a receiver in place of its protocol. What is read outside of large bodies is handed on
+to the protocol, some kilobytes at a time, so that little of the next body comes with its head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+import numpy as np
+
+from gateway.protocol.binary import Octets
+
+__all__ = ("Receiver", "Reading")
+
+SCRATCH_BYTES = 16 * 1024
+FIRST_BYTES = 2 * 2**20
+"""A longer body gets the rest of its place when so much has come: who only speaks of many bytes holds few."""
+ALIGNMENT = 16
+"""Where numpy's memory begins, and where it reads numbers of any datatype without shifting them."""
+
+
+class Reading(Protocol):
+    """The protocol behind a receiver."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes outside of large bodies."""
+
+    def body_grew(self, size: int) -> None:
+        """So many bytes more of a body have been received."""
+
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class Receiver(asyncio.BufferedProtocol):
+    """Receives for another protocol.
+
+    Parameters
+    ----------
+    reading : Reading
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._length = 0  # of the body that is being received
+        self._skipped = 0
+        self._body: Octets = b""
+        self._rest: memoryview | None = None
+
+    def __repr__(self) -> str:
+        return f"<Receiver {len(self._body)} of {self._length} bytes>"
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a body has been begun and not finished."""
+        return self._length > 0
+
+    def begin(self, length: int, *, json_length: int | None, pieces: list[Octets]) -> None:
+        """Receive a body.
+
+        Parameters
+        ----------
+        length : int
+            Of all of it, in bytes.
+        json_length : int, optional
+            Where its tensors begin; None for one that is JSON as a whole.
+        pieces : list of buffers
+            What has come of it.
+        """
+        self._length = length
+        self._skipped = -(json_length or 0) % ALIGNMENT
+        self._make_place(min(length, FIRST_BYTES), in_json=json_length is None, pieces=pieces)
+
+    def finish(self) -> Octets:
+        """The body, all of which has come: a bytearray where it is JSON, else a memoryview."""
+        body = self._body
+        self.drop()
+        return body
+
+    def drop(self) -> None:
+        """Forget the body."""
+        self._length = 0
+        self._body, self._rest = b"", None
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._scratch if self._rest is None else self._rest
+
+    def buffer_updated(self, nbytes: int) -> None:
+        rest = self._rest
+        if rest is None:
+            self._reading.data_received(bytes(self._scratch[:nbytes]))
+            return
+        self._rest = rest = rest[nbytes:]
+        if not rest and len(self._body) < self._length:
+            self._make_place(self._length, in_json=isinstance(self._body, bytearray), pieces=[self._body])
+        self._reading.body_grew(nbytes)
+
+    def eof_received(self) -> bool | None:
+        return self._reading.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.drop()
+        self._reading.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._reading.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._reading.resume_writing()
+
+    def _make_place(self, size: int, *, in_json: bool, pieces: list[Octets]) -> None:
+        # JSON is looked through with the methods of bytes. Other memory is not cleared before it is written to.
+        body: Octets = bytearray(size) if in_json else np.empty(size + self._skipped, np.uint8).data[self._skipped :]
+        rest = memoryview(body)
+        for piece in pieces:
+            rest[: len(piece)] = piece
+            rest = rest[len(piece) :]
+        self._body, self._rest = body, rest

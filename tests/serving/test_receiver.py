@@ -1,0 +1,335 @@
+"""Large bodies that are received where they stay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+
+from gateway.protocol.binary import Octets
+from gateway.serving import receiver
+from gateway.serving.receiver import ALIGNMENT, FIRST_BYTES, SCRATCH_BYTES, Receiver
+from tests.serving.fronts import Door, door, get, post, read_answer
+
+ROWS = 60_000
+NUMBERS = np.arange(ROWS * 3, dtype="<f4") / 8
+Run = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Run:
+    def run_on(test: Callable[[], Awaitable[None]]) -> None:
+        with caplog.at_level(logging.WARNING), asyncio.Runner(loop_factory=request.param) as runner:
+            runner.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
+        assert caplog.records == []
+
+    return run_on
+
+
+def in_json(**more: Any) -> bytes:
+    tensor = {"name": "x", "shape": [ROWS, 3], "datatype": "FP32", "data": NUMBERS.tolist()}
+    return post(json.dumps({"inputs": [tensor], **more}).encode())
+
+
+def in_binary(numbers: Any = NUMBERS, *, headers: str = "", **more: Any) -> bytes:
+    block = numbers.tobytes()
+    tensor = {"name": "x", "shape": [len(numbers) // 3, 3], "datatype": "FP32"}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(block)}}], **more}).encode()
+    return post(head + block, headers=f"{headers}Inference-Header-Content-Length: {len(head)}\r\n")
+
+
+BODIES = {"json": in_json(id="1"), "binary": in_binary(id="1")}
+
+
+def doubled(answer: Any) -> bool:
+    return bool(np.array_equal(answer["outputs"][0]["data"], 2 * NUMBERS))
+
+
+class Behind:
+    """A protocol that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes | int | str] = []
+        self.receiver = Receiver(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard.append(data)
+
+    def body_grew(self, size: int) -> None:
+        self.heard.append(size)
+
+    def eof_received(self) -> bool | None:
+        self.heard.append("eof")
+        return None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.heard.append("lost")
+
+    def pause_writing(self) -> None:
+        self.heard.append("pause")
+
+    def resume_writing(self) -> None:
+        self.heard.append("resume")
+
+    def bring(self, data: bytes) -> int:
+        """As a loop would; returns the reads it took."""
+        reads = 0
+        while data:
+            buffer = self.receiver.get_buffer(-1)
+            taken = data[: len(buffer)]
+            buffer[: len(taken)] = taken
+            self.receiver.buffer_updated(len(taken))
+            data = data[len(taken) :]
+            reads += 1
+        return reads
+
+
+@pytest.mark.parametrize("json_length", [None, 0, 7, 32])
+@pytest.mark.parametrize("first", [0, 1000])
+@pytest.mark.parametrize("size", [100_000, FIRST_BYTES, FIRST_BYTES + 1, 3 * FIRST_BYTES])
+def test_a_body_comes_whole_and_what_is_behind_it_apart(json_length: int | None, first: int, size: int) -> None:
+    behind, content = Behind(), np.random.default_rng(size).bytes(size)
+    behind.receiver.begin(size, json_length=json_length, pieces=[content[:first]])
+    behind.bring(content[first:])
+    assert sum(part for part in behind.heard if isinstance(part, int)) == size - first
+    body: Octets = behind.receiver.finish()
+    assert body == content and isinstance(body, bytearray if json_length is None else memoryview)
+    behind.bring(b"next")
+    assert behind.heard[-1] == b"next" and not behind.receiver.is_receiving
+
+
+@pytest.mark.parametrize("json_length", range(0, 40, 3))
+def test_the_first_tensor_lies_where_numbers_are_read_at_once(json_length: int) -> None:
+    behind = Behind()
+    behind.receiver.begin(FIRST_BYTES + 9, json_length=json_length, pieces=[])
+    behind.bring(bytes(FIRST_BYTES + 9))
+    tensor = np.frombuffer(behind.receiver.finish(), "u1", offset=json_length)
+    assert tensor.ctypes.data % ALIGNMENT == 0
+
+
+def test_who_only_speaks_of_many_bytes_holds_few() -> None:
+    behind = Behind()
+    behind.receiver.begin(2**40, json_length=None, pieces=[bytes(10)])
+    assert len(behind.receiver.get_buffer(-1)) == FIRST_BYTES - 10
+
+
+def test_what_is_no_large_body_is_handed_on() -> None:
+    behind, content = Behind(), bytes(range(256)) * 200
+    assert behind.bring(content) == -(-len(content) // SCRATCH_BYTES)
+    assert b"".join(part for part in behind.heard if isinstance(part, bytes)) == content
+    behind.heard.clear()
+    behind.receiver.eof_received()
+    behind.receiver.pause_writing()
+    behind.receiver.resume_writing()
+    behind.receiver.connection_lost(None)
+    assert behind.heard == ["eof", "pause", "resume", "lost"]
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("cut", ["whole", "in the head", "behind the head", "one byte left"])
+def test_a_large_body_is_answered_however_it_is_cut(tmp_path: Path, run: Run, kind: str, cut: str) -> None:
+    raw = BODIES[kind]
+    head = raw.index(b"\r\n\r\n") + 4
+    at = {"whole": 0, "in the head": head - 9, "behind the head": head, "one byte left": len(raw) - 1}[cut]
+
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            # Behind them on the same connection: small ones, for the app too, and another large one.
+            pieces = [raw[:at], raw[at:], post() + get("/v2/health/live"), raw + post(), get("/v2") + raw]
+            answers = await d.send(*[piece for piece in pieces if piece], pause=0.02, read=7)
+            assert [status for status, _, _ in answers] == [200] * 7
+            assert all(doubled(answers[place][2]) for place in (0, 3, 6))
+            assert answers[1][2]["outputs"][0]["data"] == answers[4][2]["outputs"][0]["data"] == [2.0, 4.0, 6.0]
+            counts = [record["inputs"][0].get("summary", {}).get("count", 3) for record in d.log()]
+            assert sorted(counts) == [3, 3, ROWS * 3, ROWS * 3, ROWS * 3]
+            assert d.front.bodies.held_bytes == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_many_large_bodies_may_stand_behind_one_another(tmp_path: Path, run: Run, kind: str) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            answers = await d.send(BODIES[kind] * 9, read=9)
+            assert [status for status, _, _ in answers] == [200] * 9 and all(doubled(answer[2]) for answer in answers)
+
+    run(test)
+
+
+def test_a_body_longer_than_its_first_place_is_received_whole(tmp_path: Path, run: Run) -> None:
+    numbers = np.arange(FIRST_BYTES * 3 // 2, dtype="<f4") % 1000
+
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            [(status, _, _)] = await d.send(in_binary(numbers), read=1)
+            assert status == 200
+            (record,) = d.log()
+            assert record["inputs"][0]["summary"]["max"] == 999.0
+
+    run(test)
+
+
+def test_a_raw_tensor_is_received_too(tmp_path: Path, run: Run) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            raw = post(NUMBERS.tobytes(), headers="Inference-Header-Content-Length: 0\r\n")
+            [(status, headers, body)] = await d.send(raw, read=1)
+            assert status == 200
+            assert body[int(headers["inference-header-content-length"]) :] == (NUMBERS * 2).tobytes()
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize(
+    ("limits", "status", "text"),
+    [
+        ({"body_timeout_seconds": 0.2}, 408, "did not arrive within"),
+        ({"body_grace_seconds": 0.1, "min_bytes_per_second": 2**24}, 408, "slower than"),
+    ],
+)
+def test_the_limits_of_bodies_hold_on_the_way(
+    tmp_path: Path, run: Run, kind: str, limits: dict[str, Any], status: int, text: str
+) -> None:
+    raw = BODIES[kind]
+
+    async def test() -> None:
+        async with door(tmp_path, limits=limits) as d:
+            before = post() + raw[:90_000]
+            rest = raw[90_000:300_000], raw[300_000:] + bytes(99)
+            (first, _, _), (second, headers, body) = await d.send(before, *rest, pause=0.4)
+            assert (first, second, headers["connection"]) == (200, status, "close") and text in body["error"]
+            while d.server.server_state.connections or d.front.bodies.held_bytes:
+                await asyncio.sleep(0.01)
+            assert [status for status, _, _ in await d.send(post(), read=1)] == [200]
+            assert len(d.log()) == 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_for_which_there_is_no_room_is_refused_on_the_way(tmp_path: Path, run: Run, kind: str) -> None:
+    raw = BODIES[kind]
+
+    async def test() -> None:
+        async with door(tmp_path, limits={"max_held_body_bytes": 2**20}) as d:
+            reader, writer = await d.connect()
+            writer.write(raw[:600_000])
+            while d.front.bodies.held_bytes < 500_000:
+                await asyncio.sleep(0.005)
+            (first, _, _), (second, headers, body) = await d.send(
+                post() + raw[:300_000], raw[300_000:] + bytes(99), pause=0.1
+            )
+            assert (first, second, headers["connection"]) == (200, 503, "close")
+            assert "limits.max_held_body_bytes" in body["error"]
+            writer.write(raw[600_000:])
+            assert (await read_answer(reader))[0] == (200 if kind == "binary" else 503)  # 1.4 MB is never taken
+            writer.close()
+            while d.server.server_state.connections or d.front.bodies.held_bytes:
+                await asyncio.sleep(0.005)
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_client_that_leaves_in_the_middle_leaves_nothing(tmp_path: Path, run: Run, kind: str) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            for abort in (True, False):
+                _, writer = await d.connect()
+                writer.write(BODIES[kind][:400_000])
+                await writer.drain()
+                while d.front.bodies.held_bytes < 300_000:
+                    await asyncio.sleep(0.005)
+                writer.transport.abort() if abort else writer.close()
+                while d.server.server_state.connections or d.front.bodies.held_bytes:
+                    await asyncio.sleep(0.005)
+            assert d.log() == [] and d.engine.batches == []
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_stop_lets_half_a_body_come_whole(tmp_path: Path, run: Run, kind: str) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            reader, writer = await d.connect()
+            writer.write(BODIES[kind][:400_000])
+            await asyncio.sleep(0.1)
+            d.server.should_exit = True
+            await asyncio.sleep(0.2)
+            writer.write(BODIES[kind][400_000:])
+            status, headers, answer = await read_answer(reader)
+            assert (status, headers["connection"]) == (200, "close") and doubled(answer)
+            writer.close()
+
+    run(test)
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_received(tmp_path: Path) -> None:
+    async with door(tmp_path, limits={"max_body_bytes": 100_000}) as d:
+        for raw in BODIES.values():
+            ((status, headers, body),) = await d.send(raw[:90_000])
+            assert (status, headers["connection"]) == (413, "close") and "limits.max_body_bytes" in body["error"]
+
+
+@pytest.mark.parametrize("headers", ["Connection: close\r\n", "Expect: 100-continue\r\n"])
+async def test_other_wishes_of_a_client_hold_for_large_bodies(tmp_path: Path, headers: str) -> None:
+    async with door(tmp_path) as d:
+        *before, (status, got, answer) = await d.send(in_binary(headers=headers), read=1 + headers.startswith("Expect"))
+        assert [each[0] for each in before] == [100] * len(before)
+        assert status == 200 and doubled(answer) and ("connection" in got) is headers.startswith("Connection")
+
+
+async def test_what_is_wrong_with_a_large_body_is_said_and_the_next_is_read(tmp_path: Path) -> None:
+    wrong = {
+        "expecting 4 additional bytes": in_binary().replace(
+            b'"binary_data_size": 720000', b'"binary_data_size": 720004'
+        ),
+        "Expected 720000, got 719999": in_binary().replace(
+            b'"binary_data_size": 720000', b'"binary_data_size": 719999'
+        ),
+        "no FP32": in_json().replace(b" 0.125,", b" false,", 1),
+        "no datatype holds": in_json().replace(b" 0.125,", b" 0.1.5,", 1),
+        "inference header size": in_binary().replace(b"Content-Length: 1", b"Content-Length: 99999991"),
+    }
+    async with door(tmp_path) as d:
+        for text, raw in wrong.items():
+            answers = await d.send(raw, in_binary(), read=2)
+            assert [status for status, _, _ in answers] == [400, 200], text
+            assert text in answers[0][2]["error"] and doubled(answers[1][2])
+
+
+async def test_only_large_bodies_that_are_read_as_they_are_go_past_the_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    begin = Receiver.begin
+
+    def counted(self: Receiver, length: int, **named: Any) -> None:
+        begun.append(length)
+        begin(self, length, **named)
+
+    monkeypatch.setattr(receiver.Receiver, "begin", counted)
+
+    async def ask(d: Door, raw: bytes) -> int:
+        ((status, _, _),) = await d.send(raw[:-1], raw[-1:], pause=0.02, read=1)
+        return status
+
+    small = np.arange(15_000, dtype="<f4")  # 60 KB
+    async with door(tmp_path) as d:
+        for raw in (post(), in_binary(small), in_json().replace(b"Content-Length", b"X-Length"), post(chunked=True)):
+            if b"Content-Length" in raw or b"chunked" in raw:
+                assert await ask(d, raw) == 200
+        assert await ask(d, post(b" " * 200_000 + post().split(b"\r\n\r\n")[1])) == 200  # JSON that is read at once
+        assert begun == []
+        assert await ask(d, in_binary()) == await ask(d, in_json()) == 200
+        assert len(begun) == 2
