@@ -2,7 +2,7 @@
 
 A real spool of blocks as fronts write them, a real monitor over a real store; flushes as often as a loaded monitor's.
 
-    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--one-by-one] [--profile]
+    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--expanded] [--profile]
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, one_by_
     writer.close()
 
 
-def build(place: Path, *, canary: bool) -> Monitor:
+def build(place: Path, *, canary: bool, whole_blocks: bool) -> Monitor:
     """A monitor of one model with a reference profile; with a canary, a trial runs."""
     draw = np.random.default_rng(1)
     reference = draw.normal(size=(8000, FEATURES)).astype("f4")
@@ -106,7 +106,7 @@ def build(place: Path, *, canary: bool) -> Monitor:
         store.set_route(MODEL, stable=1, canary=2, weight=10.0, actor="bench", reason="measured")
 
     async def open_source(position: dict[str, Any] | None, start: Literal["earliest", "latest"]) -> LogSource:
-        return SpoolSource(place / "spool", position=None, start="earliest")
+        return SpoolSource(place / "spool", position=None, start="earliest", whole_blocks=whole_blocks)
 
     return Monitor(
         open_source,
@@ -121,9 +121,9 @@ def build(place: Path, *, canary: bool) -> Monitor:
     )
 
 
-async def measure(place: Path, *, canary: bool, profile: cProfile.Profile | None) -> list[float]:
+async def measure(place: Path, *, canary: bool, whole_blocks: bool, profile: cProfile.Profile | None) -> list[float]:
     """Microseconds of CPU a prediction, for each time the monitor read and flushed."""
-    monitor = build(place, canary=canary)
+    monitor = build(place, canary=canary, whole_blocks=whole_blocks)
     await monitor.start(asyncio.Event())
     gc.freeze()
     costs = []
@@ -149,6 +149,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--canary", action="store_true", help="a trial is judged, too")
     parser.add_argument("--one-by-one", action="store_true", help="a spool of single records instead of blocks")
+    parser.add_argument("--expanded", action="store_true", help="read blocks as single records, as from Kafka")
     parser.add_argument("--profile", action="store_true", help="where the time goes, function by function")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
@@ -161,7 +162,9 @@ def main() -> int:
             one_by_one=arguments.one_by_one,
         )
         profile = cProfile.Profile() if arguments.profile else None
-        costs = sorted(asyncio.run(measure(place, canary=arguments.canary, profile=profile)))
+        costs = sorted(
+            asyncio.run(measure(place, canary=arguments.canary, whole_blocks=not arguments.expanded, profile=profile))
+        )
     print(
         f"{arguments.rows} row(s) of {FEATURES} features: {costs[0]:.1f} us a prediction at best, "
         f"{costs[len(costs) // 2]:.1f} at the median of {len(costs)} reads; "

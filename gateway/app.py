@@ -325,7 +325,7 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         if from_kafka:
             return KafkaSource(settings.kafka, settings.monitor.group, position=position, start=start, note=log.note)
         places = {stream: (segment, offset) for stream, (segment, offset) in (position or {}).items()}
-        return SpoolSource(settings.spool_dir, position=places if position else None, start=start)
+        return SpoolSource(settings.spool_dir, position=places if position else None, start=start, whole_blocks=True)
 
     def lookup(prediction_id: str) -> PredictionRecord | None:
         record = find(settings.spool_dir, prediction_id)

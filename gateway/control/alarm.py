@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -86,17 +86,22 @@ class Latch:
     def callers(self) -> int:
         return min(len(self.state.callers) + self.state.anonymous, self._needed)
 
-    def count(self, sent: Sequence[tuple[str | None, int]]) -> None:
-        """Note who sent the rows that are about to be counted: (caller, rows), None for one seen only once."""
+    def count(self, rows: int, callers: Iterable[str | None]) -> None:
+        """Note how many rows are about to be counted, and the caller of each request; None for one seen only once.
+
+        No more callers are taken than are needed.
+        """
         state = self.state
-        state.rows += sum(rows for _, rows in sent)
-        for caller, _ in sent:
-            if self.callers >= self._needed:
-                return
+        state.rows += rows
+        if self.callers >= self._needed:
+            return
+        for caller in callers:
             if caller is None:
                 state.anonymous += 1
             else:
                 state.callers.add(caller)
+            if self.callers >= self._needed:
+                return
 
     def settle(self, evidence: float) -> bool:
         """Whether to report now, given the evidence after the rows were counted."""

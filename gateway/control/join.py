@@ -5,14 +5,20 @@ Nothing here reads a clock or a file: the caller passes the time in and looks up
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from gateway.control.block import LoggedBlock
+from gateway.control.kept import Kept, KeptBlock, KeptPredictions, kept_block
+from gateway.control.logged import in_single
+from gateway.events.addresses import format_id
 from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import Arm, FeedbackRecord, PredictionRecord, TensorRecord
 
@@ -48,31 +54,22 @@ class LabelledRow(msgspec.Struct, frozen=True, gc=False):
     payload: bytes | None = None
 
 
-class _Kept(msgspec.Struct, gc=False):
-    model: str
-    version: int
-    arm: Arm
-    weight: float
-    key: str | None
-    time: str
-    event_time: str
-    rows: int
-    outputs: bytes
-    payload: bytes | None = None
-
-
 class _Waiting(msgspec.Struct):
     since: float
     labels: list[FeedbackRecord]
 
 
 class JoinState(msgspec.Struct):
-    """What a checkpoint keeps; the time that labels have waited starts anew."""
+    """What a checkpoint keeps; the time that labels have waited starts anew.
 
-    kept: list[tuple[str, _Kept]]
+    `blocks` stand among `kept`, each behind as many of them as its number says.
+    """
+
+    kept: list[tuple[str, Kept]]
     labelled: list[tuple[str, dict[int, float]]]
     waiting: list[list[FeedbackRecord]]
     counts: dict[str, dict[str, int]]
+    blocks: list[tuple[int, KeptBlock]] = []
 
 
 class LabelJoin:
@@ -99,10 +96,8 @@ class LabelJoin:
         self._output_name = output_name
         self._max_predictions = max_predictions
         self._wait_seconds = wait_seconds
-        # Ordered dicts, as both lose their oldest again and again: a plain dict walks over all its dead entries there.
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._with_payload: deque[str] = deque()
-        self._payload_bytes = 0
+        self._kept = KeptPredictions(max_predictions, payload_bytes=max_predictions * _PAYLOAD_BYTES_PER_PREDICTION)
+        # Ordered, as it loses its oldest again and again: a plain dict walks over all its dead entries there.
         self._labelled: OrderedDict[str, dict[int, float]] = OrderedDict()
         self._labelled_rows = 0
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
@@ -119,19 +114,26 @@ class LabelJoin:
 
     def add_prediction(self, record: PredictionRecord, payload: bytes | None = None) -> list[LabelledRow]:
         """Keep a prediction; returns the rows whose labels had come before it."""
-        if record.id in self._kept:
-            return []
         kept = self._keep(record, payload)
-        self._kept[record.id] = kept
-        if kept.payload is not None:
-            self._with_payload.append(record.id)
-            self._payload_bytes += len(kept.payload)
-        self._forget_beyond_the_bounds()
-        return self._settle(record.id, kept)
+        return self._settle(record.id, kept) if self._kept.add(record.id, kept) else []
+
+    def add_block(self, block: LoggedBlock) -> list[LabelledRow]:
+        """Keep the predictions of a block; returns the rows whose labels had come before them."""
+        name = self._output_name(block.head.model)
+        kept = kept_block(block, with_outputs=name in ("", block.head.output_name))
+        if not self._kept.add_block(kept):
+            return []
+        rows: list[LabelledRow] = []
+        if self._waiting:
+            for place in range(block.count):
+                prediction_id = format_id(block.boot, block.first + place)
+                if prediction_id in self._waiting:
+                    rows += self._settle(prediction_id, kept.kept(place))
+        return rows
 
     def add_feedback(self, feedback: FeedbackRecord, now: float) -> LabelledRow | None:
         """Join one label, or let it wait; `now` is any clock in seconds that never goes back."""
-        kept = self._kept.get(feedback.prediction_id)
+        kept = self._kept.find(feedback.prediction_id)
         if kept is not None:
             return self._join(feedback, kept)
         earlier = self._labelled.get(feedback.prediction_id)
@@ -165,27 +167,27 @@ class LabelJoin:
 
     def state(self) -> JoinState:
         """What a checkpoint keeps: the newest predictions without their payloads, and every label's memory."""
-        newest = list(self._kept.items())[-_CHECKPOINT_PREDICTIONS:]
-        bare = [(prediction_id, msgspec.structs.replace(kept, payload=None)) for prediction_id, kept in newest]
+        kept, blocks = self._kept.newest(_CHECKPOINT_PREDICTIONS)
         labelled = list(self._labelled.items())
         return JoinState(
-            bare,
+            kept,
             labelled,
             [waiting.labels for waiting in self._waiting.values()],
             {model: dict(counts) for model, counts in self.counts.items()},
+            blocks,
         )
 
     def restore(self, state: JoinState, now: float) -> None:
         """Take over the state of a checkpoint."""
-        self._kept = OrderedDict(state.kept)
+        self._kept.restore(state.kept, state.blocks)
         self._labelled = OrderedDict(state.labelled)
         self._labelled_rows = sum(len(rows) for rows in self._labelled.values())
         self._waiting = OrderedDict((labels[0].prediction_id, _Waiting(now, labels)) for labels in state.waiting)
         self._waiting_labels = sum(len(labels) for labels in state.waiting)
         self.counts = state.counts
 
-    def _keep(self, record: PredictionRecord, payload: bytes | None) -> _Kept:
-        return _Kept(
+    def _keep(self, record: PredictionRecord, payload: bytes | None) -> Kept:
+        return Kept(
             record.model,
             record.version,
             record.arm,
@@ -198,7 +200,7 @@ class LabelJoin:
             payload,
         )
 
-    def _settle(self, prediction_id: str, kept: _Kept) -> list[LabelledRow]:
+    def _settle(self, prediction_id: str, kept: Kept) -> list[LabelledRow]:
         waiting = self._waiting.pop(prediction_id, None)
         if waiting is None:
             return []
@@ -206,7 +208,7 @@ class LabelJoin:
         rows = [self._join(feedback, kept) for feedback in waiting.labels]
         return [row for row in rows if row is not None]
 
-    def _join(self, feedback: FeedbackRecord, kept: _Kept) -> LabelledRow | None:
+    def _join(self, feedback: FeedbackRecord, kept: Kept) -> LabelledRow | None:
         earlier = self._labelled.get(feedback.prediction_id)
         if earlier is not None and feedback.row in earlier:
             self._count(feedback.model, "repeated" if feedback.label == earlier[feedback.row] else "corrected")
@@ -251,22 +253,6 @@ class LabelJoin:
             for feedback in waiting.labels:
                 self._count(feedback.model, "orphan")
 
-    def _forget_beyond_the_bounds(self) -> None:
-        while len(self._kept) > self._max_predictions:
-            self._drop_payload(self._kept.popitem(last=False)[1])
-        while self._with_payload and (
-            self._payload_bytes > self._max_predictions * _PAYLOAD_BYTES_PER_PREDICTION
-            or self._with_payload[0] not in self._kept
-        ):
-            kept = self._kept.get(self._with_payload.popleft())
-            if kept is not None:
-                self._drop_payload(kept)
-
-    def _drop_payload(self, kept: _Kept) -> None:
-        if kept.payload is not None:
-            self._payload_bytes -= len(kept.payload)
-            kept.payload = None
-
 
 def event_time_of(record: PredictionRecord) -> str:
     """The time a prediction speaks of: `parameters.event_time` when it is ISO 8601, else when it was answered."""
@@ -295,23 +281,25 @@ def seconds_between(earlier: str, later: str) -> float:
 def _values_of(outputs: list[TensorRecord], name: str) -> bytes:
     for tensor in outputs:
         if tensor.name == name or not name:
-            return _doubles(tensor.data)
+            return _doubles(tensor.data, tensor.datatype)
     return b""
 
 
-def _doubles(values: list[Any] | None) -> bytes:
+def _doubles(values: list[Any] | None, datatype: str) -> bytes:
     if values is None:
         return b""
     try:
-        return array("d", values).tobytes()
+        doubles = array("d", values)
     except TypeError:
-        numbers = (value if isinstance(value, int | float) else float("nan") for value in values)
-        return array("d", numbers).tobytes()
+        doubles = array("d", (value if isinstance(value, int | float) else math.nan for value in values))
     except OverflowError:
         return b""
+    if datatype in ("FP32", "BF16"):
+        return array("d", array("f", doubles)).tobytes()
+    return in_single(np.array(doubles), datatype).tobytes() if datatype == "FP16" else doubles.tobytes()
 
 
-def _row_of(kept: _Kept, row: int) -> tuple[float, ...]:
+def _row_of(kept: Kept, row: int) -> tuple[float, ...]:
     values = array("d", kept.outputs)
     width, rest = divmod(len(values), max(kept.rows, 1))
     if rest or not 0 <= row < kept.rows:

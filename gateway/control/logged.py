@@ -14,7 +14,7 @@ from gateway.events.encoding import RecordError
 from gateway.events.records import PredictionRecord, TensorRecord
 from gateway.protocol.json_tensor import READING, numbers_in
 
-__all__ = ("LoggedPrediction", "LoggedTensor", "read_numbers", "read_prediction")
+__all__ = ("LoggedPrediction", "LoggedTensor", "in_single", "read_numbers", "read_prediction")
 
 Array = np.ndarray[Any, Any]
 
@@ -40,6 +40,9 @@ class LoggedPrediction(PredictionRecord, frozen=True):
     inputs: list[LoggedTensor]  # type: ignore[assignment]
 
 
+_SHORT: dict[str, np.dtype[Any]] = {"FP32": np.dtype("f4"), "FP16": np.dtype("f2"), "BF16": np.dtype("f4")}
+"""BF16 is written as the FP32 that it is the upper half of."""
+
 _elements = msgspec.json.Decoder(list[Any] | None)
 _predictions = msgspec.json.Decoder(LoggedPrediction)
 
@@ -58,21 +61,39 @@ def read_prediction(payload: bytes) -> LoggedPrediction:
         raise RecordError(f"no record of a prediction: {error}") from None
 
 
+def in_single(numbers: Array, datatype: str) -> Array:
+    """Numbers of a record as the model had them, float64, any shape: those of a short datatype rounded to it.
+
+    A record has as many digits as tell one number of a datatype from the next: 0.1 for what is 0.10000000149 in FP32.
+    Reference profiles, and blocks of predictions, hold the latter.
+
+    >>> in_single(np.array([0.1]), "FP32").tolist(), in_single(np.array([0.1]), "FP64").tolist()
+    ([0.10000000149011612], [0.1])
+    """
+    dtype: np.dtype[Any] | None = _SHORT.get(datatype)
+    if dtype is None:
+        return numbers
+    with np.errstate(over="ignore"):
+        rounded: Array = numbers.astype(dtype).astype(np.float64)
+    return rounded
+
+
 def read_numbers(tensors: Sequence[TensorRecord | LoggedTensor]) -> Array | None:
     """The elements of many tensors, read all at once.
 
     Returns
     -------
     array of float64 or None
-        Flat, one tensor after another; None where not all are numbers, as many as one and the same shape says.
+        Flat, one tensor after another, as their text says; None where not all are numbers, as many as one and the same
+        shape says, of one datatype.
     """
     if not tensors:
         return None
-    shape = tensors[0].shape
+    shape, datatype = tensors[0].shape, tensors[0].datatype
     size = math.prod(shape)
     texts: list[bytes] = []
     for tensor in tensors:
-        if not isinstance(tensor, LoggedTensor) or tensor.shape != shape or not shape:
+        if not isinstance(tensor, LoggedTensor) or (tensor.shape, tensor.datatype) != (shape, datatype) or not shape:
             return None
         text = bytes(tensor.text)
         if text.count(b",") != size - 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.control.alarm import Alarm
+from gateway.control.block import LoggedBlock
 from gateway.control.decisions import (
     Comparison,
     Move,
@@ -157,6 +158,12 @@ class ModelWatch:
         self._watch(record.version).add_prediction(record)
         if self.trial is not None and not self._is_frozen:
             self.trial.add_prediction(record)
+
+    def add_block(self, block: LoggedBlock) -> None:
+        """Take the predictions of a block, as `add_prediction` takes them one by one."""
+        self._watch(block.head.version).add_block(block)
+        if self.trial is not None and not self._is_frozen:
+            self.trial.add_block(block)
 
     def add_label(self, row: LabelledRow) -> None:
         """Take one labelled row of this model."""

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.control.act import Actor
 from gateway.control.beside import ComparisonBeside
+from gateway.control.block import BlockReader
 from gateway.control.checkpoint import CheckpointFile, replace_file
 from gateway.control.compare import Rerun
 from gateway.control.decisions import Comparison, Move
@@ -28,9 +29,10 @@ from gateway.control.model import Harm, ModelState, ModelWatch
 from gateway.control.outbox import Outbox
 from gateway.control.status import describe_model
 from gateway.control.versions import Versions
+from gateway.events.blocks import BlockError
 from gateway.events.encoding import RecordError, decode, seconds_of
-from gateway.events.records import KIND_DECISION, KIND_PREDICTION, SCHEMA, FeedbackRecord, PredictionRecord
-from gateway.predictions.segments import LogRecord
+from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_PREDICTION, SCHEMA, FeedbackRecord, PredictionRecord
+from gateway.predictions.segments import LogRecord, expanded
 from gateway.predictions.source import LogSource
 from gateway.predictions.spool import SpoolError
 from gateway.settings import MonitorSettings
@@ -40,7 +42,9 @@ __all__ = ("Checkpoint", "Monitor", "OpenSource")
 OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Awaitable[LogSource]]
 """Opens the log at a position, or at one of its ends when there is none."""
 
-_READ_AT_ONCE = 4_096
+_READ_AT_ONCE = 1_024
+"""Records that are read in one turn, so that a turn is over in milliseconds: others answer requests on these cores."""
+
 _STATUS_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 """The longest that closing waits for a comparison; one that is given up begins again at the next start."""
@@ -126,6 +130,7 @@ class Monitor:
         self._beside = ComparisonBeside(rerun, lookup=self._look_up, monotonic=monotonic)
         self._checkpoints = CheckpointFile(self._folder / "checkpoint.msgpack", Checkpoint)
         self._actor = Actor(store, note=note)
+        self._blocks = BlockReader()
         self._join = LabelJoin(self._quality_output, max_predictions=settings.join_predictions)
         self._following = StoreView(store, metrics=self._metrics, note=note)
         self._restored: dict[str, ModelState] = {}
@@ -175,26 +180,32 @@ class Monitor:
         self._source = await self._open_source(position, "latest" if note else "earliest")
 
     async def step(self, timeout_seconds: float) -> int:
-        """Read once, 4,096 records at most and what is left of a block; returns how many came."""
+        """Read once, 1,024 records at most and what is left of a block; returns how many came."""
         if self._source is None:
             raise RuntimeError("the monitor was not started")
         records = await self._source.read(_READ_AT_ONCE, timeout_seconds)
+        before = self.read
         self.take(records)
-        return len(records)
+        return self.read - before
 
     def take(self, records: Iterable[LogRecord]) -> None:
         """Take records of the log; one that cannot be used is counted and passed over."""
         for record in records:
-            self.read += 1
+            numbers = 1
             try:
-                reason = self._take_one(record)
-            except RecordError:
+                if record.kind == KIND_BLOCK:
+                    numbers = record.numbers
+                    reason = self._take_block(record)
+                else:
+                    reason = self._take_one(record)
+            except (RecordError, BlockError):
                 reason = "not a record"
             except Exception as error:  # a record must never end the monitor, whatever is in it
                 reason = "failed"
                 self._note(f"record {record.boot}-{record.sequence:010x} was passed over: {error!r}")
+            self.read += numbers
             if reason:
-                self.skipped[reason] = self.skipped.get(reason, 0) + 1
+                self.skipped[reason] = self.skipped.get(reason, 0) + numbers
 
     async def flush(self) -> None:
         """Look at the evidence, and act on it; only then look for the predictions of labels that waited too long."""
@@ -327,6 +338,24 @@ class Monitor:
         if isinstance(event, FeedbackRecord):
             joined = self._join.add_feedback(event, self._monotonic())
             self._take_labels([joined] if joined is not None else [])
+        return ""
+
+    def _take_block(self, record: LogRecord) -> str:
+        block = self._blocks.read(record)
+        if block is None:
+            self.take(expanded(record))
+            self.read -= record.numbers
+            return ""
+        head = block.head
+        if head.schema > SCHEMA:
+            return "schema of a later version"
+        model = self.models.get(head.model)
+        if model is None:
+            return "unknown model"
+        if not self._following.knows(head.model, head.version):
+            return "unknown version"
+        model.add_block(block)
+        self._take_labels(self._join.add_block(block))
         return ""
 
     def _take_prediction(self, model: ModelWatch, event: PredictionRecord, payload: bytes) -> str:

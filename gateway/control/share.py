@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 __all__ = ("CallerShare", "ShareState")
@@ -53,6 +55,22 @@ class CallerShare:
         if state.offered > self._window:
             self._halve()
         return counted
+
+    def admit_each(self, callers: Sequence[str | None] | None, rows: Sequence[int]) -> Sequence[int]:
+        """How many rows count of each request of many, as `admit` says one by one.
+
+        Parameters
+        ----------
+        callers : sequence of str or None
+            None for requests that are all of callers seen only once.
+        """
+        if callers is not None:
+            return [self.admit(caller, each) for caller, each in zip(callers, rows, strict=True)]
+        state, sent = self.state, sum(rows)
+        if max(rows, default=0) <= self._free and state.offered + sent < self._window:
+            state.offered += sent
+            return rows
+        return [self.admit(None, each) for each in rows]
 
     def _halve(self) -> None:
         halved = {caller: (offered // 2, admitted // 2) for caller, (offered, admitted) in self.state.callers.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.control.block import LoggedBlock
 from gateway.control.history import TrialStart
 from gateway.control.join import LabelledRow
 from gateway.control.quality import loss_of, miss_above
@@ -79,6 +80,12 @@ class Trial:
         if self._concerns(record) and (record.status == 200 or record.status >= 500):
             self._waiting.append(record)
             self.until = record.time
+
+    def add_block(self, block: LoggedBlock) -> None:
+        """Keep the requests of a block until the next flush, if they are of this trial."""
+        if self._concerns(block.prediction(0)):
+            self._waiting += [block.prediction(place) for place in range(block.count)]
+            self.until = block.time
 
     def add_label(self, row: LabelledRow) -> None:
         """Tell the judge of a label; both arms' misses are measured by the stable version's limit."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import msgspec
 
 from gateway.control.alarm import Alarm, Latch, LatchState
+from gateway.control.block import LoggedBlock
 from gateway.control.join import LabelledRow, event_time_of
 from gateway.control.moments import Moments
 from gateway.control.quality import QualityCounts, loss_of, miss_above
@@ -79,8 +81,9 @@ class VersionWatch:
         self._label_moments = Moments()
         self._label_rows = self._label_misses = 0
         self._warnings: list[Alarm] = []
-        self._waiting: list[tuple[PredictionRecord, int]] = []
-        self._until = self._label_until = ""
+        self._sent: list[Sequence[str | None]] = []
+        self._rows = 0
+        self._began = self._until = self._label_until = ""
 
     def __repr__(self) -> str:
         shown = " ".join(f"{name}={evidence:.2f}" for name, evidence in self.evidence().items())
@@ -92,7 +95,21 @@ class VersionWatch:
             return
         rows = self._shares["rows"].admit(record.key, record.rows)
         if rows:
-            self._waiting.append((record, rows))
+            self._bins["inputs"].rows.add(record.inputs, rows)
+            self._bins["outputs"].rows.add(record.outputs, rows)
+            self._note_sent((record.key,), rows, event_time_of(record))
+
+    def add_block(self, block: LoggedBlock) -> None:
+        """Take the requests of a block, as `add_prediction` takes them one by one."""
+        if block.head.arm not in ("stable", "canary"):
+            return
+        rows = self._shares["rows"].admit_each(block.keys, block.rows)
+        if not any(rows):
+            return
+        self._bins["inputs"].rows.add_column(block.inputs, block.rows, rows)
+        self._bins["outputs"].rows.add_column(block.outputs, block.rows, rows)
+        keys = block.keys or repeat(None)
+        self._note_sent([key for key, each in zip(keys, rows, strict=False) if each], sum(rows), block.time)
 
     def add_label(self, row: LabelledRow) -> tuple[float, bool] | None:
         """Take one labelled row; returns its loss and whether it is a miss, or None when it is no evidence."""
@@ -103,7 +120,7 @@ class VersionWatch:
         self._label_until = row.event_time
         self._label_moments.note(self.quality.rows + 1, row.event_time, self.quality.misses)
         self.quality.add(loss, missed)
-        self._latches["quality"].count([(row.key or row.prediction_id, 1)])
+        self._latches["quality"].count(1, (row.key or row.prediction_id,))
         self._label_rows += 1
         self._label_misses += missed
         for detector, rule in self._streams:
@@ -116,17 +133,12 @@ class VersionWatch:
     def flush(self) -> list[Alarm]:
         """Count what came since the last flush; returns the alarms that it raises."""
         alarms, self._warnings = self._warnings, []
-        waiting, self._waiting = self._waiting, []
-        if waiting:
-            self._until = event_time_of(waiting[-1][0])
-            began = event_time_of(waiting[0][0])
-            for record, rows in waiting:
-                self._bins["inputs"].rows.add(record.inputs, rows)
-                self._bins["outputs"].rows.add(record.outputs, rows)
-            sent = [(record.key, rows) for record, rows in waiting]
+        sent, self._sent = self._sent, []
+        rows, self._rows = self._rows, 0
+        if sent:
             for name, bins in self._bins.items():
-                self._latches[name].count(sent)
-                if bins.flush(began) and self._latches[name].settle(bins.evidence):
+                self._latches[name].count(rows, chain.from_iterable(sent))
+                if bins.flush(self._began) and self._latches[name].settle(bins.evidence):
                     alarms.append(self._drift_alarm(name, bins))
         if self._risk is not None and self._label_rows:
             self._risk.update_batch(self._label_rows, self._label_misses)
@@ -198,6 +210,13 @@ class VersionWatch:
             share.state = state.shares[name]
         self.quality = state.quality
         self._until, self._label_until = state.until, state.label_until
+
+    def _note_sent(self, callers: Sequence[str | None], rows: int, time: str) -> None:
+        if not self._sent:
+            self._began = time
+        self._until = time
+        self._sent.append(callers)
+        self._rows += rows
 
     def _streams_of(self, policy: ModelPolicy) -> list[tuple[RiverDetector, DetectorPolicy]]:
         streams = []

@@ -2,7 +2,8 @@
 
 A front writes what it has, the bytes of the tensors a model was given and gave back, and spends no time on JSON.
 Whoever reads the spool sees single JSON records, rendered here: the bytes are those that
-`gateway/serving/records.py` makes of one prediction; a test holds the two against each other.
+`gateway/serving/records.py` makes of one prediction; a test holds the two against each other. The monitor alone takes
+blocks as they are, and renders those of their predictions that somebody asks for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ __all__ = (
     "PredictionBlock",
     "count_of",
     "encode_block",
+    "prediction_of",
     "predictions_of",
+    "read_block",
 )
 
 MAX_BLOCK = 256
@@ -147,8 +150,10 @@ def count_of(payload: bytes) -> int:
     return count
 
 
-def predictions_of(payload: bytes, *, boot: str, sequence: int) -> list[bytes]:
-    """Return the JSON record of each prediction of a block, numbered from `sequence`.
+def read_block(payload: bytes) -> tuple[PredictionBlock, list[int]]:
+    """Return a block whose columns fit each other, and the rows of each of its predictions.
+
+    What its heads hold is not looked at: `predictions_of` splices whatever they are.
 
     Raises
     ------
@@ -165,46 +170,112 @@ def predictions_of(payload: bytes, *, boot: str, sequence: int) -> list[bytes]:
     if len(block.head) + len(block.input_head) + len(block.output_head) > MAX_HEAD_BYTES:
         raise BlockError(f"the heads of a block have more than {MAX_HEAD_BYTES} bytes")
     rows = _numbers("rows", block.rows, count) if block.rows else [1] * count
+    for name, column in (("queue_us", block.queue_us), ("total_us", block.total_us)):
+        _check_numbers(name, column, count)
+    _check_keys(block.keys, count)
+    total = sum(rows)
+    _check_elements("inputs", block.inputs, block.input_dtype, block.input_axes, total)
+    _check_elements("outputs", block.outputs, block.output_dtype, block.output_axes, total)
+    return block, rows
+
+
+def predictions_of(payload: bytes, *, boot: str, sequence: int) -> list[bytes]:
+    """Return the JSON record of each prediction of a block, numbered from `sequence`.
+
+    Raises
+    ------
+    BlockError
+        The payload is no block, or its parts do not fit each other.
+    """
+    block, rows = read_block(payload)
+    return _records_of(block, rows, boot, sequence)
+
+
+def prediction_of(block: PredictionBlock, rows: list[int], place: int, *, boot: str, sequence: int) -> bytes:
+    """Return the JSON record of one prediction of what `read_block` gave, as `predictions_of` gives it.
+
+    Parameters
+    ----------
+    place : int
+        Which one, from 0.
+    sequence : int
+        The number of the block's first prediction.
+    """
+    own, before = rows[place], sum(rows[:place])
+    alone = msgspec.structs.replace(
+        block,
+        rows=b"",
+        queue_us=block.queue_us[4 * place : 4 * place + 4],
+        total_us=block.total_us[4 * place : 4 * place + 4],
+        keys=block.keys[_KEY_BYTES * place : _KEY_BYTES * (place + 1)],
+        inputs=_rows_between(block.inputs, block.input_dtype, block.input_axes, before, before + own),
+        outputs=_rows_between(block.outputs, block.output_dtype, block.output_axes, before, before + own),
+    )
+    return _records_of(alone, [own], boot, sequence + place)[0]
+
+
+def _records_of(block: PredictionBlock, rows: list[int], boot: str, sequence: int) -> list[bytes]:
+    count = len(rows)
     queue_us, total_us = _numbers("queue_us", block.queue_us, count), _numbers("total_us", block.total_us, count)
-    keys = _key_members(bytes(block.keys), count)
-    inputs = _texts("inputs", bytes(block.inputs), block.input_dtype, block.input_axes, rows)
-    outputs = _texts("outputs", bytes(block.outputs), block.output_dtype, block.output_axes, rows)
+    inputs = _texts(block.inputs, block.input_dtype, block.input_axes, rows)
+    outputs = _texts(block.outputs, block.output_dtype, block.output_axes, rows)
     formats = {number: _format_of(block, boot, number) for number in set(rows)}
-    numbers = range(sequence, sequence + count)
     return [
         formats[row] % (number, number, queue, total, given, answered, key)
         for row, number, queue, total, given, answered, key in zip(
-            rows, numbers, queue_us, total_us, inputs, outputs, keys, strict=True
+            rows,
+            range(sequence, sequence + count),
+            queue_us,
+            total_us,
+            inputs,
+            outputs,
+            _key_members(bytes(block.keys), count),
+            strict=True,
         )
     ]
 
 
+def _rows_between(column: Column, dtype: str, axes: tuple[int, ...], start: int, end: int) -> Column:
+    each = math.prod(axes) * _DTYPES[dtype].itemsize
+    return column[start * each : end * each]
+
+
 def _numbers(name: str, column: Column, count: int) -> list[int]:
+    _check_numbers(name, column, count)
+    return list(struct.unpack(f"<{count}I", column))
+
+
+def _check_numbers(name: str, column: Column, count: int) -> None:
     if len(column) != 4 * count:
         raise BlockError(f"{name} of a block of {count} predictions has {len(column)} bytes; expected {4 * count}")
-    return list(struct.unpack(f"<{count}I", column))
+
+
+def _check_keys(keys: Column, count: int) -> None:
+    if keys and (len(keys) != _KEY_BYTES * count or bytes(keys).translate(None, _KEY_CHARACTERS)):
+        raise BlockError(f"keys of a block of {count} predictions are not {_KEY_BYTES} hex digits or blanks each")
+
+
+def _check_elements(name: str, raw: Column, dtype_name: str, axes: tuple[int, ...], rows: int) -> None:
+    dtype = _DTYPES.get(dtype_name)
+    if dtype is None:
+        raise BlockError(f"{name} of a block are {dtype_name[:16]!r}; expected one of {', '.join(_DTYPES)}")
+    if rows * math.prod(axes) * dtype.itemsize != len(raw):
+        raise BlockError(f"{name} of a block have {len(raw)} bytes, which its rows and axes do not take")
+    if dtype.kind == "b" and bytes(raw).translate(None, b"\0\1"):
+        raise BlockError(f"{name} of a block are no booleans")
 
 
 def _key_members(keys: bytes, count: int) -> list[bytes]:
     if not keys:
         return [b""] * count
-    if len(keys) != _KEY_BYTES * count or keys.translate(None, _KEY_CHARACTERS):
-        raise BlockError(f"keys of a block of {count} predictions are not {_KEY_BYTES} hex digits or blanks each")
     members = [b',"key":"%b"' % keys[place : place + _KEY_BYTES] for place in range(0, len(keys), _KEY_BYTES)]
     return [b"" if _NO_KEY in member else member for member in members]
 
 
-def _texts(name: str, raw: bytes, dtype_name: str, axes: tuple[int, ...], rows: list[int]) -> list[bytes]:
+def _texts(raw: Column, dtype_name: str, axes: tuple[int, ...], rows: list[int]) -> list[bytes]:
     """The elements of each prediction as JSON, without brackets."""
-    dtype = _DTYPES.get(dtype_name)
-    if dtype is None:
-        raise BlockError(f"{name} of a block are {dtype_name[:16]!r}; expected one of {', '.join(_DTYPES)}")
     elements = math.prod(axes)
-    if sum(rows) * elements * dtype.itemsize != len(raw):
-        raise BlockError(f"{name} of a block have {len(raw)} bytes, which its rows and axes do not take")
-    if dtype.kind == "b" and raw.translate(None, b"\0\1"):
-        raise BlockError(f"{name} of a block are no booleans")
-    array = np.frombuffer(raw, dtype)
+    array = np.frombuffer(raw, _DTYPES[dtype_name])
     if rows.count(rows[0]) == len(rows):
         text = orjson.dumps(array.reshape(len(rows), rows[0] * elements), option=orjson.OPT_SERIALIZE_NUMPY)
         return text[2:-2].split(b"],[")

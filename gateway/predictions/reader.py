@@ -21,6 +21,7 @@ from gateway.predictions.spool import SpoolError
 __all__ = ("LogRecord", "Position", "SpoolReader")
 
 Position = Mapping[str, tuple[str, int]]
+_Blocks = Literal["expanded", "whole"]
 
 _PART_BYTES = 256 * 1024
 _NO_FILE = -1
@@ -45,6 +46,9 @@ class SpoolReader:
         Where to begin in streams that are there now and that `position` does not name.
     streams : collection of str, optional
         Only these streams.
+    whole_blocks : bool
+        Give blocks of predictions as they are, as records of `KIND_BLOCK`; otherwise their predictions one by one. In
+        every count a block is as many records as it has predictions.
     """
 
     def __init__(
@@ -54,14 +58,16 @@ class SpoolReader:
         position: Position | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         streams: Collection[str] | None = None,
+        whole_blocks: bool = False,
     ) -> None:
         self._spool_dir = spool_dir
+        self._blocks: _Blocks = "whole" if whole_blocks else "expanded"
         self._streams = streams
         self._cursors: dict[str, _Cursor] = {}
         self._turn = 0
         for stream, (segment, offset) in (position or {}).items():
             split_name(segment)
-            self._cursors[stream] = _Cursor(spool_dir / stream, segment=segment, offset=offset)
+            self._cursors[stream] = self._cursor(stream, segment=segment, offset=offset)
         self._find_streams()
         if start == "latest":
             for stream, cursor in self._cursors.items():
@@ -85,19 +91,21 @@ class SpoolReader:
             When a file of the spool cannot be read.
         """
         records: list[LogRecord] = []
+        taken = 0
         try:
             self._find_streams()
             waiting = list(self._cursors.values())
             self._turn += 1
-            while waiting and len(records) < max_records:
-                share = max(1, (max_records - len(records)) // len(waiting))
+            while waiting and taken < max_records:
+                share = max(1, (max_records - taken) // len(waiting))
                 first = self._turn % len(waiting)
                 still = []
                 for cursor in waiting[first:] + waiting[:first]:
-                    limit = min(share, max_records - len(records))
-                    found = cursor.read(limit)
-                    records += found
-                    if len(found) >= limit:
+                    limit = min(share, max_records - taken)
+                    before = cursor.taken
+                    records += cursor.read(limit)
+                    taken += cursor.taken - before
+                    if cursor.taken - before >= limit:
                         still.append(cursor)
                 waiting = still
         except OSError as error:
@@ -136,17 +144,22 @@ class SpoolReader:
     def _find_streams(self) -> None:
         for stream in list_streams(self._spool_dir):
             if stream not in self._cursors and (self._streams is None or stream in self._streams):
-                self._cursors[stream] = _Cursor(self._spool_dir / stream)
+                self._cursors[stream] = self._cursor(stream)
+
+    def _cursor(self, stream: str, *, segment: str = "", offset: int = 0) -> _Cursor:
+        return _Cursor(self._spool_dir / stream, segment=segment, offset=offset, blocks=self._blocks)
 
 
 class _Cursor:
     """The place of a reader in one stream."""
 
-    def __init__(self, folder: Path, *, segment: str = "", offset: int = 0) -> None:
+    def __init__(self, folder: Path, *, segment: str, offset: int, blocks: _Blocks) -> None:
         self.folder = folder
+        self.taken = 0
         self.segment = segment
         self.offset = offset
         self.corrupt = self.torn = self.removed = self.missing = 0
+        self._blocks: _Blocks = blocks
         self._file = _NO_FILE
         self._boot = ""
         self._part = b""
@@ -160,13 +173,20 @@ class _Cursor:
 
     def read(self, limit: int) -> list[LogRecord]:
         records: list[LogRecord] = []
+        until = self.taken + limit
         self._fresh = False
-        while len(records) < limit and self._open():
+        while self.taken < until and self._open():
             if self._given_up:
                 if not self._advance():
                     break
                 continue
-            found = scan(self._part, self._boot, start=self.offset - self._part_at, max_records=limit - len(records))
+            found = scan(
+                self._part,
+                self._boot,
+                start=self.offset - self._part_at,
+                max_records=until - self.taken,
+                blocks=self._blocks,
+            )
             if found.records:
                 self._take(found.records, self._part_at + found.end)
                 records += found.records
@@ -251,11 +271,13 @@ class _Cursor:
         self._fresh = True
 
     def _take(self, records: list[LogRecord], end: int) -> None:
-        first, after = records[0].sequence, records[-1].sequence + 1
-        gap = after - first - len(records)
+        numbers = sum([record.numbers for record in records]) if self._blocks == "whole" else len(records)
+        first, after = records[0].sequence, records[-1].sequence + records[-1].numbers
+        gap = after - first - numbers
         if self._expected is not None:
             gap += first - (self._expected[1] if self._expected[0] == self._boot else 1)
         self.missing += max(0, gap)
+        self.taken += numbers
         self._expected = (self._boot, after)
         self.offset = end
         self._fresh = False

@@ -2,8 +2,8 @@
 
 A record is `length u32, crc32c u32, sequence u64, kind u8`, payload; little endian, no padding. The length is the
 payload's, the CRC covers sequence, kind and payload. A block of predictions is a record of the file like any other,
-has the sequence of its first prediction, and comes back as single predictions. `docs/log.md` describes the format for
-others.
+has the sequence of its first prediction, and comes back as single predictions unless it is asked for whole.
+`docs/log.md` describes the format for others.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import stat
 import struct
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from google_crc32c import value as crc32c
 
-from gateway.events.blocks import COUNT_BYTES, BlockError, count_of, predictions_of
+from gateway.events.blocks import COUNT_BYTES, BlockError, count_of, predictions_of, read_block
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 
 __all__ = (
@@ -31,6 +31,7 @@ __all__ = (
     "Scan",
     "SpoolSize",
     "end_of_records",
+    "expanded",
     "list_segments",
     "list_streams",
     "numbers_of",
@@ -58,12 +59,26 @@ _CHECKED_FROM = RECORD_HEAD.size
 
 
 class LogRecord(NamedTuple):
-    """One record of the log: `boot` and `sequence` are its address, `payload` is its JSON."""
+    """One record of the log: `boot` and `sequence` are its address, `payload` is its JSON.
+
+    Who asked for blocks whole is given records of `KIND_BLOCK` too, with the sequence of their first prediction.
+    """
 
     kind: int
     boot: str
     sequence: int
     payload: bytes
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of the log it takes: one, or one for each prediction of a block.
+
+        Raises
+        ------
+        BlockError
+            It is of `KIND_BLOCK` and the payload is no block.
+        """
+        return 1 if self.kind != KIND_BLOCK else count_of(self.payload)
 
 
 class Scan(NamedTuple):
@@ -79,20 +94,30 @@ class Scan(NamedTuple):
     damaged: bool
 
 
-def scan(content: bytes, boot: str, *, start: int = 0, max_records: int = 1 << 60, expand: bool = True) -> Scan:
+def scan(
+    content: bytes,
+    boot: str,
+    *,
+    start: int = 0,
+    max_records: int = 1 << 60,
+    blocks: Literal["expanded", "whole", "unread"] = "expanded",
+) -> Scan:
     """Return the whole records of `content` from offset `start`.
 
     Parameters
     ----------
     max_records : int
-        Look no further with so many; of the block that comes last there may be up to `MAX_BLOCK` - 1 more.
-    expand : bool
-        Give the predictions of a block; otherwise the block itself, as one record of `KIND_BLOCK`.
+        Look no further with so many; of the block that comes last there may be up to `MAX_BLOCK` - 1 more. A whole
+        block counts as its predictions.
+    blocks : "expanded", "whole" or "unread"
+        Give the predictions of a block; or the block itself as one record of `KIND_BLOCK`, when records come of it; or
+        itself whatever it holds, which then counts as one.
     """
     records: list[LogRecord] = []
+    taken = 0
     offset, size = start, len(content)
     unpack = _HEADER.unpack_from
-    while len(records) < max_records and size - offset >= HEADER_BYTES:
+    while taken < max_records and size - offset >= HEADER_BYTES:
         length, crc, sequence, kind = unpack(content, offset)
         if length > MAX_PAYLOAD_BYTES:
             return Scan(records, offset, 0, True)
@@ -102,19 +127,37 @@ def scan(content: bytes, boot: str, *, start: int = 0, max_records: int = 1 << 6
         if crc32c(content[offset + _CHECKED_FROM : after]) != crc:
             return Scan(records, offset, after - offset, True)
         payload = content[offset + HEADER_BYTES : after]
-        if kind != KIND_BLOCK or not expand:
+        if kind != KIND_BLOCK or blocks == "unread":
             records.append(LogRecord(kind, boot, sequence, payload))
+            taken += 1
         else:
             try:
-                predictions = predictions_of(payload, boot=boot, sequence=sequence)
+                block = LogRecord(kind, boot, sequence, payload)
+                if blocks == "whole":
+                    taken += len(read_block(payload)[1])
+                    records.append(block)
+                else:
+                    records += expanded(block)
+                    taken = len(records)
             except BlockError:
                 return Scan(records, offset, after - offset, True)
-            records += [
-                LogRecord(KIND_PREDICTION, boot, number, prediction)
-                for number, prediction in enumerate(predictions, sequence)
-            ]
         offset = after
     return Scan(records, offset, 0, False)
+
+
+def expanded(block: LogRecord) -> list[LogRecord]:
+    """Return the predictions of a record of `KIND_BLOCK` one by one.
+
+    Raises
+    ------
+    BlockError
+        No records come of it.
+    """
+    predictions = predictions_of(block.payload, boot=block.boot, sequence=block.sequence)
+    return [
+        LogRecord(KIND_PREDICTION, block.boot, number, prediction)
+        for number, prediction in enumerate(predictions, block.sequence)
+    ]
 
 
 def numbers_of(content: bytes, offset: int) -> int:
@@ -152,7 +195,7 @@ def whole_bytes(file: int) -> int | None:
     offset, asked = 0, _PART_BYTES
     while True:
         part = os.pread(file, asked, offset)
-        found = scan(part, "", expand=False)
+        found = scan(part, "", blocks="unread")
         offset += found.end
         if found.damaged:
             return offset if not any(part[found.end :]) and len(part) < asked else None

@@ -24,7 +24,8 @@ class LogSource(Protocol):
     async def read(self, max_records: int, timeout_seconds: float) -> list[LogRecord]:
         """Return the next records; empty when none came within `timeout_seconds` or the log is out of reach.
 
-        A log that holds blocks may give up to `MAX_BLOCK` - 1 records more than `max_records`.
+        A log that holds blocks may give up to `MAX_BLOCK` - 1 records more than `max_records`, and may give blocks
+        whole; one counts as its predictions.
         """
 
     def position(self) -> dict[str, Any]:
@@ -55,8 +56,13 @@ class Deduplicator:
     def __repr__(self) -> str:
         return f"<Deduplicator {len(self._highest)} lanes duplicates={self.duplicates}>"
 
-    def is_new(self, lane: Hashable, boot: str, sequence: int) -> bool:
+    def is_new(self, lane: Hashable, boot: str, sequence: int, *, numbers: int = 1) -> bool:
         """Return whether this record is the first of its address, and remember it.
+
+        Parameters
+        ----------
+        numbers : int
+            How many numbers from `sequence` on it takes; a block is in a log whole or not at all.
 
         >>> seen = Deduplicator()
         >>> [seen.is_new("predictions/0", "0196f0c5d2a100", sequence) for sequence in (1, 2, 2, 1, 3)]
@@ -64,9 +70,9 @@ class Deduplicator:
         """
         key = (lane, boot)
         if sequence <= self._highest.get(key, 0):
-            self.duplicates += 1
+            self.duplicates += numbers
             return False
-        self.remember(lane, boot, sequence)
+        self.remember(lane, boot, sequence + numbers - 1)
         return True
 
     def remember(self, lane: Hashable, boot: str, sequence: int) -> None:
@@ -85,7 +91,13 @@ class Deduplicator:
 
 
 class SpoolSource:
-    """The spool of this machine as the log."""
+    """The spool of this machine as the log.
+
+    Parameters
+    ----------
+    position, start, whole_blocks
+        As `SpoolReader` takes them.
+    """
 
     def __init__(
         self,
@@ -93,8 +105,9 @@ class SpoolSource:
         *,
         position: Position | None = None,
         start: Literal["earliest", "latest"] = "earliest",
+        whole_blocks: bool = False,
     ) -> None:
-        self.reader = SpoolReader(spool_dir, position=position, start=start)
+        self.reader = SpoolReader(spool_dir, position=position, start=start, whole_blocks=whole_blocks)
         self._backlog = Backlog(spool_dir)
         self._lag = 0
         self._seen = Deduplicator()
@@ -107,7 +120,9 @@ class SpoolSource:
         deadline = loop.time() + timeout_seconds
         while True:
             records = [
-                record for record in self.reader.read(max_records) if self._seen.is_new(0, record.boot, record.sequence)
+                record
+                for record in self.reader.read(max_records)
+                if self._seen.is_new(0, record.boot, record.sequence, numbers=record.numbers)
             ]
             left = deadline - loop.time()
             if records or left <= 0:
@@ -145,7 +160,9 @@ class ListSource:
     async def read(self, max_records: int, timeout_seconds: float) -> list[LogRecord]:
         block = self.records[self._next : self._next + max_records]
         self._next += len(block)
-        records = [record for record in block if self._seen.is_new(0, record.boot, record.sequence)]
+        records = [
+            record for record in block if self._seen.is_new(0, record.boot, record.sequence, numbers=record.numbers)
+        ]
         if not records:
             await asyncio.sleep(min(timeout_seconds, _POLL_SECONDS))
         return records

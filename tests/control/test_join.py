@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.control.join import FEEDBACK_STATES, LabelJoin, LabelledRow, event_time_of
+from gateway.control.kept import Kept
 from gateway.events.records import FeedbackRecord, PredictionRecord, TensorRecord, Timings
 
 
@@ -148,7 +149,9 @@ def test_memory_is_bounded_in_predictions_labels_and_bytes() -> None:
     assert len(labels._kept) == 10
     assert labels._labelled_rows == len(labels._labelled) == 10
     assert labels.waiting == 10
-    assert labels._payload_bytes == sum(len(kept.payload or b"") for kept in labels._kept.values()) <= 10 * 1024
+    kept = labels._kept
+    entries = [entry for entry in kept._entries.values() if isinstance(entry, Kept)]
+    assert kept._payload_bytes == sum(len(entry.payload or b"") for entry in entries) <= 10 * 1024
     assert labels.counts["m"]["orphan"] == 90
 
 
@@ -200,4 +203,4 @@ def test_what_forgets_its_oldest_all_the_time_is_kept_in_a_dict_made_for_that() 
     labels, after = join(), join()
     after.restore(labels.state(), now=0.0)
     for each in (labels, after):
-        assert all(isinstance(kept, OrderedDict) for kept in (each._kept, each._labelled, each._waiting))
+        assert all(isinstance(kept, OrderedDict) for kept in (each._kept._entries, each._labelled, each._waiting))

@@ -53,12 +53,12 @@ def test_a_flood_leaves_the_share_of_the_others_as_it_is() -> None:
 
 def test_an_alarm_is_reported_once_and_again_after_the_evidence_was_gone() -> None:
     latch = Latch(10.0, callers=3)
-    latch.count([(None, 1), (None, 1), ("a", 1)])
+    latch.count(3, [None, None, "a"])
     assert [latch.settle(evidence) for evidence in (9.9, 10.0, 12.0)] == [False, True, False]
     assert not latch.settle(0.5)
-    latch.count([("a", 1), ("a", 5), ("b", 1)])
+    latch.count(7, ["a", "a", "b"])
     assert not latch.settle(50.0)
-    latch.count([("c", 1)])
+    latch.count(1, ["c"])
     assert latch.settle(50.0)
 
 

@@ -110,7 +110,11 @@ def test_a_scan_gives_the_predictions_of_a_block_or_the_block(tmp_path: Path) ->
         LogRecord(KIND_PREDICTION, "b", 2 + place, payload) for place, payload in enumerate(block.records(2, boot="b"))
     ]
     assert scan(content, "b") == ([label, *predictions, behind], len(content), 0, False)
-    assert scan(content, "b", expand=False).records == [label, LogRecord(KIND_BLOCK, "b", 2, block.payload()), behind]
+    assert scan(content, "b", blocks="unread").records == [
+        label,
+        LogRecord(KIND_BLOCK, "b", 2, block.payload()),
+        behind,
+    ]
     for most, records in ((1, [label]), (2, [label, *predictions]), (5, [label, *predictions, behind])):
         assert scan(content, "b", max_records=most).records == records
 
