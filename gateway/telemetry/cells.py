@@ -100,7 +100,9 @@ class Histogram:
 
     def observe_many(self, values: Sequence[float]) -> None:
         """Observe all of `values`; cheaper than one by one, and most so where few buckets take them all."""
-        if not values:
+        if len(values) < 2:
+            for value in values:
+                self.observe(value)
             return
         cells, index, bounds = self._cells, self._index, self._bounds
         # What comes in the order of time or against it is sorted at the cost of one look at each.
