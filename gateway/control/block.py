@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -44,6 +45,15 @@ class LoggedColumn(msgspec.Struct, frozen=True):
 
     name: str
     values: Array
+
+    def first(self, rows: Sequence[int], counted: Sequence[int]) -> Array:
+        """The first rows of each prediction, `counted` of its `rows`; infinities are NaN, as they are in JSON.
+
+        JSON, which single records are, has neither: both are null there, and missing.
+        """
+        values = self.values if rows == counted else self.values[_first(rows, counted)]
+        finite = np.isfinite(values)
+        return values if finite.all() else np.where(finite, values, np.nan)
 
 
 class LoggedBlock:
@@ -95,6 +105,11 @@ class LoggedBlock:
     def payload(self, place: int) -> bytes:
         """The JSON record of one prediction, as a reader of single records is given it."""
         return prediction_of(self.columns, self.rows, place, boot=self.boot, sequence=self.first)
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """The ids of the first and the last prediction."""
+        return format_id(self.boot, self.first), format_id(self.boot, self.first + self.count - 1)
 
     def prediction(self, place: int) -> LoggedPrediction:
         """One prediction as it is read from its JSON record."""
@@ -157,6 +172,12 @@ def keys_of(column: bytes) -> list[str | None]:
     text = str(column, "ascii")
     keys = [text[place : place + KEY_BYTES] for place in range(0, len(text), KEY_BYTES)]
     return [None if " " in key else key for key in keys]
+
+
+def _first(rows: Sequence[int], counted: Sequence[int]) -> Array:
+    places = np.arange(sum(rows)) - np.repeat(np.cumsum(rows) - rows, rows)
+    first: Array = places < np.repeat(counted, rows)
+    return first
 
 
 def _head_of(columns: PredictionBlock) -> BlockHead | None:

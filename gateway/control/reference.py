@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from gateway.control.block import LoggedBlock
+from gateway.control.logged import in_single
 from gateway.drift.profile import FeatureProfile, Profile, ProfileError, bin_indices, columns_of, out_of_range
-from gateway.events.records import PredictionRecord, TensorRecord
+from gateway.events.records import PredictionRecord
 
-__all__ = ("is_finite", "out_of_reference", "output_bins")
+__all__ = ("Request", "are_finite", "count_of", "out_of_reference", "output_bins")
 
 _ROWS_EACH = 64
 """Rows of one request that are looked at."""
 
 Array = np.ndarray[Any, Any]
+Request = PredictionRecord | LoggedBlock
 
 
-def out_of_reference(records: Sequence[PredictionRecord], profile: Profile, *, ignore: Iterable[str]) -> list[bool]:
+def out_of_reference(requests: Sequence[Request], profile: Profile, *, ignore: Iterable[str]) -> list[bool]:
     """Which requests have a row with an input outside the range of the version's own reference.
 
     Parameters
     ----------
-    records : sequence of PredictionRecord
-        Served by the profile's version.
+    requests : sequence of PredictionRecord or LoggedBlock
+        Served by the profile's version; a block is as many requests as it has predictions.
     ignore : iterable of str
         Tensors or columns that are no evidence.
     """
     ignored = set(ignore)
-    strange = np.zeros(len(records), dtype=bool)
-    tensors = [record.inputs for record in records]
+    strange = np.zeros(sum(map(count_of, requests)), dtype=bool)
     for name, names in profile.columns.items():
         watched = [column for column in names if column in profile.features and not {column, name} & ignored]
         if not watched:
             continue
-        owners, values = _gather(tensors, name, rows_each=_ROWS_EACH)
+        owners, values = _gather(requests, "inputs", name, rows_each=_ROWS_EACH)
         if values is None:
             continue
         try:
@@ -48,26 +49,25 @@ def out_of_reference(records: Sequence[PredictionRecord], profile: Profile, *, i
     return [bool(each) for each in strange]
 
 
-def output_bins(records: Sequence[PredictionRecord], profile: Profile) -> dict[str, list[int]]:
+def output_bins(requests: Sequence[Request], profile: Profile) -> dict[str, list[int]]:
     """The bin of each numeric output column in the version's own reference, first row of each request; -1 for none.
 
     Bins are quantiles of each version's own reference, so two good versions look alike though one of them predicts
     higher throughout.
     """
     found: dict[str, list[int]] = {}
-    tensors = [record.outputs for record in records]
     for name, names in profile.columns.items():
         watched = [column for column in names if column in profile.outputs]
         watched = [column for column in watched if profile.outputs[column].kind == "numeric"]
         if not watched:
             continue
-        owners, values = _gather(tensors, name, rows_each=1)
+        owners, values = _gather(requests, "outputs", name, rows_each=1)
         if values is None:
             continue
         try:
             columns = columns_of({name: values}, profile.columns)
             for column in watched:
-                bins = np.full(len(records), -1)
+                bins = np.full(sum(map(count_of, requests)), -1)
                 bins[owners] = bin_indices(profile.outputs[column], columns[column])
                 found[column] = bins.tolist()
         except (ProfileError, KeyError):
@@ -75,9 +75,25 @@ def output_bins(records: Sequence[PredictionRecord], profile: Profile) -> dict[s
     return found
 
 
-def is_finite(tensors: Iterable[TensorRecord]) -> bool:
-    """Whether every value that was logged is a number; JSON writes NaN and infinities as null."""
-    return all(tensor.data is None or None not in tensor.data for tensor in tensors)
+def are_finite(request: Request) -> list[bool]:
+    """Of each request, whether every value of its outputs that was logged is a number.
+
+    JSON writes NaN and infinities as null.
+    """
+    if isinstance(request, PredictionRecord):
+        return [all(tensor.data is None or None not in tensor.data for tensor in request.outputs)]
+    values = request.outputs.values
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if finite.all():
+        return [True] * request.count
+    starts = np.cumsum([0, *request.rows[:-1]])
+    whole: list[bool] = np.logical_and.reduceat(finite, starts).tolist()
+    return whole
+
+
+def count_of(request: Request) -> int:
+    """How many requests it is."""
+    return request.count if isinstance(request, LoggedBlock) else 1
 
 
 def _within(feature: FeatureProfile, values: Array) -> bool:
@@ -88,26 +104,68 @@ def _within(feature: FeatureProfile, values: Array) -> bool:
     return bool(values.min() >= feature.low and values.max() <= feature.high)
 
 
-def _gather(tensors: Sequence[Sequence[TensorRecord]], name: str, *, rows_each: int) -> tuple[Array, Array | None]:
+def _gather(
+    requests: Sequence[Request], side: Literal["inputs", "outputs"], name: str, *, rows_each: int
+) -> tuple[Array, Array | None]:
     """The first rows of one tensor over all requests that have it whole and alike, with the request each is of."""
-    parts: list[Sequence[Any]] = []
-    owners: list[int] = []
+    parts = _Parts()
+    owners: list[Array | list[int]] = []
     row_shape: tuple[int, ...] | None = None
-    for index, request in enumerate(tensors):
-        for tensor in request:
-            if tensor.name != name or tensor.data is None:
+    place = 0
+    for request in requests:
+        if isinstance(request, LoggedBlock):
+            column = request.inputs if side == "inputs" else request.outputs
+            if column.name == name:
+                row_shape = column.values.shape[1:] if row_shape is None else row_shape
+                if column.values.shape[1:] == row_shape:
+                    taken = [min(rows, rows_each) for rows in request.rows]
+                    parts.add_array(column.first(request.rows, taken).reshape(-1))
+                    owners.append(np.repeat(np.arange(place, place + request.count), taken))
+            place += request.count
+            continue
+        for tensor in request.inputs if side == "inputs" else request.outputs:
+            if tensor.name != name or (values := tensor.data) is None:
                 continue
             rows = tensor.shape[0] if tensor.shape else 1
             row_shape = tensor.shape[1:] if row_shape is None else row_shape
-            if rows and tensor.shape[1:] == row_shape and len(tensor.data) % rows == 0:
-                taken = min(rows, rows_each)
-                parts.append(tensor.data[: taken * (len(tensor.data) // rows)])
-                owners += [index] * taken
-    values = list(chain.from_iterable(parts))
-    if not values or row_shape is None:
+            if rows and tensor.shape[1:] == row_shape and len(values) % rows == 0:
+                first = min(rows, rows_each)
+                parts.add_values(values[: first * (len(values) // rows)], tensor.datatype)
+                owners.append([place] * first)
+        place += 1
+    if row_shape is None:
         return np.array([], dtype=np.intp), None
     try:
-        flat = np.array(values, dtype=object if isinstance(values[0], str) else np.float64)
-        return np.array(owners), flat.reshape(len(owners), *row_shape)
+        flat = parts.joined()
+        if not flat.size:
+            return np.array([], dtype=np.intp), None
+        return np.concatenate(owners), flat.reshape(sum(map(len, owners)), *row_shape)
     except (ValueError, TypeError, OverflowError):
         return np.array([], dtype=np.intp), None
+
+
+class _Parts:
+    """Values of many requests behind one another; those that come as lists are made arrays together."""
+
+    def __init__(self) -> None:
+        self._parts: list[Array | tuple[str, list[Any]]] = []
+
+    def add_array(self, array: Array) -> None:
+        self._parts.append(array)
+
+    def add_values(self, values: list[Any], datatype: str) -> None:
+        last = self._parts[-1] if self._parts else None
+        if isinstance(last, tuple) and last[0] == datatype:
+            last[1].extend(values)
+        else:
+            self._parts.append((datatype, values))
+
+    def joined(self) -> Array:
+        arrays = [part if isinstance(part, np.ndarray) else _array_of(*part) for part in self._parts]
+        return np.concatenate(arrays) if arrays else np.array([])
+
+
+def _array_of(datatype: str, values: list[Any]) -> Array:
+    if values and isinstance(values[0], str):
+        return np.array(values, dtype=object)
+    return in_single(np.array(values, dtype=np.float64), datatype)

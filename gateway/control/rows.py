@@ -90,7 +90,7 @@ class RowBuffer:
         columns = self._tensors.get(column.name)
         if columns is None:
             return
-        values = column.values if rows == counted else column.values[_first_rows(rows, counted)]
+        values = column.first(rows, counted)
         row_shape = values.shape[1:]
         self._arrays.setdefault((column.name, row_shape, values.dtype.str), []).append(values)
         self._rows_waiting += len(values)
@@ -124,7 +124,7 @@ class RowBuffer:
         arrays, self._arrays, self._rows_waiting = self._arrays, {}, 0
         for (name, row_shape, _), parts in arrays.items():
             columns = self._tensors[name]
-            values = _as_logged(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            values = parts[0] if len(parts) == 1 else np.concatenate(parts)
             if columns.takes(row_shape):
                 columns.count(values.reshape(-1, columns.width), counts)
             else:
@@ -214,19 +214,6 @@ class RowBuffer:
 
 def _rows_of(tensor: Tensor) -> int:
     return tensor.shape[0] if tensor.shape else 1
-
-
-def _first_rows(rows: Sequence[int], counted: Sequence[int]) -> Array:
-    """Which rows of a block count: the first of each request."""
-    places = np.arange(sum(rows)) - np.repeat(np.cumsum(rows) - rows, rows)
-    first: Array = places < np.repeat(counted, rows)
-    return first
-
-
-def _as_logged(numbers: Array) -> Array:
-    """Infinities are missing as NaN is: JSON, which single records are, has neither."""
-    finite = np.isfinite(numbers)
-    return numbers if finite.all() else np.where(finite, numbers, np.nan)
 
 
 class _Columns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -10,10 +12,10 @@ from gateway.control.block import LoggedBlock
 from gateway.control.history import TrialStart
 from gateway.control.join import LabelledRow
 from gateway.control.quality import loss_of, miss_above
-from gateway.control.reference import is_finite, out_of_reference, output_bins
+from gateway.control.reference import Request, are_finite, count_of, out_of_reference, output_bins
 from gateway.drift.profile import Profile
 from gateway.events.encoding import RecordError, seconds_of
-from gateway.events.records import PredictionRecord
+from gateway.events.records import Arm, PredictionRecord
 from gateway.repository.policy import ModelPolicy
 from gateway.rollout.judge import Judge, Reading, Verdict
 from gateway.rollout.plan import Plan
@@ -69,7 +71,7 @@ class Trial:
         self._judge = Judge(plan)
         self._began = _seconds_of(start.began) + _SETTLE_SECONDS
         self._looked_at: set[str] = set()
-        self._waiting: list[PredictionRecord] = []
+        self._waiting: list[Request] = []
         self._miss_above = miss_above(policy.quality, _reference_miss(profiles.get(stable), profiles.get(canary)))
 
     def __repr__(self) -> str:
@@ -77,19 +79,21 @@ class Trial:
 
     def add_prediction(self, record: PredictionRecord) -> None:
         """Keep one request until the next flush, if it is of this trial."""
-        if self._concerns(record) and (record.status == 200 or record.status >= 500):
+        concerns = self._concerns(record.arm, record.version, record.weight, record.time)
+        if concerns and (record.status == 200 or record.status >= 500):
             self._waiting.append(record)
             self.until = record.time
 
     def add_block(self, block: LoggedBlock) -> None:
         """Keep the requests of a block until the next flush, if they are of this trial."""
-        if self._concerns(block.prediction(0)):
-            self._waiting += [block.prediction(place) for place in range(block.count)]
+        head = block.head
+        if self._concerns(head.arm, head.version, head.weight, block.time):
+            self._waiting.append(block)
             self.until = block.time
 
     def add_label(self, row: LabelledRow) -> None:
         """Tell the judge of a label; both arms' misses are measured by the stable version's limit."""
-        if self._miss_above is None or not self._concerns(row):
+        if self._miss_above is None or not self._concerns(row.arm, row.version, row.weight, row.time):
             return
         loss = loss_of(self._policy.quality, row.outputs, row.label)
         self._judge.label(
@@ -107,8 +111,15 @@ class Trial:
         """Tell the judge of the requests since the last flush, in their order."""
         waiting, self._waiting = self._waiting, []
         strange, bins = self._against_references(waiting)
-        for index, record in enumerate(waiting):
-            self._tell(record, strange[index], [(name, values[index]) for name, values in bins.items()])
+        start = 0
+        for request in waiting:
+            end = start + count_of(request)
+            of_request = {name: values[start:end] for name, values in bins.items()}
+            if isinstance(request, LoggedBlock):
+                self._tell_block(request, strange[start:end], of_request)
+            else:
+                self._tell(request, strange[start], of_request)
+            start = end
         for metric in self.start.looked_at:
             if metric not in self._looked_at:
                 self._looked_at.add(metric)
@@ -139,31 +150,39 @@ class Trial:
         self._judge = Judge.restore(self.plan, state.judge)
         self.until = state.until or self.until
 
-    def _concerns(self, record: PredictionRecord | LabelledRow) -> bool:
-        if not 0.0 < record.weight < 100.0:
+    def _concerns(self, arm: Arm, version: int, weight: float, time: str) -> bool:
+        if not 0.0 < weight < 100.0:
             return False
-        served = self.stable if record.arm == "stable" else self.canary if record.arm == "canary" else None
-        return record.version == served and _seconds_of(record.time) >= self._began
+        served = self.stable if arm == "stable" else self.canary if arm == "canary" else None
+        return version == served and _seconds_of(time) >= self._began
 
-    def _against_references(self, records: list[PredictionRecord]) -> tuple[list[bool], dict[str, list[int]]]:
-        strange = [False] * len(records)
+    def _against_references(self, requests: list[Request]) -> tuple[list[bool], dict[str, list[int]]]:
+        counts = [count_of(request) for request in requests]
+        starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+        strange = [False] * sum(counts)
         bins: dict[str, list[int]] = {}
         comparable = self._comparable_outputs()
         for version in (self.stable, self.canary):
             profile = self._profiles.get(version)
-            places = [index for index, record in enumerate(records) if record.version == version]
-            served = [records[index] for index in places]
-            served_well = [record for record in served if record.status == 200]
+            places = [place for place, request in enumerate(requests) if _version_of(request) == version]
+            served = [requests[place] for place in places]
+            served_well = [each for each in served if isinstance(each, LoggedBlock) or each.status == 200]
             if profile is None or not served_well:
                 continue
-            of_version = iter(out_of_reference(served, profile, ignore=self._policy.drift.ignore))
-            for index in places:
-                strange[index] = next(of_version)
-            for name, values in output_bins(served, profile).items():
-                if name in comparable:
-                    column = bins.setdefault(name, [-1] * len(records))
-                    for index, value in zip(places, values, strict=True):
-                        column[index] = value
+            found: list[tuple[list[Any], list[Any]]] = [
+                (strange, out_of_reference(served, profile, ignore=self._policy.drift.ignore))
+            ]
+            found += [
+                (bins.setdefault(name, [-1] * len(strange)), values)
+                for name, values in output_bins(served, profile).items()
+                if name in comparable
+            ]
+            for column, values in found:
+                taken = 0
+                for place in places:
+                    start, count = starts[place], counts[place]
+                    column[start : start + count] = values[taken : taken + count]
+                    taken += count
         return strange, bins
 
     def _comparable_outputs(self) -> frozenset[str]:
@@ -177,24 +196,59 @@ class Trial:
             if name in canary.outputs and len(canary.outputs[name].edges) == len(feature.edges)
         )
 
-    def _tell(self, record: PredictionRecord, strange: bool, bins: list[tuple[str, int]]) -> None:
+    def _tell(self, record: PredictionRecord, strange: bool, bins: dict[str, list[int]]) -> None:
         judge, on_canary, weight, key = self._judge, record.arm == "canary", record.weight, record.key
         judge.at(record.id)
         judge.unit(on_canary, weight, unit_key=key)
         if record.status >= 500:
             judge.event("errors", on_canary, weight=weight, unit_key=key)
             return
+        self._tell_answer(on_canary, weight, key, strange, are_finite(record)[0], bins, 0)
+
+    def _tell_block(self, block: LoggedBlock, strange: list[bool], bins: dict[str, list[int]]) -> None:
+        judge, on_canary, weight = self._judge, block.head.arm == "canary", block.head.weight
+        finite = are_finite(block)
+        for end in block.ids:
+            judge.at(end)
+        if block.keys is not None:
+            for place, key in enumerate(block.keys):
+                judge.unit(on_canary, weight, unit_key=key)
+                self._tell_answer(on_canary, weight, key, strange[place], finite[place], bins, place)
+            return
+        judge.requests(
+            block.count,
+            on_canary,
+            weight=weight,
+            events={"inputs_out_of_range": sum(strange), "invalid_outputs": finite.count(False)},
+            bins={name: Counter(index for index in indices if index >= 0) for name, indices in bins.items()},
+        )
+
+    def _tell_answer(
+        self,
+        on_canary: bool,
+        weight: float,
+        key: str | None,
+        strange: bool,
+        finite: bool,
+        bins: dict[str, list[int]],
+        place: int,
+    ) -> None:
+        judge = self._judge
         if strange:
             judge.event("inputs_out_of_range", on_canary, weight=weight, unit_key=key)
-        if not is_finite(record.outputs):
+        if not finite:
             judge.event("invalid_outputs", on_canary, weight=weight, unit_key=key)
-        for name, index in bins:
-            if index >= 0:
-                judge.output_bin(name, index, on_canary=on_canary, weight=weight, unit_key=key)
+        for name, indices in bins.items():
+            if indices[place] >= 0:
+                judge.output_bin(name, indices[place], on_canary=on_canary, weight=weight, unit_key=key)
 
     def _acknowledge(self, metric: str) -> None:
         if metric in self.plan.actions:
             self._judge.acknowledge(metric)
+
+
+def _version_of(request: Request) -> int:
+    return request.head.version if isinstance(request, LoggedBlock) else request.version
 
 
 def _seconds_of(time: str) -> float:

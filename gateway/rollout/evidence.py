@@ -113,8 +113,8 @@ class Tally:
     def __repr__(self) -> str:
         return f"<Tally stable={self.stable} canary={self.canary} weights={len(self._counts)}>"
 
-    def add(self, on_canary: bool, share: float) -> None:
-        """Count one event.
+    def add(self, on_canary: bool, share: float, *, times: int = 1) -> None:
+        """Count one event, or as many as `times`.
 
         Raises
         ------
@@ -129,11 +129,11 @@ class Tally:
                 return
             counts = self._counts[share] = [0, 0]
         if on_canary:
-            counts[1] += 1
-            self.canary += 1
+            counts[1] += times
+            self.canary += times
         else:
-            counts[0] += 1
-            self.stable += 1
+            counts[0] += times
+            self.stable += times
 
     def at(self, share: float) -> tuple[int, int]:
         """Return how many events were drawn at this share: (on stable, on the canary)."""
@@ -212,15 +212,15 @@ class OddsTest:
         """Return how many events were drawn at this share: (on stable, on the canary)."""
         return self._tally.at(share)
 
-    def update(self, on_canary: bool, share: float) -> None:
-        """Count one event that the gateway would put on the canary with probability `share`.
+    def update(self, on_canary: bool, share: float, *, times: int = 1) -> None:
+        """Count one event, or as many as `times`, that the gateway would put on the canary with probability `share`.
 
         Raises
         ------
         EvidenceError
             When the share is not a probability.
         """
-        self._tally.add(on_canary, share)
+        self._tally.add(on_canary, share, times=times)
 
     def gain(self, share: float, *, ratio: float = 1.0) -> float:
         """Forecast the growth of the log evidence per event if the canary has `ratio` times as many; at least 0."""
@@ -326,8 +326,8 @@ class BinShift:
             [(mass, math.fsum(tally.log_wealth(bets) for tally in self._tallies.values())) for bets in self.families]
         )
 
-    def update(self, index: int, on_canary: bool, *, share: float) -> None:
-        """Count one value that fell in bin `index`.
+    def update(self, index: int, on_canary: bool, *, share: float, times: int = 1) -> None:
+        """Count one value, or as many as `times`, that fell in bin `index`.
 
         Raises
         ------
@@ -339,7 +339,7 @@ class BinShift:
             if not 0 <= index < MAX_BINS:
                 raise EvidenceError(f"bin is {index}: expected 0 to {MAX_BINS - 1}")
             tally = self._tallies[index] = Tally()
-        tally.add(on_canary, share)
+        tally.add(on_canary, share, times=times)
 
     def state(self) -> list[list[object]]:
         """Return everything that is remembered, as plain values: [bin, counts] each, by bin."""

@@ -51,10 +51,13 @@ class ErrorGuard:
     def unit(self, on_canary: bool, failed: bool = False) -> None:
         """Take in one unit."""
         self._append(on_canary, failed)
-        while len(self._span) > GUARD_SPAN or self._dispensable(self._span[0][0]):
-            arm, had_failed = self._span.popleft()
-            self._units[arm] -= 1
-            self._failed[arm] -= had_failed
+        self._forget()
+
+    def units(self, on_canary: bool, count: int) -> None:
+        """Take in many units of one arm that did not fail; the same as one by one, as more units forget no less."""
+        self._span.extend([(on_canary, False)] * count)
+        self._units[on_canary] += count
+        self._forget()
 
     def fail(self, on_canary: bool) -> None:
         """Note that the latest unit failed; call it for no other unit's error."""
@@ -81,6 +84,12 @@ class ErrorGuard:
         except (TypeError, ValueError):
             raise EvidenceError(f"guard is {state!r}: expected a list of [on canary, failed]") from None
         self._span, self._units, self._failed = fresh._span, fresh._units, fresh._failed
+
+    def _forget(self) -> None:
+        while len(self._span) > GUARD_SPAN or self._dispensable(self._span[0][0]):
+            arm, had_failed = self._span.popleft()
+            self._units[arm] -= 1
+            self._failed[arm] -= had_failed
 
     def _append(self, on_canary: bool, failed: bool) -> None:
         self._span.append((on_canary, failed))

@@ -12,6 +12,7 @@ rows does with its labels, pass something that names the request as the key.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -133,6 +134,47 @@ class Judge:
                 self._error_guard.fail(on_canary)
             if self._error_guard.fires:
                 self._guards.setdefault("errors", self._error_guard.reason)
+
+    def requests(
+        self,
+        count: int,
+        on_canary: bool,
+        *,
+        weight: float,
+        events: Mapping[Metric, int],
+        bins: Mapping[str, Mapping[int, int]],
+    ) -> None:
+        """Take in many requests without a key at once, as `unit`, `event` and `output_bin` take them one by one.
+
+        Parameters
+        ----------
+        events : mapping of metric to int
+            How many of them had an "invalid_outputs" or "inputs_out_of_range".
+        bins : mapping of output to mapping of bin to int
+            How many values of each output fell in each bin.
+
+        Raises
+        ------
+        EvidenceError
+            When another metric is named, the weight is not a percentage, a bin is out of range or there are too many
+            names.
+        """
+        share = _share_of(weight)
+        self._unit_is_new = 0.0 < share < 1.0
+        for metric, times in events.items():
+            if metric not in _EVENTS or metric == "errors":
+                raise EvidenceError(f"metric is {metric!r}: expected one of {[*_EVENTS][1:]}")
+            if times and self._unit_is_new:
+                self._harm[metric].update(on_canary, share, times=times)
+        if self._unit_is_new:
+            self._share = share
+            self._units.update(on_canary, share, times=count)
+            self._error_guard.units(on_canary, count)
+        for name, counts in bins.items():
+            test = self._shift_of("outputs", name) if counts else None
+            if test is not None and self._unit_is_new:
+                for index, times in counts.items():
+                    test.update(index, on_canary, share=share, times=times)
 
     def label(self, miss: bool, on_canary: bool, *, weight: float, unit_key: str | None = None) -> None:
         """Take in a label: whether the prediction missed it, and the arm and weight of that prediction.
@@ -341,14 +383,18 @@ class Judge:
         self, metric: Metric, name: str, index: int, *, on_canary: bool, weight: float, unit_key: str | None
     ) -> None:
         share = _share_of(weight)
+        test = self._shift_of(metric, name)
+        if self._is_new(share, unit_key, metric=f"{metric}:{name}"):
+            test.update(index, on_canary, share=share)
+
+    def _shift_of(self, metric: Metric, name: str) -> BinShift:
         tests = self._shifts[metric]
         test = tests.get(name)
         if test is None:
             if len(tests) == MAX_NAMES:
                 raise EvidenceError(f"{metric} {name!r} is one too many: expected at most {MAX_NAMES} names")
             test = tests[name] = BinShift(self.plan.output_tolerance)
-        if self._is_new(share, unit_key, metric=f"{metric}:{name}"):
-            test.update(index, on_canary, share=share)
+        return test
 
     def _sheet(self, step: int | None) -> Sheet:
         arrived: dict[str, OddsTest] = {"units": self._units, "labels": self._labels}

@@ -6,11 +6,12 @@ import math
 from collections import OrderedDict
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.control.join import FEEDBACK_STATES, LabelJoin, LabelledRow, event_time_of
+from gateway.control.join import FEEDBACK_STATES, JoinState, LabelJoin, LabelledRow, event_time_of
 from gateway.control.kept import Kept
 from gateway.events.records import FeedbackRecord, PredictionRecord, TensorRecord, Timings
 
@@ -204,3 +205,13 @@ def test_what_forgets_its_oldest_all_the_time_is_kept_in_a_dict_made_for_that() 
     after.restore(labels.state(), now=0.0)
     for each in (labels, after):
         assert all(isinstance(kept, OrderedDict) for kept in (each._kept._entries, each._labelled, each._waiting))
+
+
+def test_a_state_that_was_written_before_blocks_were_kept_is_taken_over() -> None:
+    labels = join()
+    labels.add_prediction(prediction(1, [1.0]))
+    written = msgspec.msgpack.decode(msgspec.msgpack.encode(labels.state()))
+    del written["blocks"]
+    after = join()
+    after.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(written), type=JoinState), now=0.0)
+    assert after.add_feedback(label(1, 0, 5.0), now=0.0) is not None

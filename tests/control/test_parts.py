@@ -19,7 +19,7 @@ from gateway.control.decisions import Move
 from gateway.control.errors import Refused, StoreAway
 from gateway.control.history import Trials
 from gateway.control.join import LabelledRow
-from gateway.control.reference import is_finite, out_of_reference, output_bins
+from gateway.control.reference import are_finite, out_of_reference, output_bins
 from gateway.control.share import CallerShare
 from gateway.control.versions import FolderVersions
 from gateway.drift.profile import bin_indices, build_profile
@@ -279,7 +279,7 @@ def test_a_request_is_out_of_its_reference_when_one_of_its_rows_is(sent: list[li
     assert out_of_reference(records, profile, ignore=("x",)) == [False] * len(sent)
     firsts = np.array([np.nan if rows[0] is None else rows[0] for rows in sent])
     assert output_bins(records, profile)["y"] == bin_indices(profile.outputs["y"], firsts).tolist()
-    assert [is_finite(record.outputs) for record in records] == [None not in rows for rows in sent]
+    assert [are_finite(record) for record in records] == [[None not in rows] for rows in sent]
 
 
 def blank() -> PredictionRecord:

@@ -9,7 +9,7 @@ import pytest
 from gateway.events.blocks import MAX_BLOCK
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.reader import SpoolReader
-from gateway.predictions.segments import HEADER_BYTES, list_segments
+from gateway.predictions.segments import HEADER_BYTES, LogRecord, expanded, list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
 from tests.blocks import singles
@@ -354,3 +354,44 @@ def test_latest_begins_behind_the_last_block(tmp_path: Path) -> None:
     reader = SpoolReader(tmp_path, start="latest")
     writer.append([(KIND_BLOCK, singles(2).payload())])
     assert sequences(reader) == [4, 5]
+
+
+def test_whole_blocks_are_the_records_that_single_ones_come_of_at_the_same_positions(tmp_path: Path) -> None:
+    writer, other = writer_in(tmp_path, segment_bytes=8192), writer_in(tmp_path, "front-1", slot=1)
+    for count in (5, 1, MAX_BLOCK, 3, 40, 40, 7):
+        writer.append([(KIND_BLOCK, singles(count).payload())])
+        append(writer, 2)
+        other.append([(KIND_BLOCK, singles(count).payload()), (1, b"one")])
+    single, whole = SpoolReader(tmp_path), SpoolReader(tmp_path, whole_blocks=True)
+    got = 0
+    while records := single.read(10):
+        blocks = whole.read(10)
+        assert [each for block in blocks for each in one_by_one(block)] == records
+        assert sum(block.numbers for block in blocks) == len(records)
+        assert whole.position() == single.position()
+        got += len(records)
+    assert whole.read(10) == []
+    assert got == 2 * 352 + 14 + 7
+    assert (whole.missing, whole.corrupt, whole.torn) == (0, 0, 0)
+
+
+def one_by_one(record: LogRecord) -> list[LogRecord]:
+    return expanded(record) if record.kind == KIND_BLOCK else [record]
+
+
+def test_damaged_missing_and_spoiled_blocks_count_alike_whether_blocks_are_whole_or_not(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path, segment_bytes=1 << 20)
+    good = singles(4).payload()
+    for payload in (good, good[:-1], good, good, good[:9], good[:9], good):
+        writer.append([(KIND_BLOCK, payload)])
+    writer.close()
+    writer = writer_in(tmp_path)
+    for _ in range(3):
+        writer.append([(KIND_BLOCK, good)])
+    damage(segments_of(tmp_path)[-1], 3 * (HEADER_BYTES + len(good)) - 1)
+    single, whole = SpoolReader(tmp_path), SpoolReader(tmp_path, whole_blocks=True)
+    expected = single.read(1 << 30)
+    assert [each for block in whole.read(1 << 30) for each in one_by_one(block)] == expected
+    assert (whole.corrupt, whole.missing, whole.torn) == (single.corrupt, single.missing, single.torn)
+    assert (whole.corrupt, whole.missing) == (4, 4)
+    assert whole.position() == single.position()

@@ -17,7 +17,7 @@ from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.checkpoint import CHECKPOINT_NAME
 from gateway.predictions.kafka_source import KafkaSource
-from gateway.predictions.segments import LogRecord
+from gateway.predictions.segments import LogRecord, expanded
 from gateway.predictions.shipper import Shipper
 from gateway.predictions.source import Deduplicator, ListSource, LogSource, SpoolSource
 from gateway.predictions.spool import SpoolWriter
@@ -184,6 +184,24 @@ async def test_predictions_of_a_block_come_as_single_records_also_when_reading_i
     assert by_address(found) == log.written
     assert again.lag_events() == 0
     await again.close()
+
+
+async def test_blocks_come_whole_from_a_spool_when_they_are_asked_for(tmp_path: Path) -> None:
+    log = SpoolLog(tmp_path)
+    for count in (5, 3, 40):
+        await log.append_block(count)
+        await log.append(1)
+    source = SpoolSource(tmp_path, whole_blocks=True)
+    found = await source.read(7, 0.5)
+    assert [record.numbers for record in found] == [5, 1, 3]
+    assert source.lag_events() == 42
+    again = SpoolSource(tmp_path, position=json.loads(json.dumps(source.position())), whole_blocks=True)
+    found += await again.read(100, 0.5)
+    assert again.lag_events() == 0
+    single = [each for record in found for each in (expanded(record) if record.kind == KIND_BLOCK else [record])]
+    assert single == log.written
+    for each in (source, again):
+        await each.close()
 
 
 async def test_an_empty_log_gives_nothing_and_closing_twice_is_harmless(log: Log) -> None:
@@ -424,6 +442,15 @@ def test_a_deduplicator_forgets_the_lane_that_was_quiet_for_longest() -> None:
     assert not seen.is_new("a", "boot", 3)
     assert not seen.is_new("c", "boot", 4)
     assert seen.is_new("b", "boot", 2)
+
+
+def test_a_block_is_new_once_with_all_its_numbers() -> None:
+    seen = Deduplicator()
+    assert seen.is_new(0, "boot", 1, numbers=32)
+    assert not seen.is_new(0, "boot", 1, numbers=32)
+    assert not seen.is_new(0, "boot", 32)
+    assert seen.is_new(0, "boot", 33, numbers=2)
+    assert seen.duplicates == 33
 
 
 def test_lanes_and_boots_do_not_hide_one_another() -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.rollout.errors import EvidenceError
 from gateway.rollout.guards import GUARD_SPAN, ErrorGuard, SeenUnits
@@ -91,3 +93,17 @@ def test_seen_units_survive_json_in_their_order() -> None:
     assert not after.first("c", "errors")
     with pytest.raises(EvidenceError):
         after.restore({})
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 60) | st.just(GUARD_SPAN)), max_size=12))
+def test_many_units_at_once_leave_what_they_leave_one_by_one(sent: list[tuple[bool, bool, int]]) -> None:
+    many, single = ErrorGuard(), ErrorGuard()
+    for on_canary, failed, count in sent:
+        many.units(on_canary, count)
+        many.unit(on_canary, failed)
+        for _ in range(count):
+            single.unit(on_canary)
+        single.unit(on_canary, failed)
+        assert many.state() == single.state()
+        assert repr(many) == repr(single)

@@ -360,3 +360,57 @@ def test_every_metric_has_a_reading_and_the_judge_reads_in_one_line() -> None:
     judge = Judge(Plan())
     assert {each.metric for each in judge.readings() if each.direction == "harm"} == set(METRICS)
     assert repr(judge) == "<Judge units=0+0 labels=0+0 hold units 0.00/3.00>"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(),
+            st.sampled_from([0.0, 10.0, 50.0, 100.0]),
+            st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(-1, 9)), min_size=1, max_size=40),
+            st.none() | st.booleans(),
+        ),
+        max_size=10,
+    )
+)
+def test_many_requests_at_once_are_the_evidence_that_they_are_one_by_one(
+    sent: list[tuple[bool, float, list[tuple[bool, bool, int]], bool | None]],
+) -> None:
+    many, single = Judge(Plan()), Judge(Plan())
+    for on_canary, weight, requests, label in sent:
+        indices = [index for _, _, index in requests if index >= 0]
+        many.requests(
+            len(requests),
+            on_canary,
+            weight=weight,
+            events={
+                "inputs_out_of_range": sum(strange for strange, _, _ in requests),
+                "invalid_outputs": sum(invalid for _, invalid, _ in requests),
+            },
+            bins={"y": {index: indices.count(index) for index in indices}},
+        )
+        for strange, invalid, index in requests:
+            single.unit(on_canary, weight)
+            if strange:
+                single.event("inputs_out_of_range", on_canary, weight=weight)
+            if invalid:
+                single.event("invalid_outputs", on_canary, weight=weight)
+            if index >= 0:
+                single.output_bin("y", index, on_canary=on_canary, weight=weight)
+        for judge in (many, single):
+            judge.event("errors", on_canary, weight=weight)
+            if label is not None:
+                judge.label(label, on_canary, weight=weight, unit_key="k")
+        assert many.state() == single.state()
+        assert many.certificate() == single.certificate()
+        assert many.verdict(step=0) == single.verdict(step=0)
+
+
+def test_errors_are_told_one_by_one() -> None:
+    judge = Judge(Plan())
+    before = judge.state()
+    with pytest.raises(EvidenceError, match="metric is 'errors': expected one of"):
+        judge.requests(1, True, weight=10.0, events={"errors": 1}, bins={})
+    assert judge.log_evidence() == Judge(Plan()).log_evidence()
+    assert judge.state()["counts"] == before["counts"]
