@@ -1,35 +1,37 @@
-"""The engine process: one model, one socket, one run at a time in order of arrival."""
+"""The engine process: one model, one socket, one run at a time in order of arrival.
+
+Its loop is a plain one of its own. A frame often comes alone, to a core whose caches another process has filled, and
+there whatever lies between the socket and the model costs more than the run of a small one.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import mmap
 import os
 import signal
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-import uvloop
+import numpy as np
 
 from gateway.engine.address import short_address
-from gateway.engine.errors import RunFailed, RunStopped, WireError
+from gateway.engine.connection import Connection
+from gateway.engine.errors import RunFailed, RunStopped
 from gateway.engine.memory import Floor
+from gateway.engine.readiness import READABLE, open_readiness
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import (
     BEAT,
-    RUN,
-    FrameReader,
     Hello,
-    decode_run,
     encode_failure,
     encode_hello,
     encode_result,
     encode_stopped,
-    write_frame,
 )
 
 __all__ = ("run_engine",)
@@ -39,6 +41,10 @@ FLOOR_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.02
 QUIET_SECONDS = 2.0
 """An engine that is told to end waits so long for another question of those that are still connected."""
+BACKLOG = 100
+MAX_EVENTS = 64
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def run_engine(
@@ -70,114 +76,192 @@ def run_engine(
     beat_path : Path, optional
         Where the engine leaves its pulse for the supervisor (see `BEAT`).
     """
-    engine = _Engine(session, encode_hello(hello), max_run_seconds, _Pulse(beat_path))
-    uvloop.run(_serve(engine, socket_path, floor, drain_seconds))
+    with _order_to_end() as order, _door_at(socket_path) as door:
+        engine = _Engine(
+            session,
+            door=door,
+            order=order,
+            greeting=encode_hello(hello),
+            max_run_seconds=max_run_seconds,
+            pulse=_Pulse(beat_path),
+            floor=floor,
+        )
+        engine.serve()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(socket_path)
+        engine.drain(drain_seconds)
 
 
-async def _serve(engine: _Engine, socket_path: Path, floor: Floor | None, drain_seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    engine.pulse.keep(loop)
-    if floor is not None:
-        _keep(floor, loop)
+@contextlib.contextmanager
+def _order_to_end() -> Iterator[socket.socket]:
+    """A socket that can be read from once SIGTERM has come, be it just before a wait for it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    order, giving = socket.socketpair()
+    with order, giving:
+        giving.setblocking(False)
+        signal.set_wakeup_fd(giving.fileno())
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            yield order
+        finally:
+            signal.set_wakeup_fd(-1)
+
+
+@contextlib.contextmanager
+def _door_at(socket_path: Path) -> Iterator[socket.socket]:
     # Bound under another name and then renamed, so that whoever sees the socket can connect to it.
     hidden = socket_path.with_name(f".{socket_path.name}.{os.getpid()}")
     hidden.unlink(missing_ok=True)
-    with short_address(hidden) as address:
-        server = await loop.create_unix_server(lambda: _Connection(engine), path=address)
-    hidden.replace(socket_path)
-    try:
-        await stop.wait()
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(socket_path)
-        server.close()
-    end = time.monotonic() + drain_seconds
-    while engine.is_wanted(now := time.monotonic()) and now < end:  # noqa: ASYNC110
-        await asyncio.sleep(DRAIN_LOOK_SECONDS)
-
-
-def _keep(floor: Floor, loop: asyncio.AbstractEventLoop) -> None:
-    floor.keep()
-    loop.call_later(FLOOR_SECONDS, _keep, floor, loop)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.setblocking(False)
+        with short_address(hidden) as address:
+            door.bind(address)
+        door.listen(BACKLOG)
+        hidden.replace(socket_path)
+        yield door
 
 
 class _Engine:
-    """What the connections of one engine share."""
+    """Attends to the connections in the order in which something came of them."""
 
-    def __init__(self, session: ModelSession, greeting: bytes, max_run_seconds: float, pulse: _Pulse) -> None:
-        self.session = session
-        self.input_names = [spec.name for spec in session.signature.inputs]
-        self.greeting = greeting
-        self.max_run_seconds = max_run_seconds
-        self.pulse = pulse
-        self.connections: set[_Connection] = set()
-        self.asked_at = time.monotonic()
+    def __init__(
+        self,
+        session: ModelSession,
+        *,
+        door: socket.socket,
+        order: socket.socket,
+        greeting: bytes,
+        max_run_seconds: float,
+        pulse: _Pulse,
+        floor: Floor | None,
+    ) -> None:
+        self._session = session
+        self._input_names = [spec.name for spec in session.signature.inputs]
+        self._door = door
+        self._order = order
+        self._greeting = greeting
+        self._max_run_seconds = max_run_seconds
+        self._pulse = pulse
+        self._floor = floor
+        self._floor_at = 0.0
+        self._now = self._asked_at = time.monotonic()
+        self._is_to_end = False
+        self._connections: set[Connection] = set()
+        self._readiness = open_readiness()
+        self._attend: dict[int, Callable[[int], object]] = {door.fileno(): self._let_in, order.fileno(): self._be_ended}
+        for descriptor in self._attend:
+            self._readiness.register(descriptor, READABLE)
 
-    def is_wanted(self, now: float) -> bool:
+    def serve(self) -> None:
+        """Let in who comes to the door, and answer, until the order to end comes."""
+        self._keep()
+        while True:
+            something_came = self._turn(self._pulse.due - self._now)
+            if self._is_to_end:
+                return
+            if something_came:
+                self._asked_at = self._now
+
+    def drain(self, seconds: float) -> None:
+        """Close the door behind those who stand at it, and go on for all who still ask."""
+        end = self._now + seconds
+        while self._let_in(READABLE):
+            pass
+        self._readiness.unregister(self._door.fileno())
+        self._door.close()
+        while self._is_wanted() and self._now < end:
+            if self._turn(DRAIN_LOOK_SECONDS):
+                self._asked_at = self._now
+        for connection in list(self._connections):
+            self._let_go(connection)
+
+    def _is_wanted(self) -> bool:
         """Whether someone may still ask, or has not got all of an answer."""
-        if any(connection.is_writing for connection in self.connections):
+        if any(connection.is_writing for connection in self._connections):
             return True
-        return bool(self.connections) and now - self.asked_at < QUIET_SECONDS
+        return bool(self._connections) and self._now - self._asked_at < QUIET_SECONDS
 
+    def _turn(self, seconds: float) -> bool:
+        """Wait so long at most for something to do, do it, and tell whether there was anything."""
+        came = self._readiness.poll(seconds, MAX_EVENTS)
+        for descriptor, events in came:
+            self._attend[descriptor](events)
+        self._now = time.monotonic()
+        if self._now >= self._pulse.due:
+            self._keep()
+        return bool(came)
 
-class _Connection(asyncio.BufferedProtocol):
-    def __init__(self, engine: _Engine) -> None:
-        self._engine = engine
-        self._reader = FrameReader()
-        self._transport: asyncio.Transport
+    def _keep(self) -> None:
+        self._pulse.beat(self._now)
+        if not self._is_to_end:
+            # Those who came when there was no room for them may still stand there.
+            self._readiness.modify(self._door.fileno(), READABLE)
+        if self._floor is not None and self._now >= self._floor_at:
+            self._floor_at = self._now + FLOOR_SECONDS
+            self._floor.keep()
 
-    @property
-    def is_writing(self) -> bool:
-        return self._transport.get_write_buffer_size() > 0
+    def _be_ended(self, _: int) -> None:
+        self._is_to_end = True
+        self._readiness.unregister(self._order.fileno())
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._engine.connections.add(self)
-        self._transport.write(self._engine.greeting)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._engine.connections.discard(self)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def _let_in(self, _: int) -> bool:
+        """Let one in; False where nobody stands at the door, or there is no room."""
         try:
-            for kind, count, frame_id, payload in self._reader.received(nbytes):
-                if kind == RUN:
-                    write_frame(self._transport, self._answer(frame_id, count, payload))
-        except WireError:
-            self._transport.abort()
-        self._engine.asked_at = time.monotonic()
+            connected = self._door.accept()[0]
+            connection = Connection(
+                connected,
+                greeting=self._greeting,
+                readiness=self._readiness,
+                answer=self._answer,
+                over=self._let_go,
+            )
+        except BlockingIOError:
+            return False
+        except (OSError, MemoryError):
+            # Looked at without a pause, the door would keep the loop from resting until there is room again.
+            self._readiness.modify(self._door.fileno(), 0)
+            return False
+        self._connections.add(connection)
+        self._attend[connection.descriptor] = connection.go_on
+        return True
 
-    def _answer(self, frame_id: int, count: int, payload: memoryview) -> Sequence[bytes | memoryview]:
-        engine = self._engine
-        deadline, arrays = decode_run(payload, count)
+    def _let_go(self, connection: Connection) -> None:
+        self._connections.remove(connection)
+        del self._attend[connection.descriptor]
+        connection.close()
+
+    def _answer(self, frame_id: int, deadline: float, arrays: list[Array]) -> Sequence[bytes | memoryview]:
         started = time.monotonic()
         if deadline <= started:
             return (encode_stopped(frame_id),)
+        until = started + self._max_run_seconds
         try:
-            outputs = engine.session.run(
-                dict(zip(engine.input_names, arrays, strict=True)),
-                until=min(deadline, started + engine.max_run_seconds),
-            )
-            seconds = time.monotonic() - started
-            if seconds > BEAT_SECONDS:
+            inputs = dict(zip(self._input_names, arrays, strict=True))
+            outputs = self._session.run(inputs, until=until if until < deadline else deadline)
+            ended = time.monotonic()
+            if ended >= self._pulse.due:
                 # Several long runs may follow one another before the loop is back.
-                engine.pulse.beat()
-            return encode_result(frame_id, int(seconds * 1e9), outputs)
+                self._pulse.beat(ended)
+            return encode_result(frame_id, int((ended - started) * 1e9), outputs)
         except RunStopped:
-            engine.pulse.beat()
+            self._pulse.beat(time.monotonic())
             return (encode_stopped(frame_id),)
         except (RunFailed, ValueError, MemoryError) as error:
+            self._pulse.beat(time.monotonic())
             return (encode_failure(frame_id, str(error)),)
 
 
 class _Pulse:
+    """Tells the supervisor when the engine was last seen between two runs.
+
+    Attributes
+    ----------
+    due : float
+        The moment of the next beat, in seconds of `time.monotonic`.
+    """
+
     def __init__(self, path: Path | None) -> None:
+        self.due = -math.inf
         if path is None:
             self._map = mmap.mmap(-1, BEAT.size)
             return
@@ -185,9 +269,6 @@ class _Pulse:
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), BEAT.size)
 
-    def beat(self) -> None:
-        BEAT.pack_into(self._map, 0, time.monotonic())
-
-    def keep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.beat()
-        loop.call_later(BEAT_SECONDS, self.keep, loop)
+    def beat(self, now: float) -> None:
+        BEAT.pack_into(self._map, 0, now)
+        self.due = now + BEAT_SECONDS

@@ -39,6 +39,7 @@ __all__ = (
     "Hello",
     "decode_result",
     "decode_run",
+    "decode_run_of_one",
     "decode_tensors",
     "encode_failure",
     "encode_hello",
@@ -64,6 +65,9 @@ _CODE_OF = {datatype: code for code, datatype in enumerate(_CODES)}
 _DTYPES = tuple(NUMPY_OF[datatype] for datatype in _CODES)
 _BYTES = _CODE_OF["BYTES"]
 _DIMENSIONS = tuple(struct.Struct(f"<{rank}q") for rank in range(33))
+_RUN_OF_ONE = tuple(struct.Struct(f"<IBxHQdBBHI{rank}qQ") for rank in range(33))
+_RESULT_OF_ONE = tuple(struct.Struct(f"<IBxHQQBBHI{rank}qQ") for rank in range(33))
+_CODE_OF_CHAR = {dtype.char: code for code, dtype in enumerate(_DTYPES) if dtype.kind not in "OV"}
 _PADDING = tuple(bytes(-n % 8) for n in range(8))
 
 LARGE_BYTES = 2**16
@@ -141,7 +145,19 @@ def encode_run(
 
 
 def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> list[bytes | memoryview]:
-    """The pieces of a RESULT frame; `arrays` in the order of the signature's outputs."""
+    """The pieces of a RESULT frame, one where it is small; `arrays` in the order of the signature's outputs."""
+    if len(arrays) == 1:
+        array = arrays[0]
+        code = _CODE_OF_CHAR.get(array.dtype.char)
+        if code is not None and array.nbytes < LARGE_BYTES:
+            rank, block = array.ndim, array.tobytes()
+            nbytes = len(block)
+            padding = _PADDING[nbytes % 8]
+            length = 24 + 8 * rank + nbytes + len(padding)
+            head = _RESULT_OF_ONE[rank].pack(
+                length, RESULT, 1, frame_id, nanoseconds, code, rank, 0, 0, *array.shape, nbytes
+            )
+            return [head + block + padding]
     pieces: list[bytes | memoryview] = [b"", _U64.pack(nanoseconds)]
     length = 8 + sum(_put_tensor(pieces, ordinal, (array,)) for ordinal, array in enumerate(arrays))
     pieces[0] = HEADER.pack(length, RESULT, len(arrays), frame_id)
@@ -159,6 +175,23 @@ def decode_run(payload: memoryview, count: int) -> tuple[float, list[Array]]:
     if len(payload) < 8:
         raise WireError(f"a run of {len(payload)} bytes on an engine's socket has no deadline")
     return _F64.unpack_from(payload)[0], decode_tensors(payload[8:], count)
+
+
+def decode_run_of_one(frame: bytes) -> tuple[int, float, Array] | None:
+    """The id, the deadline and the input of a RUN frame that is whole and has one input, of numbers, as most have.
+
+    None where the bytes are anything else; then `FrameReader` and `decode_run` are to look at them.
+    """
+    try:
+        head = _RUN_OF_ONE[frame[HEADER.size + 9]]
+        length, kind, count, frame_id, deadline, code, _, _, _, *shape, nbytes = head.unpack_from(frame)
+        if kind == RUN and count == 1 and length == len(frame) - HEADER.size and code != _BYTES:
+            array = np.ndarray(shape, _DTYPES[code], frame, head.size)
+            if array.nbytes == nbytes:
+                return frame_id, deadline, array
+    except (IndexError, struct.error, TypeError, ValueError):
+        pass
+    return None
 
 
 def decode_result(payload: memoryview, count: int) -> tuple[int, list[Array]]:
@@ -222,6 +255,11 @@ class FrameReader:
         self._large: memoryview | None = None
         self._large_header = (0, 0, 0)
         self._filled = 0
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether what comes next is the beginning of a frame."""
+        return self._large is None and not self._parts
 
     def buffer(self) -> memoryview:
         """Where the next bytes of the stream are to be put; then tell `received` how many they are.

@@ -1,0 +1,140 @@
+"""An engine's end of one connection: questions in, answers out, and nobody waits for a front that does not read."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from gateway.engine.errors import WireError
+from gateway.engine.readiness import READABLE, WRITABLE, Readiness
+from gateway.engine.wire import RUN, FrameReader, decode_run, decode_run_of_one
+
+__all__ = ("Connection",)
+
+MAX_UNSENT_BYTES = 2**24
+"""A front that leaves more than this of its answers unread is not read from."""
+MAX_PIECES = 64
+"""Of one `sendmsg`; systems take up to 1024 (IOV_MAX)."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Connection:
+    """A front that is connected to an engine.
+
+    Parameters
+    ----------
+    connected : socket
+        A stream; it is closed by `close`.
+    greeting : bytes
+        The first frame that is sent.
+    readiness : Readiness
+        Is told what to wait for.
+    answer : callable
+        Takes the id of a run, its deadline and its inputs; returns the pieces of the frame that answers it, which must
+        not change any more.
+    over : callable
+        Called when the front has gone, or sends what is no frame; is to call `close`.
+    """
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        *,
+        greeting: bytes,
+        readiness: Readiness,
+        answer: Callable[[int, float, list[Array]], Sequence[bytes | memoryview]],
+        over: Callable[[Connection], None],
+    ) -> None:
+        connected.setblocking(False)
+        self._socket = connected
+        self._readiness = readiness
+        self._answer = answer
+        self._over = over
+        self._reader = FrameReader()
+        self._unsent: deque[bytes | memoryview] = deque((greeting,))
+        self._awaited = READABLE | WRITABLE
+        self.descriptor = connected.fileno()
+        readiness.register(self.descriptor, self._awaited)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.descriptor} unsent {sum(map(len, self._unsent))} bytes>"
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the front has not taken all of an answer yet."""
+        return bool(self._unsent)
+
+    def go_on(self, events: int) -> None:
+        """Do what can be done without waiting; one read at most, so that other connections get their turn."""
+        try:
+            if events & WRITABLE:
+                self._write()
+            if events & ~WRITABLE:
+                self._read()
+        except (WireError, OSError, MemoryError):
+            self._over(self)
+
+    def close(self) -> None:
+        self._readiness.unregister(self.descriptor)
+        self._socket.close()
+
+    def _read(self) -> None:
+        reader = self._reader
+        place = reader.buffer()
+        try:
+            nbytes = self._socket.recv_into(place)
+        except BlockingIOError:
+            return
+        if not nbytes:
+            self._over(self)
+            return
+        if not reader.is_between_frames:
+            frames = reader.received(nbytes)
+        else:
+            received = bytes(place[:nbytes])
+            run = decode_run_of_one(received)
+            if run is not None:
+                frame_id, deadline, array = run
+                self._send(self._answer(frame_id, deadline, [array]))
+                return
+            frames = reader.feed(received)
+        for kind, count, frame_id, payload in frames:
+            if kind == RUN:
+                self._send(self._answer(frame_id, *decode_run(payload, count)))
+
+    def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
+        if len(pieces) == 1 and not self._unsent:
+            # So most answers go, and nothing is left to be done.
+            try:
+                sent = self._socket.send(pieces[0])
+            except BlockingIOError:
+                sent = 0
+            if sent == len(pieces[0]):
+                return
+            pieces = (memoryview(pieces[0])[sent:],)
+        self._unsent.extend(pieces)
+        self._write()
+
+    def _write(self) -> None:
+        unsent = self._unsent
+        try:
+            while unsent:
+                sent = self._socket.sendmsg(islice(unsent, MAX_PIECES))
+                while unsent and len(unsent[0]) <= sent:
+                    sent -= len(unsent.popleft())
+                if sent:
+                    unsent[0] = memoryview(unsent[0])[sent:]
+        except BlockingIOError:
+            pass
+        awaited = READABLE
+        if unsent:
+            awaited = WRITABLE if sum(map(len, unsent)) > MAX_UNSENT_BYTES else READABLE | WRITABLE
+        if awaited != self._awaited:
+            self._awaited = awaited
+            self._readiness.modify(self.descriptor, awaited)
