@@ -131,6 +131,7 @@ def test_the_first_frame_is_the_greeting() -> None:
         w.turn()
         assert not w.connection.is_writing
         assert w.front.recv(100) == HELLO_FRAME
+        assert not w.turn(), "nothing is waited for but a question"
 
 
 def test_a_front_that_does_not_read_is_read_from_no_more_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +178,33 @@ def test_a_frame_of_a_kind_that_is_not_asked_of_an_engine_is_passed_over() -> No
         assert [frame_id for frame_id, _ in w.read(1)] == [2]
 
 
+def test_an_answer_of_more_pieces_than_the_system_takes_at_once_is_sent_whole() -> None:
+    arrays = [np.full(3, number, "u2") for number in range(1500)]
+    with world() as w:
+        w.front.sendall(frame(1, *arrays))
+        [(_, answered)] = w.read(1)
+        assert all(same(sent, got) for sent, got in zip(arrays, answered, strict=True))
+
+
+def test_a_frame_inside_a_frame_is_content_even_where_it_is_received_by_itself() -> None:
+    inner = frame(666, SMALL)
+    outer = frame(1, np.frombuffer(inner, "u1"))
+    before, after = outer.split(inner)
+    with world() as w:
+        w.turn()
+        for piece in (before, inner, after):
+            w.front.sendall(piece)
+            w.turn()
+        [(frame_id, [content])] = w.read(1)
+        assert frame_id == 1 and content.tobytes() == inner
+        assert len(w.deadlines) == 1
+
+
 @pytest.mark.parametrize("unread", [0, 1])
 def test_a_front_that_has_gone_is_let_go_of_whether_or_not_it_had_read_its_answers(unread: int) -> None:
     with world() as w:
+        w.turn()
+        assert w.front.recv(100) == HELLO_FRAME
         for number in range(unread):
             w.front.sendall(frame(number, np.zeros(20_000)))
             w.turn()

@@ -246,12 +246,19 @@ def test_whom_there_is_no_descriptor_for_waits_at_the_door_and_the_engine_rests(
 
 
 def test_a_frame_whose_deadline_has_passed_is_not_run(tmp_path: Path) -> None:
+    with engine(save_doubler(tmp_path / "m.onnx")) as e, Front(e) as front:
+        assert front.next()[0] == HELLO
+        front.ask(1, ROW, deadline=time.monotonic() - 1)
+        assert front.next()[:2] == (STOPPED, 1)
+        front.ask(2, ROW, deadline=time.monotonic() + 60)
+        assert front.next()[:2] == (RESULT, 2)
+
+
+def test_a_run_is_stopped_at_the_deadline_of_its_frame(tmp_path: Path) -> None:
     with engine(save_looper(tmp_path / "m.onnx")) as e, Front(e) as front:
         assert front.next()[0] == HELLO
-        front.ask(1, np.array([2**62]), deadline=time.monotonic() - 1)
+        front.ask(1, np.array([2**62]), deadline=time.monotonic() + 0.1)
         assert front.next()[:2] == (STOPPED, 1)
-        front.ask(2, np.array([2**62]), deadline=time.monotonic() + 0.1)
-        assert front.next()[:2] == (STOPPED, 2)
 
 
 def test_bytes_that_are_no_frame_end_their_connection_and_no_other(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from gateway.engine.wire import (
     FrameReader,
     decode_result,
     decode_run,
+    decode_run_of_one,
     decode_tensors,
     encode_result,
     encode_run,
@@ -92,6 +93,37 @@ def test_an_array_that_is_not_contiguous_is_sent_as_it_reads() -> None:
     array = np.arange(6, dtype="i8").reshape(2, 3).T
     [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[array]])))
     assert decode_run(payload, count)[1][0].tolist() == array.tolist()
+
+
+@given(
+    st.sampled_from(["FP32", "INT64", "BOOL", "BYTES"]).flatmap(tensors),
+    st.dictionaries(st.integers(0, 70), st.integers(0, 255), max_size=2),
+    st.integers(-9, 9),
+)
+def test_what_is_read_at_one_go_is_what_would_be_read_step_by_step(
+    tensor: np.ndarray[Any, Any], changes: dict[int, int], longer: int
+) -> None:
+    frame = bytearray(b"".join(encode_run(5, [[tensor]], deadline=2.5)))
+    for place, value in changes.items():
+        frame[place % len(frame)] = value
+    stream = bytes(frame[:longer] if longer < 0 else frame + bytes(longer))
+    at_one_go = decode_run_of_one(stream)
+    if at_one_go is not None:
+        [(kind, count, frame_id, payload)] = FrameReader().feed(stream)
+        deadline, [array] = decode_run(payload, count)
+        assert (kind, count, frame_id) == (RUN, 1, at_one_go[0])
+        assert np.array_equal(deadline, at_one_go[1], equal_nan=True) and same(array, at_one_go[2])
+    elif not changes and not longer:
+        assert tensor.dtype.kind == "O"
+
+
+def test_a_tensor_that_does_not_fill_its_bytes_is_not_read_at_one_go() -> None:
+    frame = bytearray(b"".join(encode_run(5, [[np.zeros((4, 2), "f4")]])))
+    assert decode_run_of_one(bytes(frame)) is not None
+    frame[32] = 3  # rows
+    assert decode_run_of_one(bytes(frame)) is None
+    with pytest.raises(WireError):
+        decode_run(memoryview(frame)[HEADER.size :], 1)
 
 
 @given(st.binary(max_size=200), st.integers(0, 5))
