@@ -124,6 +124,13 @@ class EngineSettings(_Section):
     max_batch_ms: int = Field(
         100, ge=1, description="Requests go together as long as their run is expected to take no longer."
     )
+    shared_memory_bytes: int = Field(
+        2**26,
+        ge=0,
+        le=2**40,
+        description="Shared memory of one front, in which large tensors lie while they are asked about; 0 for none. By "
+        "default it holds a hundred images of 600 KB; what finds no room in it is received and sent as before.",
+    )
 
 
 class SpoolSettings(_Section):

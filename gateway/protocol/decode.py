@@ -38,7 +38,7 @@ from gateway.protocol.json_tensor import (
 from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_KEYS, InferRequest
-from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, cut_numbers
+from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, Lend, cut_numbers
 
 __all__ = ("InferRequest", "RequestDecoder", "Usual")
 
@@ -81,6 +81,7 @@ class RequestDecoder:
         self._batchable = batchable
         self._cut: Cut | None = None
         self._cut_tensors: list[CutTensor] = []
+        self._lend: Lend | None = None
         self.checks = SignatureChecks(model, signature, batchable=batchable, limits=limits)
         self._limits = self.checks.limits
         self._max_json_elements = self._limits.max_json_elements
@@ -164,7 +165,12 @@ class RequestDecoder:
         return RequestDecoder(self._model, self._signature, batchable=self._batchable, limits=self._limits)
 
     def in_slices(
-        self, body: Octets, json_length: int | None = None, *, max_rest_bytes: int = SLICE_BYTES
+        self,
+        body: Octets,
+        json_length: int | None = None,
+        *,
+        max_rest_bytes: int = SLICE_BYTES,
+        lend: Lend | None = None,
     ) -> Generator[None, None, InferRequest] | None:
         """As `decode`, but of the large arrays of numbers in a body only a slice at a time.
 
@@ -174,6 +180,8 @@ class RequestDecoder:
             A bytearray that is JSON as a whole is written to, and as it was between two slices; other JSON is copied.
         max_rest_bytes : int
             Of the JSON without these arrays, which is read at once.
+        lend : callable, optional
+            Gives memory for such an array: so many bytes, or None.
 
         Returns
         -------
@@ -187,7 +195,7 @@ class RequestDecoder:
         cut = cut_numbers(text)
         if cut is None or len(cut.text) > max_rest_bytes:
             return None
-        return self._read_cut(cut, text, None if json_length is None else body)
+        return self._read_cut(cut, text, None if json_length is None else body, lend)
 
     def decode_in_slices(self, body: Octets, json_length: int | None = None) -> InferRequest:
         """As `decode`, for a large body: other threads run meanwhile.
@@ -205,12 +213,14 @@ class RequestDecoder:
                 return request
         return self.decode(body, json_length)
 
-    def _read_cut(self, cut: Cut, text: bytearray, body: Octets | None) -> Generator[None, None, InferRequest]:
-        self._cut, self._cut_tensors = cut, []
+    def _read_cut(
+        self, cut: Cut, text: bytearray, body: Octets | None, lend: Lend | None
+    ) -> Generator[None, None, InferRequest]:
+        self._cut, self._cut_tensors, self._lend = cut, [], lend
         try:
             request = self._decode(cut.text, None if body is None else Tail(body, len(text), self._model))
         finally:
-            tensors, self._cut, self._cut_tensors = self._cut_tensors, None, []
+            tensors, self._cut, self._cut_tensors, self._lend = self._cut_tensors, None, [], None
         try:
             for tensor in tensors:
                 yield from tensor.read(text, parser=self._slice_parser)
@@ -370,7 +380,7 @@ class RequestDecoder:
         data = tensor["data"]
         place = self._cut.place_of(data) if self._cut is not None else None
         if place is not None:
-            cut = CutTensor(place, shape, spec)
+            cut = CutTensor(place, shape, spec, lend=self._lend)
             self._cut_tensors.append(cut)
             return cut.array, False
         return tensor_of(data, shape, spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,11 @@ from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import narrow, nested_otherwise, numbers_with_tokens, wide_numbers
 
-__all__ = ("SLICE_BYTES", "Cut", "CutTensor", "Place", "cut_numbers", "encode_in_slices")
+__all__ = ("SLICE_BYTES", "Cut", "CutTensor", "Lend", "Place", "cut_numbers", "encode_in_slices")
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+Lend = Callable[[int], Array | None]
 
 SLICE_BYTES = 256 * 1024
 SLOW_BYTES = 16 * 1024
@@ -117,6 +119,8 @@ class CutTensor:
     place : Place
     shape : tuple of int
     spec : TensorSpec
+    lend : callable, optional
+        Gives the memory of the array: so many bytes, or None.
 
     Attributes
     ----------
@@ -129,7 +133,7 @@ class CutTensor:
         So many elements cannot be there, or none of the datatype.
     """
 
-    def __init__(self, place: Place, shape: tuple[int, ...], spec: TensorSpec) -> None:
+    def __init__(self, place: Place, shape: tuple[int, ...], spec: TensorSpec, *, lend: Lend | None = None) -> None:
         dtype = NUMPY_OF[spec.datatype]
         start, end, in_rows = place
         size = math.prod(shape)
@@ -139,7 +143,8 @@ class CutTensor:
             raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}")
         if size > (end - start + 1) // 2:
             raise CallerError(f"input '{spec.name}' has fewer elements than its shape, which has {size}")
-        self.array = np.empty(shape, dtype)
+        room = lend(size * dtype.itemsize) if lend is not None else None
+        self.array: Array = np.empty(shape, dtype) if room is None else room.view(dtype).reshape(shape)
         self._place = place
         self._inner = shape[1:] if in_rows else ()
         self._between = b"]," if in_rows else b","

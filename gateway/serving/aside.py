@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from gateway.engine.arena import Arena
 from gateway.protocol.binary import Octets
 from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat
@@ -123,7 +124,7 @@ def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
 
 
 def reading_in_turns(
-    inference: Inference, *, max_tensor_bytes: int
+    inference: Inference, *, max_tensor_bytes: int, arena: Arena | None = None
 ) -> Generator[None, None, InferRequest | None] | None:
     """The steps of reading a large body in JSON; None where it cannot be read in slices.
 
@@ -134,7 +135,7 @@ def reading_in_turns(
         return None
     pieces = inference.body
     body = pieces[0] if len(pieces) == 1 else bytearray().join(pieces)
-    slices = decoder.in_slices(body, json_length)
+    slices = decoder.in_slices(body, json_length, lend=None if arena is None else arena.lend)
     if slices is None:
         return None
     inference.body, inference.size = [], len(body)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.engine.arena import open_arena
 from gateway.engine.job import rank_of
 from gateway.engine.lane import Lane, QueueLimits
 from gateway.predictions.commit import GroupCommit
@@ -83,6 +84,7 @@ class Front:
         self.commit = commit
         self.cells = cells
         self.bodies = BodyRoom(settings.limits.max_held_body_bytes)
+        self.arena = open_arena(settings.engine.shared_memory_bytes)
         self._side = SideThread()
         self._turns = Turns()
         self.delivery = Delivery(
@@ -348,7 +350,7 @@ class Front:
 
     def _read_slowly(self, inference: Inference) -> None:
         most, then = self._max_tensor_bytes, partial(self._go_on, inference)
-        turns = reading_in_turns(inference, max_tensor_bytes=most)
+        turns = reading_in_turns(inference, max_tensor_bytes=most, arena=self.arena)
         if turns is not None:
             self._turns.run(turns, then)
         else:
@@ -389,7 +391,9 @@ class Front:
         inference.deadline = inference.arrived + seconds
 
     def _fail(self, inference: Inference, error: GatewayError) -> None:
-        inference.failure = error
+        # Without the frames that it came through, which would hold the request's body.
+        error.__context__ = None
+        inference.failure = error.with_traceback(None)
         if isinstance(error, Overloaded):
             self._shed(inference)
         else:

@@ -616,7 +616,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if json_length is None and self._length <= SLOW_JSON_BYTES:
             return
         if self._receiver is None:
-            self._receiver = Receiver(self)
+            self._receiver = Receiver(self, arena=self._front.arena)
             if not self.flow.read_paused:
                 self.transport.pause_reading()
             self.transport.set_protocol(self._receiver)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gateway.engine.arena import ALIGNMENT, Arena
 from gateway.protocol.binary import Octets
 
 __all__ = ("Receiver", "Reading")
@@ -18,8 +19,6 @@ __all__ = ("Receiver", "Reading")
 SCRATCH_BYTES = 16 * 1024
 FIRST_BYTES = 2 * 2**20
 """A longer body gets the rest of its place when so much has come: who only speaks of many bytes holds few."""
-ALIGNMENT = 16
-"""Where numpy's memory begins, and where it reads numbers of any datatype without shifting them."""
 
 
 class Reading(Protocol):
@@ -43,10 +42,13 @@ class Receiver(asyncio.BufferedProtocol):
     Parameters
     ----------
     reading : Reading
+    arena : Arena, optional
+        Where engines read tensors in binary.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, *, arena: Arena | None = None) -> None:
         self._reading = reading
+        self._arena = arena
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._length = 0  # of the body that is being received
         self._skipped = 0
@@ -115,10 +117,15 @@ class Receiver(asyncio.BufferedProtocol):
         self._reading.resume_writing()
 
     def _make_place(self, size: int, *, in_json: bool, pieces: list[Octets]) -> None:
-        # JSON is looked through with the methods of bytes. Other memory is not cleared before it is written to.
-        body: Octets = bytearray(size) if in_json else np.empty(size + self._skipped, np.uint8).data[self._skipped :]
+        # JSON is looked through with the methods of bytes.
+        body: Octets = bytearray(size) if in_json else self._memory(size + self._skipped)[self._skipped :]
         rest = memoryview(body)
         for piece in pieces:
             rest[: len(piece)] = piece
             rest = rest[len(piece) :]
         self._body, self._rest = body, rest
+
+    def _memory(self, size: int) -> memoryview:
+        # Not cleared: all of it is written to before it is read.
+        place = self._arena.lend(size) if self._arena is not None else None
+        return (np.empty(size, np.uint8) if place is None else place).data

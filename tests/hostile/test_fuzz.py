@@ -13,7 +13,8 @@ from tests.clients.environments import client_python
 from tests.hostile.fuzz_decode import CORPUS, Target, seeds
 
 SECONDS = int(os.environ.get("GATEWAY_TEST_FUZZ_SECONDS", "20"))
-PACKAGES = ("atheris==3.0.0", *(f"{name}=={version(name)}" for name in ("numpy", "msgspec", "orjson", "pysimdjson")))
+LIBRARIES = ("blake3", "msgspec", "numpy", "orjson", "pysimdjson")
+PACKAGES = ("atheris==3.0.0", *(f"{name}=={version(name)}" for name in LIBRARIES))
 
 
 @pytest.mark.promise("P6")

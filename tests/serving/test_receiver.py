@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import uvloop
 
+from gateway.engine.arena import ALIGNMENT, Arena
 from gateway.protocol.binary import Octets
 from gateway.serving import receiver
-from gateway.serving.receiver import ALIGNMENT, FIRST_BYTES, SCRATCH_BYTES, Receiver
+from gateway.serving.receiver import FIRST_BYTES, SCRATCH_BYTES, Receiver
 from tests.serving.fronts import Door, door, get, post, read_answer
 
 ROWS = 60_000
@@ -55,9 +56,9 @@ def doubled(answer: Any) -> bool:
 class Behind:
     """A protocol that remembers what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, arena: Arena | None = None) -> None:
         self.heard: list[bytes | int | str] = []
-        self.receiver = Receiver(self)
+        self.receiver = Receiver(self, arena=arena)
 
     def data_received(self, data: bytes) -> None:
         self.heard.append(data)
@@ -105,13 +106,18 @@ def test_a_body_comes_whole_and_what_is_behind_it_apart(json_length: int | None,
     assert behind.heard[-1] == b"next" and not behind.receiver.is_receiving
 
 
-@pytest.mark.parametrize("json_length", range(0, 40, 3))
-def test_the_first_tensor_lies_where_numbers_are_read_at_once(json_length: int) -> None:
-    behind = Behind()
-    behind.receiver.begin(FIRST_BYTES + 9, json_length=json_length, pieces=[])
-    behind.bring(bytes(FIRST_BYTES + 9))
+@pytest.mark.parametrize(("arena", "alignment"), [(None, 16), (Arena(2**24), ALIGNMENT)])
+@pytest.mark.parametrize("json_length", range(0, 100, 7))
+@pytest.mark.parametrize("size", [100_000, FIRST_BYTES + 9])
+def test_the_first_tensor_lies_where_numbers_are_read_at_once(
+    json_length: int, size: int, arena: Arena | None, alignment: int
+) -> None:
+    behind = Behind(arena)
+    behind.receiver.begin(size, json_length=json_length, pieces=[])
+    behind.bring(bytes(size))
     tensor = np.frombuffer(behind.receiver.finish(), "u1", offset=json_length)
-    assert tensor.ctypes.data % ALIGNMENT == 0
+    assert tensor.ctypes.data % alignment == 0
+    assert arena is None or arena.offset_of(tensor) is not None
 
 
 def test_who_only_speaks_of_many_bytes_holds_few() -> None:
