@@ -2,7 +2,7 @@
 
 A real spool of blocks as fronts write them, a real monitor over a real store; flushes as often as a loaded monitor's.
 
-    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--expanded] [--profile]
+    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--keys 0] [--expanded] [--profile]
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BETWEEN_FLUSHES = 4096
 """Predictions: a tenth of a second of a front that is fully loaded, so that flushes are not cheaper than they are."""
 
 
-def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, one_by_one: bool) -> None:
+def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, keys: int, one_by_one: bool) -> None:
     """Write predictions as a front does: those of a batch and an arm in a block, or as single records."""
     draw = np.random.default_rng(0)
     arms: tuple[tuple[int, Arm], ...] = ((1, "stable"), (2, "canary"))
@@ -76,7 +76,7 @@ def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, one_by_
                 rows=b"" if rows == 1 else np.full(count, rows, "<u4").tobytes(),
                 queue_us=np.full(count, 100, "<u4").tobytes(),
                 total_us=np.full(count, 400, "<u4").tobytes(),
-                keys=b"",
+                keys=b"".join(b"%016x" % each for each in draw.integers(0, keys, count)) if keys else b"",
                 inputs=inputs.tobytes(),
                 outputs=(inputs[:, :, :1] * 2).tobytes(),
             )
@@ -152,6 +152,7 @@ def main() -> int:
     parser.add_argument("--predictions", type=int, default=40_000)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--canary", action="store_true", help="a trial is judged, too")
+    parser.add_argument("--keys", type=int, default=0, help="so many callers with a routing key; 0: none has one")
     parser.add_argument("--one-by-one", action="store_true", help="a spool of single records instead of blocks")
     parser.add_argument("--expanded", action="store_true", help="read blocks as single records, as from Kafka")
     parser.add_argument("--profile", action="store_true", help="where the time goes, function by function")
@@ -163,6 +164,7 @@ def main() -> int:
             predictions=arguments.predictions,
             rows=arguments.rows,
             weight=10.0 if arguments.canary else 0.0,
+            keys=arguments.keys,
             one_by_one=arguments.one_by_one,
         )
         profile = cProfile.Profile() if arguments.profile else None

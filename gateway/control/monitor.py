@@ -42,7 +42,7 @@ __all__ = ("Checkpoint", "Monitor", "OpenSource")
 OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Awaitable[LogSource]]
 """Opens the log at a position, or at one of its ends when there is none."""
 
-_READ_AT_ONCE = 1_024
+_READ_AT_ONCE = 256
 """Records that are read in one turn, so that a turn is over in milliseconds: others answer requests on these cores."""
 
 _STATUS_SECONDS = 1.0
@@ -180,7 +180,7 @@ class Monitor:
         self._source = await self._open_source(position, "latest" if note else "earliest")
 
     async def step(self, timeout_seconds: float) -> int:
-        """Read once, 1,024 records at most and what is left of a block; returns how many came."""
+        """Read once, 256 records at most and what is left of a block; returns how many came."""
         if self._source is None:
             raise RuntimeError("the monitor was not started")
         records = await self._source.read(_READ_AT_ONCE, timeout_seconds)

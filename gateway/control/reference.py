@@ -109,7 +109,8 @@ def _gather(
 ) -> tuple[Array, Array | None]:
     """The first rows of one tensor over all requests that have it whole and alike, with the request each is of."""
     parts = _Parts()
-    owners: list[Array | list[int]] = []
+    places: list[int] = []
+    rows_taken: list[int] = []
     row_shape: tuple[int, ...] | None = None
     place = 0
     for request in requests:
@@ -118,9 +119,12 @@ def _gather(
             if column.name == name:
                 row_shape = column.values.shape[1:] if row_shape is None else row_shape
                 if column.values.shape[1:] == row_shape:
-                    taken = [min(rows, rows_each) for rows in request.rows]
+                    taken = request.rows
+                    if max(taken) > rows_each:
+                        taken = [min(rows, rows_each) for rows in taken]
                     parts.add_array(column.first(request.rows, taken).reshape(-1))
-                    owners.append(np.repeat(np.arange(place, place + request.count), taken))
+                    places += range(place, place + request.count)
+                    rows_taken += taken
             place += request.count
             continue
         for tensor in request.inputs if side == "inputs" else request.outputs:
@@ -128,10 +132,11 @@ def _gather(
                 continue
             rows = tensor.shape[0] if tensor.shape else 1
             row_shape = tensor.shape[1:] if row_shape is None else row_shape
-            if rows and tensor.shape[1:] == row_shape and len(values) % rows == 0:
+            if rows > 0 and tensor.shape[1:] == row_shape and len(values) % rows == 0:
                 first = min(rows, rows_each)
                 parts.add_values(values[: first * (len(values) // rows)], tensor.datatype)
-                owners.append([place] * first)
+                places.append(place)
+                rows_taken.append(first)
         place += 1
     if row_shape is None:
         return np.array([], dtype=np.intp), None
@@ -139,7 +144,7 @@ def _gather(
         flat = parts.joined()
         if not flat.size:
             return np.array([], dtype=np.intp), None
-        return np.concatenate(owners), flat.reshape(sum(map(len, owners)), *row_shape)
+        return np.repeat(places, rows_taken), flat.reshape(sum(rows_taken), *row_shape)
     except (ValueError, TypeError, OverflowError):
         return np.array([], dtype=np.intp), None
 

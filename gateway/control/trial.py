@@ -220,7 +220,7 @@ class Trial:
             on_canary,
             weight=weight,
             events={"inputs_out_of_range": sum(strange), "invalid_outputs": finite.count(False)},
-            bins={name: Counter(index for index in indices if index >= 0) for name, indices in bins.items()},
+            bins={name: _counted(indices) for name, indices in bins.items()},
         )
 
     def _tell_answer(
@@ -245,6 +245,12 @@ class Trial:
     def _acknowledge(self, metric: str) -> None:
         if metric in self.plan.actions:
             self._judge.acknowledge(metric)
+
+
+def _counted(indices: list[int]) -> dict[int, int]:
+    counts = Counter(indices)
+    counts.pop(-1, None)
+    return counts
 
 
 def _version_of(request: Request) -> int:

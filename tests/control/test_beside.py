@@ -42,7 +42,8 @@ def test_the_watch_goes_on_while_a_previous_version_is_slow(make_world: Any) -> 
     async def run() -> None:
         monitor = world.monitor()
         await monitor.start(asyncio.Event())
-        await monitor.step(0.0)
+        while await monitor.step(0.0):
+            pass
         for _ in range(3):
             await asyncio.wait_for(monitor.flush(), 10.0)
         assert "rollback" not in world.kinds()
@@ -71,8 +72,10 @@ def test_a_comparison_that_a_stop_cuts_short_begins_again_at_the_next_start(make
     async def stopped() -> None:
         monitor = world.monitor()
         await monitor.start(asyncio.Event())
-        await monitor.step(0.0)
+        while await monitor.step(0.0):
+            pass
         await monitor.flush()
+        assert monitor._beside.busy
         await monitor.close()
         go_on.set()
 

@@ -35,7 +35,8 @@ def test_invented_prediction_ids_cost_a_flush_little_and_come_after_the_decision
         for _ in range(1_000):
             found = world.predict(1)
             world.label(found, world.answer_of(found) + world.random.normal(0.0, 4.0))
-        await monitor.step(0.0)
+        while await monitor.step(0.0):
+            pass
         await monitor.flush()
         assert 1 <= len(asked) <= 5
         assert "harm" in asked[0][1]
