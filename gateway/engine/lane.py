@@ -8,7 +8,10 @@ rank. `docs/batching.md` tells the rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,17 +22,20 @@ import msgspec
 import numpy as np
 
 from gateway.engine.address import short_address
+from gateway.engine.arena import Arena
 from gateway.engine.errors import WireError
 from gateway.engine.job import Job
 from gateway.engine.waiting import QueueLimits, WaitingLine
 from gateway.engine.wire import (
     FAILURE,
     HELLO,
+    LARGE_BYTES,
     RESULT,
     STOPPED,
     FrameReader,
     Hello,
     decode_result,
+    encode_arena,
     encode_run,
     write_frame,
 )
@@ -68,6 +74,10 @@ class Lane:
     limits : QueueLimits
         What may wait, and what may go together.
     frames_in_flight : int
+    arena : Arena, optional
+        Shared with the engine: inputs that lie in it are read there.
+    linger_seconds : float
+        How long an engine may go on reading inputs after its connection is lost.
     """
 
     def __init__(
@@ -81,6 +91,8 @@ class Lane:
         greeted: Callable[[Hello], bool],
         limits: QueueLimits,
         frames_in_flight: int,
+        arena: Arena | None = None,
+        linger_seconds: float = 0.0,
     ) -> None:
         self.model = model
         self.version = version
@@ -92,7 +104,10 @@ class Lane:
         self._read = read
         self._greeted = greeted
         self._frames_in_flight = frames_in_flight
+        self._arena = arena
+        self._linger_seconds = linger_seconds
         self._in_flight: dict[int, list[Job]] = {}
+        self._lent: dict[int, object] = {}  # by frame, what the engine reads where it lies
         self._pressed: set[int] = set()  # frames that were formed while others had to wait
         self._again: deque[list[Job]] = deque()  # parts of batches that failed, each to be run by itself
         self._next_id = 0
@@ -240,13 +255,16 @@ class Lane:
             parts = [[array] for array in jobs[0].inputs]
         else:
             parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
+        arena = self._arena if link.shares and max([job.size for job in jobs]) >= LARGE_BYTES else None
         try:
-            frame = encode_run(self._next_id, parts, deadline=latest)
+            frame = encode_run(self._next_id, parts, deadline=latest, arena=arena)
         except (ValueError, TypeError) as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
             self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))
             return
         self._in_flight[self._next_id] = jobs
+        if arena is not None:
+            self._lent[self._next_id] = parts
         if self.line.rows:
             self._pressed.add(self._next_id)
         link.send(frame)
@@ -256,6 +274,8 @@ class Lane:
         if not self._greeted(hello):
             link.close()
             return
+        if self._arena is not None and hello.shared_memory:
+            link.share(self._arena)
         self._link = link
         self.hello = hello
         self.refusing = None
@@ -268,6 +288,7 @@ class Lane:
 
     def _result(self, frame_id: int, nanoseconds: int, outputs: list[Array]) -> None:
         jobs = self._in_flight.pop(frame_id)
+        self._lent.pop(frame_id, None)
         rows = jobs[0].batch_rows
         self._learn(frame_id, rows, sent_at=jobs[0].sent_at, run_seconds=nanoseconds / 1e9)
         if len(jobs) > 1 and any(output.ndim == 0 or len(output) != rows for output in outputs):
@@ -289,6 +310,7 @@ class Lane:
 
     def _failed(self, frame_id: int) -> None:
         jobs = self._in_flight.pop(frame_id)
+        self._lent.pop(frame_id, None)
         self._pressed.discard(frame_id)
         if len(jobs) > 1:
             # Only the guilty one shall fail. Halves find it in few runs: a job is run again at most as often as its
@@ -302,6 +324,7 @@ class Lane:
 
     def _stopped(self, frame_id: int) -> None:
         jobs = self._in_flight.pop(frame_id)
+        self._lent.pop(frame_id, None)
         self._pressed.discard(frame_id)
         self._fail([job for job in jobs if job.failure is None], self._too_late())
         self._flush()
@@ -326,6 +349,10 @@ class Lane:
             self._greeting = None
             return
         self._link = None
+        if self._lent:
+            # It may still be in the middle of a run.
+            lent, self._lent = self._lent, {}
+            self._loop.call_later(self._linger_seconds, lent.clear)
         asked = [*self._in_flight.values(), *self._again]
         self._in_flight.clear()
         self._pressed.clear()
@@ -345,6 +372,7 @@ class _Link(asyncio.BufferedProtocol):
         self._reader = FrameReader()
         self._transport: asyncio.Transport
         self._is_made = False
+        self.shares = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -375,6 +403,16 @@ class _Link(asyncio.BufferedProtocol):
 
     def send(self, frame: Sequence[bytes | memoryview]) -> None:
         write_frame(self._transport, frame)
+
+    def share(self, arena: Arena) -> None:
+        """Give the engine the front's memory; nothing has been sent before."""
+        # A transport sends no descriptors. Where this one does not either, tensors are sent as before.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as end,
+        ):
+            frame = encode_arena(arena.size_bytes)
+            self.shares = socket.send_fds(end, [frame], [arena.descriptor]) == len(frame)
 
     def close(self) -> None:
         if self._is_made:
