@@ -12,7 +12,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from gateway.engine.wire import RUN, FrameReader, Hello, decode_run, encode_failure, encode_hello, encode_result
+from gateway.engine.wire import (
+    ARENA,
+    RUN,
+    FrameReader,
+    Hello,
+    decode_run,
+    encode_failure,
+    encode_hello,
+    encode_result,
+)
 from gateway.protocol.datatypes import Signature, TensorSpec
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -20,7 +29,10 @@ DOUBLER = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32"
 
 
 class FakeEngine:
-    """Answers frames as it is told; `batches` notes the rows of each."""
+    """Answers frames as it is told; `batches` notes the rows of each, `sizes` the bytes.
+
+    With `shared_memory` it reads in the front's, which has to be put into `memory`.
+    """
 
     def __init__(
         self,
@@ -30,9 +42,12 @@ class FakeEngine:
         batchable: bool = True,
         max_rows: int = 8,
         logging: dict[str, Any] | None = None,
+        shared_memory: bool = False,
     ) -> None:
         self.path = path
         self.batches: list[int] = []
+        self.sizes: list[int] = []
+        self.memory: memoryview | None = None
         self.hold = asyncio.Event()
         self.hold.set()
         self.run: Callable[[list[Array]], list[Array]] = lambda inputs: [inputs[0] * 2]
@@ -44,6 +59,7 @@ class FakeEngine:
             digest="sha256:01",
             batchable=batchable,
             max_rows=max_rows,
+            shared_memory=shared_memory,
             **(logging or {}),
         )
         self._writers: list[asyncio.StreamWriter] = []
@@ -63,8 +79,11 @@ class FakeEngine:
         with contextlib.suppress(ConnectionError):
             while received := await reader.read(1 << 16):
                 for kind, count, frame_id, payload in list(frames.feed(received)):
+                    if kind == ARENA and self.hello.shared_memory:
+                        continue
                     assert kind == RUN
-                    _, inputs = decode_run(payload, count)
+                    _, inputs = decode_run(payload, count, self.memory)
+                    self.sizes.append(len(payload))
                     self.batches.append(len(inputs[0]) if inputs[0].ndim else 1)
                     await self.hold.wait()
                     try:

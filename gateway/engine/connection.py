@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
+import mmap
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,12 +17,14 @@ import numpy as np
 
 from gateway.engine.errors import WireError
 from gateway.engine.readiness import READABLE, WRITABLE, Readiness
-from gateway.engine.wire import RUN, FrameReader, decode_run, decode_run_of_one
+from gateway.engine.wire import ARENA, RUN, FrameReader, decode_arena, decode_run, decode_run_of_one
 
 __all__ = ("Connection",)
 
 MAX_UNSENT_BYTES = 2**24
 """A front that leaves more than this of its answers unread is not read from."""
+MAX_GIVEN = 4
+"""Descriptors that are taken from a front; one is wanted."""
 MAX_PIECES = 64
 """Of one `sendmsg`; systems take up to 1024 (IOV_MAX)."""
 
@@ -57,6 +64,9 @@ class Connection:
         self._answer = answer
         self._over = over
         self._reader = FrameReader()
+        self._is_asked = False  # before that, memory may come
+        self._given: list[int] = []
+        self._memory: memoryview | None = None
         self._unsent: deque[bytes | memoryview] = deque((greeting,))
         self._awaited = READABLE | WRITABLE
         self.descriptor = connected.fileno()
@@ -83,12 +93,14 @@ class Connection:
     def close(self) -> None:
         self._readiness.unregister(self.descriptor)
         self._socket.close()
+        self._memory = None
+        self._close_given()
 
     def _read(self) -> None:
         reader = self._reader
         place = reader.buffer()
         try:
-            nbytes = self._socket.recv_into(place)
+            nbytes = self._socket.recv_into(place) if self._is_asked else self._receive_first(place)
         except BlockingIOError:
             return
         if not nbytes:
@@ -100,13 +112,48 @@ class Connection:
             received = bytes(place[:nbytes])
             run = decode_run_of_one(received)
             if run is not None:
+                if not self._is_asked:
+                    self._expect_no_memory()
                 frame_id, deadline, array = run
                 self._send(self._answer(frame_id, deadline, [array]))
                 return
             frames = reader.feed(received)
         for kind, count, frame_id, payload in frames:
             if kind == RUN:
-                self._send(self._answer(frame_id, *decode_run(payload, count)))
+                if not self._is_asked:
+                    self._expect_no_memory()
+                self._send(self._answer(frame_id, *decode_run(payload, count, self._memory)))
+            elif kind == ARENA and not self._is_asked:
+                self._share(decode_arena(payload))
+
+    def _receive_first(self, place: memoryview) -> int:
+        room = socket.CMSG_LEN(MAX_GIVEN * array.array("i").itemsize)
+        nbytes, notes, _, _ = self._socket.recvmsg_into([place], room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in notes:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._given.extend(array.array("i", content[: len(content) // 4 * 4]))
+        return nbytes
+
+    def _share(self, size_bytes: int) -> None:
+        try:
+            given = self._given[0]
+            if not fcntl.fcntl(given, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                # To read behind the end of what has shrunk would kill the engine.
+                raise ValueError("it could shrink")
+            self._memory = memoryview(mmap.mmap(given, size_bytes, prot=mmap.PROT_READ))
+        except (IndexError, OSError, OverflowError, ValueError) as error:
+            raise WireError(f"the memory of a front cannot be shared: {error}") from None
+        finally:
+            self._close_given()
+
+    def _expect_no_memory(self) -> None:
+        self._is_asked = True
+        self._close_given()
+
+    def _close_given(self) -> None:
+        while self._given:
+            with contextlib.suppress(OSError):
+                os.close(self._given.pop())
 
     def _send(self, pieces: Sequence[bytes | memoryview]) -> None:
         if len(pieces) == 1 and not self._unsent:

@@ -35,9 +35,11 @@ class Run:
     inference_ns : int
     late : bool
         Some of the jobs have failed while it ran.
+    lent : object
+        What the engine reads where it lies, or None: it must stay until the engine has done with it.
     """
 
-    __slots__ = ("inference_ns", "inputs", "jobs", "late", "results", "rows", "sent_at")
+    __slots__ = ("inference_ns", "inputs", "jobs", "late", "lent", "results", "rows", "sent_at")
 
     def __init__(self, jobs: list[Any], rows: int, *, sent_at: float, inputs: list[Array] | None = None) -> None:
         self.jobs = jobs
@@ -47,6 +49,7 @@ class Run:
         self.results: list[Array] = []
         self.inference_ns = 0
         self.late = False
+        self.lent: object = None
 
     def __repr__(self) -> str:
         return f"<Run of {len(self.jobs)} jobs, {self.rows} rows>"
@@ -54,6 +57,7 @@ class Run:
     def end(self) -> list[Any]:
         """Let go of the jobs, each of which holds this run, so that none waits for the collector of cycles."""
         jobs, self.jobs = self.jobs, []
+        self.lent = None
         return jobs
 
 

@@ -8,7 +8,10 @@ rank. `docs/batching.md` tells the rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,12 +22,14 @@ import msgspec
 import numpy as np
 
 from gateway.engine.address import short_address
+from gateway.engine.arena import Arena
 from gateway.engine.errors import WireError
 from gateway.engine.job import Job, Run
 from gateway.engine.waiting import QueueLimits, WaitingLine
 from gateway.engine.wire import (
     FAILURE,
     HELLO,
+    LARGE_BYTES,
     RESULT,
     STOPPED,
     Frame,
@@ -32,6 +37,7 @@ from gateway.engine.wire import (
     Hello,
     decode_result,
     decode_result_of_one,
+    encode_arena,
     encode_run,
     encode_run_of_one,
     write_frame,
@@ -71,6 +77,10 @@ class Lane:
     limits : QueueLimits
         What may wait, and what may go together.
     frames_in_flight : int
+    arena : Arena, optional
+        Shared with the engine: inputs that lie in it are read there.
+    linger_seconds : float
+        How long an engine may go on reading inputs after its connection is lost.
     """
 
     def __init__(
@@ -84,6 +94,8 @@ class Lane:
         greeted: Callable[[Hello], bool],
         limits: QueueLimits,
         frames_in_flight: int,
+        arena: Arena | None = None,
+        linger_seconds: float = 0.0,
     ) -> None:
         self.model = model
         self.version = version
@@ -95,6 +107,8 @@ class Lane:
         self._read = read
         self._greeted = greeted
         self._frames_in_flight = frames_in_flight
+        self._arena = arena
+        self._linger_seconds = linger_seconds
         self._in_flight: dict[int, Run] = {}
         self._pressed: set[int] = set()  # frames that were formed while others had to wait
         self._again: deque[list[Job]] = deque()  # parts of batches that failed, each to be run by itself
@@ -243,7 +257,7 @@ class Lane:
                 latest = job.deadline
         run.rows = rows
         try:
-            frame = self._frame_of(jobs, whole, deadline=latest)
+            frame = self._frame_of(run, link, deadline=latest)
         except (ValueError, TypeError) as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
             run.end()
@@ -254,7 +268,8 @@ class Lane:
             self._pressed.add(self._next_id)
         link.send(frame)
 
-    def _frame_of(self, jobs: list[Job], whole: list[Array] | None, *, deadline: float) -> bytes | list[Any]:
+    def _frame_of(self, run: Run, link: _Link, *, deadline: float) -> bytes | list[Any]:
+        jobs, whole = run.jobs, run.inputs
         parts: Sequence[Sequence[Array]]
         if whole is None and len(jobs) > 1:
             parts = [list(arrays) for arrays in zip(*[job.inputs for job in jobs], strict=True)]
@@ -263,13 +278,18 @@ class Lane:
             if len(inputs) == 1 and (frame := encode_run_of_one(self._next_id, inputs[0], deadline=deadline)):
                 return frame
             parts = [[array] for array in inputs]
-        return encode_run(self._next_id, parts, deadline=deadline)
+        arena = self._arena if link.shares and max([job.size for job in jobs]) >= LARGE_BYTES else None
+        if arena is not None:
+            run.lent = parts
+        return encode_run(self._next_id, parts, deadline=deadline, arena=arena)
 
     def _connected(self, link: _Link, hello: Hello) -> None:
         self._greeting = None
         if not self._greeted(hello):
             link.close()
             return
+        if self._arena is not None and hello.shared_memory:
+            link.share(self._arena)
         self._link = link
         self.hello = hello
         self.refusing = None
@@ -334,6 +354,10 @@ class Lane:
             self._greeting = None
             return
         self._link = None
+        lent = [run.lent for run in self._in_flight.values() if run.lent is not None]
+        if lent:
+            # It may still be in the middle of a run.
+            self._loop.call_later(self._linger_seconds, lent.clear)
         asked = [*(run.end() for run in self._in_flight.values()), *self._again]
         self._in_flight.clear()
         self._pressed.clear()
@@ -353,6 +377,7 @@ class _Link(asyncio.BufferedProtocol):
         self._reader = FrameReader()
         self._transport: asyncio.Transport
         self._is_made = False
+        self.shares = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -396,6 +421,16 @@ class _Link(asyncio.BufferedProtocol):
             self._transport.write(frame)
         else:
             write_frame(self._transport, frame)
+
+    def share(self, arena: Arena) -> None:
+        """Give the engine the front's memory; nothing has been sent before."""
+        # A transport sends no descriptors. Where this one does not either, tensors are sent as before.
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as end,
+        ):
+            frame = encode_arena(arena.size_bytes)
+            self.shares = socket.send_fds(end, [frame], [arena.descriptor]) == len(frame)
 
     def close(self) -> None:
         if self._is_made:

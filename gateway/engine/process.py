@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from gateway.engine.address import short_address
@@ -81,7 +82,7 @@ def run_engine(
             session,
             door=door,
             order=order,
-            greeting=encode_hello(hello),
+            greeting=encode_hello(msgspec.structs.replace(hello, shared_memory=True)),
             max_run_seconds=max_run_seconds,
             pulse=_Pulse(beat_path),
             floor=floor,

@@ -6,6 +6,11 @@ strings of a BYTES tensor, else 0), ``rank`` dimensions as i64, ``nbytes u64``, 
 are ``length u32`` and UTF-8 each. An engine greets with HELLO, answers RUN (which starts with the deadline as f64: the
 seconds of the machine's monotonic clock after which no answer is wanted) with RESULT (which starts with the nanoseconds
 of the run as u64), FAILURE (UTF-8 text, for the log) or STOPPED (nothing; the deadline came first).
+
+Where the greeting says so, a front may send one ARENA (the size of its shared memory as u64) before anything else, with
+the memory's descriptor (SCM_RIGHTS). Then a tensor of a RUN may be given by its places there: 0x80 is set in its
+``code``, and in place of its bytes stand ``count u64`` of places and for each ``offset u64, nbytes u64``; their bytes
+behind one another are the tensor's. They do not change until the RUN is answered.
 """
 
 from __future__ import annotations
@@ -25,11 +30,15 @@ from gateway.protocol.datatypes import NUMPY_OF, Signature, datatype_of
 if TYPE_CHECKING:
     import asyncio
 
+    from gateway.engine.arena import Arena
+
 __all__ = (
+    "ARENA",
     "BEAT",
     "FAILURE",
     "HEADER",
     "HELLO",
+    "LARGE_BYTES",
     "MAX_FRAME_BYTES",
     "RESULT",
     "RUN",
@@ -37,11 +46,13 @@ __all__ = (
     "Frame",
     "FrameReader",
     "Hello",
+    "decode_arena",
     "decode_result",
     "decode_result_of_one",
     "decode_run",
     "decode_run_of_one",
     "decode_tensors",
+    "encode_arena",
     "encode_failure",
     "encode_hello",
     "encode_result",
@@ -55,13 +66,15 @@ HEADER = struct.Struct("<IBxHQ")
 BEAT = struct.Struct("<d")
 """A beat file holds the monotonic time, in seconds, at which the engine was last seen between two runs."""
 
-HELLO, RUN, RESULT, FAILURE, STOPPED = 1, 2, 3, 4, 5
+HELLO, RUN, RESULT, FAILURE, STOPPED, ARENA = 1, 2, 3, 4, 5, 6
 MAX_FRAME_BYTES = 2**31
 
 _TENSOR = struct.Struct("<BBHI")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _F64 = struct.Struct("<d")
+_PLACE = struct.Struct("<QQ")
+_IN_PLACES = 0x80
 _CODES = tuple(NUMPY_OF)
 _CODE_OF = {datatype: code for code, datatype in enumerate(_CODES)}
 _DTYPES = tuple(NUMPY_OF[datatype] for datatype in _CODES)
@@ -90,6 +103,7 @@ class Hello(msgspec.Struct, frozen=True):
     with its place in a row. `sample`: share of predictions that are logged with their tensors. `labels`: for an
     output, the names of its classes.
     `omitted`: outputs that are no tensors and so not answered, with onnxruntime's name of their type.
+    `shared_memory`: the engine reads tensors in memory that a front shares with it.
     """
 
     signature: Signature
@@ -106,6 +120,7 @@ class Hello(msgspec.Struct, frozen=True):
     sample: float = 1.0
     labels: dict[str, tuple[str, ...]] = {}
     omitted: dict[str, str] = {}
+    shared_memory: bool = False
 
 
 def encode_hello(hello: Hello) -> bytes:
@@ -122,8 +137,26 @@ def encode_stopped(frame_id: int) -> bytes:
     return HEADER.pack(0, STOPPED, 0, frame_id)
 
 
+def encode_arena(size_bytes: int) -> bytes:
+    """An ARENA frame, to be sent with the descriptor of so many bytes of shared memory."""
+    return HEADER.pack(_U64.size, ARENA, 0, 0) + _U64.pack(size_bytes)
+
+
+def decode_arena(payload: memoryview) -> int:
+    """The size of the shared memory, in bytes.
+
+    Raises
+    ------
+    WireError
+    """
+    if len(payload) != _U64.size:
+        raise WireError(f"the size of shared memory is said in {_U64.size} bytes, got {len(payload)}")
+    size: int = _U64.unpack(payload)[0]
+    return size
+
+
 def encode_run(
-    frame_id: int, parts: Sequence[Sequence[Array]], *, deadline: float = math.inf
+    frame_id: int, parts: Sequence[Sequence[Array]], *, deadline: float = math.inf, arena: Arena | None = None
 ) -> list[bytes | memoryview]:
     """The pieces of a RUN frame.
 
@@ -134,6 +167,8 @@ def encode_run(
         The arrays of one input have equal datatype and equal axes but the first; they are sent joined along it.
     deadline : float
         In seconds of `time.monotonic`, which is one clock for all processes of a machine.
+    arena : Arena, optional
+        What the engine has been given: large arrays that lie in it are not sent, and have to stay there.
 
     Returns
     -------
@@ -141,7 +176,7 @@ def encode_run(
         To be written in order; array bytes are not copied.
     """
     pieces: list[bytes | memoryview] = [b"", _F64.pack(deadline)]
-    length = 8 + sum(_put_tensor(pieces, ordinal, arrays) for ordinal, arrays in enumerate(parts))
+    length = 8 + sum([_put_tensor(pieces, ordinal, arrays, arena) for ordinal, arrays in enumerate(parts)])
     pieces[0] = HEADER.pack(length, RUN, len(parts), frame_id)
     return pieces
 
@@ -179,8 +214,13 @@ def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> l
     return pieces
 
 
-def decode_run(payload: memoryview, count: int) -> tuple[float, list[Array]]:
+def decode_run(payload: memoryview, count: int, memory: memoryview | None = None) -> tuple[float, list[Array]]:
     """The deadline, in seconds of `time.monotonic`, and the inputs in the signature's order.
+
+    Parameters
+    ----------
+    memory : memoryview, optional
+        What the front shares.
 
     Raises
     ------
@@ -189,7 +229,7 @@ def decode_run(payload: memoryview, count: int) -> tuple[float, list[Array]]:
     """
     if len(payload) < 8:
         raise WireError(f"a run of {len(payload)} bytes on an engine's socket has no deadline")
-    return _F64.unpack_from(payload)[0], decode_tensors(payload[8:], count)
+    return _F64.unpack_from(payload)[0], decode_tensors(payload[8:], count, memory)
 
 
 def decode_run_of_one(frame: bytes) -> tuple[int, float, Array] | None:
@@ -231,7 +271,7 @@ def decode_result_of_one(frame: bytes) -> tuple[int, int, list[Array]] | None:
     return None
 
 
-def decode_tensors(payload: memoryview, count: int) -> list[Array]:
+def decode_tensors(payload: memoryview, count: int, memory: memoryview | None = None) -> list[Array]:
     """The tensors of a frame, in order, without copying (but for BYTES, which become object arrays of ``str``).
 
     Raises
@@ -249,6 +289,10 @@ def decode_tensors(payload: memoryview, count: int) -> list[Array]:
             offset += 8 * rank
             (nbytes,) = _U64.unpack_from(payload, offset)
             offset += 8
+            if code & _IN_PLACES:
+                blocks, offset = _blocks_in(memory, payload, offset)
+                arrays.append(_joined(blocks, _DTYPES[code & ~_IN_PLACES], nbytes).reshape(shape))
+                continue
             block = payload[offset : offset + nbytes]
             offset += nbytes + (-nbytes % 8)
             if code == _BYTES:
@@ -361,13 +405,19 @@ class FrameReader:
         self._filled = len(start)
 
 
-def _put_tensor(pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence[Array]) -> int:
+def _put_tensor(
+    pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence[Array], arena: Arena | None = None
+) -> int:
     first = arrays[0]
     shape = first.shape
     if len(arrays) > 1:
         shape = (sum(array.shape[0] for array in arrays), *shape[1:])
     rank = len(shape)
     code = _BYTES if first.dtype.kind in "OUT" else _CODE_OF[datatype_of(first.dtype)]
+    if arena is not None and (places := _places_in(arena, arrays)) is not None:
+        head = _TENSOR.pack(code | _IN_PLACES, rank, ordinal, 0) + _DIMENSIONS[rank].pack(*shape)
+        pieces.append(head + _U64.pack(sum([array.nbytes for array in arrays])) + places)
+        return len(pieces[-1])
     blocks: list[bytes | memoryview]
     strings = 0
     if code == _BYTES:
@@ -382,6 +432,42 @@ def _put_tensor(pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence
     if nbytes % 8:
         pieces.append(_PADDING[nbytes % 8])
     return 16 + 8 * rank + nbytes + (-nbytes % 8)
+
+
+def _places_in(arena: Arena, arrays: Sequence[Array]) -> bytes | None:
+    """Where the arrays lie in shared memory; None where not all of them do, or the bytes are soon sent."""
+    places = [_U64.pack(len(arrays))]
+    for array in arrays:
+        if array.nbytes < LARGE_BYTES or not array.flags.c_contiguous or array.dtype.kind == "O":
+            return None
+        offset = arena.offset_of(array)
+        if offset is None or offset % array.itemsize:
+            return None
+        places.append(_PLACE.pack(offset, array.nbytes))
+    return b"".join(places)
+
+
+def _blocks_in(memory: memoryview | None, payload: memoryview, offset: int) -> tuple[list[memoryview], int]:
+    if memory is None:
+        raise ValueError("a tensor lies in memory that is not shared")
+    (count,) = _U64.unpack_from(payload, offset)
+    offset += _U64.size
+    blocks = []
+    for _ in range(count):
+        start, nbytes = _PLACE.unpack_from(payload, offset)
+        offset += _PLACE.size
+        if start + nbytes > len(memory):
+            raise ValueError(f"a tensor ends at byte {start + nbytes} of {len(memory)} that are shared")
+        blocks.append(memory[start : start + nbytes])
+    return blocks, offset
+
+
+def _joined(blocks: list[memoryview], dtype: np.dtype[Any], nbytes: int) -> Array:
+    parts = [np.frombuffer(block, dtype) for block in blocks]
+    joined: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if joined.nbytes != nbytes:
+        raise ValueError(f"a tensor of {nbytes} bytes has {joined.nbytes} in its places")
+    return joined
 
 
 def _strings(block: memoryview, count: int) -> Array:

@@ -93,8 +93,8 @@ def cut_numbers(text: bytes | bytearray) -> Cut | None:
         at += len(_KEY)
         if array is not None:
             start = array.start(1)
-            end = text.find(b"]]", start) + 1 if array[1] else text.find(b"]", start)
-            if end <= 0 or (array[1] and text.find(b'"', start, end) >= 0):
+            end = _end_of_rows(text, start) if array[1] else text.find(b"]", start)
+            if end <= 0:
                 at = text.find(_KEY, start)  # no rows as they are usually written
                 continue
             if end - start > SLICE_BYTES:
@@ -226,6 +226,12 @@ def encode_in_slices(array: Array) -> bytes:
             piece = encode_flat_with_tokens(part).replace(b" ", b"")
         pieces.append(piece[1:-1])
     return b"[%b]" % b",".join(pieces)
+
+
+def _end_of_rows(text: bytes | bytearray, start: int) -> int:
+    # From behind: among many brackets, two together are found slowly. No number has a quote or a brace.
+    stops = [place for mark in (b'"', b"}") if (place := text.find(mark, start)) >= 0]
+    return text.rfind(b"]]", start, min(stops, default=len(text))) + 1
 
 
 def _is_rows(piece: bytes, inner: tuple[int, ...], count: int) -> bool:

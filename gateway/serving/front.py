@@ -49,6 +49,9 @@ from gateway.telemetry.cells import CellFile
 
 __all__ = ("Front",)
 
+ENGINE_GRACE_SECONDS = 2.0
+"""An engine that is stuck in a run is killed within these and `engine.hang_seconds`."""
+
 
 class Front:
     """Serves the versions it has lanes for, by the routes it was last given.
@@ -285,6 +288,8 @@ class Front:
             greeted=served.greeted,
             limits=self._queue_limits,
             frames_in_flight=self.settings.engine.frames_in_flight,
+            arena=self.arena,
+            linger_seconds=self.settings.engine.hang_seconds + ENGINE_GRACE_SECONDS,
         )
         return served
 

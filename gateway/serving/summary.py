@@ -6,6 +6,7 @@ Source: O'Connor, Aumasson, Neves, Wilcox-O'Hearn, "BLAKE3: one function, fast e
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ def summary_of(array: Array) -> dict[str, float]:
     numbers = numbers_of(array).reshape(-1)
     if not array.size or numbers.dtype.kind not in "fiu":
         return summary
-    finite, low, high = numbers, numbers.min(), numbers.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
+    finite, low, high = numbers, np.minimum.reduce(numbers), np.maximum.reduce(numbers)
+    if not (math.isfinite(low) and math.isfinite(high)):
         # Of NaN and infinities the smallest or the largest is one, too.
         finite = numbers[np.isfinite(numbers)]
         low, high = (finite.min(), finite.max()) if finite.size else (low, high)
@@ -66,6 +67,7 @@ def _mean_of(numbers: Array, *, largest: float) -> float:
     # Widening every number costs more than adding it. Sixteen are added as they are, which rounds fifteen times by at
     # most 2^-24 of what has been added; the sums are widened.
     columns = numbers.size // _TOGETHER
-    rows, rest = np.split(numbers, [_TOGETHER * columns])
-    sums = rows.reshape(_TOGETHER, columns).sum(axis=0)
-    return float(sums.sum(dtype="f8") + rest.sum(dtype="f8")) / numbers.size
+    bulk = _TOGETHER * columns
+    sums = np.add.reduce(numbers[:bulk].reshape(_TOGETHER, columns), axis=0)
+    total = float(np.add.reduce(sums, dtype="f8")) + float(np.add.reduce(numbers[bulk:], dtype="f8"))
+    return total / numbers.size

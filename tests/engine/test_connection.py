@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections.abc import Iterator
@@ -12,9 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engine import connection as module
+from gateway.engine.arena import Arena
 from gateway.engine.connection import Connection
 from gateway.engine.readiness import READABLE, WRITABLE, open_readiness
-from gateway.engine.wire import HEADER, HELLO, RESULT, RUN, FrameReader, decode_result, encode_result, encode_run
+from gateway.engine.wire import (
+    HEADER,
+    HELLO,
+    RESULT,
+    RUN,
+    FrameReader,
+    decode_result,
+    encode_arena,
+    encode_result,
+    encode_run,
+)
 from tests.tensors import same
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -247,3 +259,94 @@ def test_sockets_are_waited_for_with_and_without_epoll(epoll: bool, monkeypatch:
         assert descriptor == here.fileno() and events & select.POLLHUP, "an end is told unasked"
         readiness.unregister(here.fileno())
         assert readiness.poll(0.001, 8) == []
+
+
+def mapped() -> int:
+    """How often this process has mapped shared memory of a front."""
+    with open("/proc/self/maps") as maps:
+        return sum("memfd:gateway-tensors" in line for line in maps)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def in_arena(arena: Arena) -> Array:
+    place = arena.lend(2**18)
+    assert place is not None
+    array: Array = place.view("<f4").reshape(2, -1)
+    array[...] = np.arange(2**16).reshape(2, -1)
+    return array
+
+
+def test_tensors_are_read_in_the_memory_that_a_front_shares() -> None:
+    arena = Arena(2**20)
+    array = in_arena(arena)
+    with world() as w:
+        before = descriptors()
+        socket.send_fds(w.front, [encode_arena(arena.size_bytes)], [arena.descriptor])
+        for frame_id in (1, 2):
+            asked = b"".join(encode_run(frame_id, [[array]], arena=arena))
+            assert len(asked) < 1000
+            w.front.sendall(asked)
+            [(answered, [answer])] = w.read(1)
+            assert answered == frame_id and same(answer, array)
+            array[...] += 1
+        # An unshared one, and strings, go as before.
+        w.front.sendall(frame(3, *TENSORS["several"]))
+        assert w.read(1)[0][0] == 3
+        assert descriptors() == before + 1 and not w.over  # the mapping's own
+
+
+def test_memory_is_let_go_of_with_its_front() -> None:
+    arena, before = Arena(2**20), mapped()
+    with world() as w:
+        socket.send_fds(w.front, [encode_arena(arena.size_bytes)], [arena.descriptor])
+        w.front.sendall(b"".join(encode_run(1, [[in_arena(arena)]], arena=arena)))
+        assert w.read(1) and mapped() == before + 1
+        w.front.close()
+        while w.turn():
+            pass
+        assert w.over and mapped() == before
+
+
+@pytest.mark.parametrize("wrong", ["no descriptor", "too large", "no memory", "not sealed", "no size"])
+def test_memory_that_cannot_be_read_ends_its_connection_alone(wrong: str) -> None:
+    arena = Arena(2**20)
+    loose = os.memfd_create("loose")
+    os.ftruncate(loose, 2**20)
+    with world() as w, open(loose, "rb"), socket.socket() as other:
+        before = descriptors()
+        given = {"no descriptor": [], "no memory": [other.fileno()], "not sealed": [loose]}.get(
+            wrong, [arena.descriptor, other.fileno()]
+        )
+        sent = encode_arena(2**21 if wrong == "too large" else 2**20)
+        if wrong == "no size":
+            sent = HEADER.pack(3, sent[4], 0, 0) + b"abc"
+        socket.send_fds(w.front, [sent], given)
+        while w.turn():
+            pass
+        assert w.over and descriptors() == before - 1  # but for the connection's own
+
+
+def test_memory_that_comes_late_is_not_taken() -> None:
+    arena = Arena(2**20)
+    with world() as w:
+        before, maps = descriptors(), mapped()
+        w.front.sendall(frame(1, SMALL))
+        assert w.read(1)
+        socket.send_fds(w.front, [encode_arena(arena.size_bytes)], [arena.descriptor])
+        while w.turn():
+            pass
+        assert not w.over and (descriptors(), mapped()) == (before, maps)
+        w.front.sendall(b"".join(encode_run(2, [[in_arena(arena)]], arena=arena)))
+        while w.turn():
+            pass
+        assert w.over
+
+
+def test_descriptors_that_nobody_asked_for_are_closed() -> None:
+    with world() as w, open(__file__) as file:
+        before = descriptors()
+        socket.send_fds(w.front, [frame(1, SMALL)], [file.fileno()] * 20)
+        assert w.read(1) and descriptors() == before

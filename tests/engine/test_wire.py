@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.engine.arena import Arena
 from gateway.engine.errors import WireError
 from gateway.engine.wire import (
     HEADER,
@@ -14,10 +15,12 @@ from gateway.engine.wire import (
     RUN,
     SCRATCH_BYTES,
     FrameReader,
+    decode_arena,
     decode_result,
     decode_run,
     decode_run_of_one,
     decode_tensors,
+    encode_arena,
     encode_result,
     encode_run,
 )
@@ -141,3 +144,91 @@ def test_bytes_that_are_no_tensors_raise_only_a_wire_error(payload: bytes, count
 def test_a_length_beyond_the_limit_is_refused_before_it_is_waited_for() -> None:
     with pytest.raises(WireError, match="beyond"):
         list(FrameReader().feed(HEADER.pack(2**32 - 1, RUN, 0, 1)))
+
+
+def in_arena(arena: Arena, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    place = arena.lend(array.nbytes)
+    assert place is not None
+    lent = place.view(array.dtype).reshape(array.shape)
+    lent[...] = array
+    return lent
+
+
+def memory_of(arena: Arena) -> memoryview:
+    return memoryview(arena._memory)
+
+
+DATATYPES = [name for name in NUMPY_OF if name != "BYTES"]
+LARGE = st.tuples(st.sampled_from(DATATYPES), st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1))
+
+
+@given(st.lists(LARGE, min_size=1, max_size=3))
+def test_tensors_are_the_same_whether_they_lie_in_shared_memory_or_are_sent(given: list[Any]) -> None:
+    arena, draw = Arena(2**26), np.random.default_rng(1)
+    parts = []
+    for datatype, arrays in given:
+        dtype = NUMPY_OF[datatype]
+        width = LARGE_BYTES // dtype.itemsize
+        made = [np.frombuffer(draw.bytes(rows * LARGE_BYTES), dtype).reshape(rows, width) for rows, _ in arrays]
+        if datatype == "BOOL":
+            made = [(array.view("u1") % 2).view(dtype) for array in made]
+        parts.append(
+            [in_arena(arena, array) if shared else array for array, (_, shared) in zip(made, arrays, strict=True)]
+        )
+    pieces = encode_run(1, parts, deadline=3.5, arena=arena)
+    in_places = [all(shared for _, shared in arrays) for _, arrays in given]
+    sent = sum(map(len, pieces))
+    assert sent < LARGE_BYTES if all(in_places) else sent > LARGE_BYTES
+    [(_, count, _, payload)] = FrameReader().feed(b"".join(pieces))
+    deadline, decoded = decode_run(payload, count, memory_of(arena))
+    assert deadline == 3.5
+    for array, arrays in zip(decoded, parts, strict=True):
+        assert same(array, np.concatenate(arrays))
+
+
+def test_a_tensor_in_one_place_is_read_where_it_lies() -> None:
+    arena = Arena(2**20)
+    array = in_arena(arena, np.arange(2**15, dtype="<f4").reshape(2, -1))
+    [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[array]], arena=arena)))
+    [decoded] = decode_run(payload, count, memory_of(arena))[1]
+    array[1, 7] = -1
+    assert decoded[1, 7] == -1
+
+
+def test_what_is_small_or_lies_askew_is_sent() -> None:
+    arena = Arena(2**22)
+    array = in_arena(arena, np.arange(2**17, dtype="<f4").reshape(2, -1))
+    askew = array.reshape(-1).view("u1")[2:-2].view("<f4")
+    for other in (array[:, :100], array[:, ::2], askew, array.astype("<f8")[:, :10]):
+        pieces = encode_run(1, [[other]], arena=arena)
+        assert sum(map(len, pieces)) > other.nbytes
+        [(_, count, _, payload)] = FrameReader().feed(b"".join(pieces))
+        assert same(decode_run(payload, count, memory_of(arena))[1][0], np.ascontiguousarray(other))
+
+
+def test_places_that_cannot_be_are_no_tensor() -> None:
+    arena = Arena(2**20)
+    array = in_arena(arena, np.arange(2**15, dtype="<f4"))
+    frame = b"".join(encode_run(1, [[array]], arena=arena))
+    [(_, count, _, payload)] = FrameReader().feed(frame)
+    memory = memory_of(arena)
+    for shared in (None, memory[:100], memory[: array.nbytes - 1]):
+        with pytest.raises(WireError):
+            decode_run(payload, count, shared)
+    for cut in range(8, len(payload)):
+        with pytest.raises(WireError):
+            decode_run(payload[:cut], count, memory)
+    for at in range(8, len(payload)):
+        broken = bytearray(payload)
+        broken[at] ^= 0x3F
+        try:
+            decode_run(memoryview(broken), count, memory)
+        except WireError:
+            pass  # whatever it is, nothing else is raised
+
+
+def test_the_size_of_an_arena_is_a_number_of_64_bits() -> None:
+    [(_, _, _, payload)] = FrameReader().feed(encode_arena(2**40))
+    assert decode_arena(payload) == 2**40
+    with pytest.raises(WireError):
+        decode_arena(payload[:7])
