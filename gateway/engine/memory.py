@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from gateway.engine.errors import EngineError
 __all__ = ("Floor", "limit_growth", "resident_bytes")
 
 SLACK_BYTES = 2**25
+
+_RESIDENT = re.compile(r"^(VmRSS|RssShmem):\s*([0-9]+) kB$", re.MULTILINE)
 
 
 class Floor:
@@ -52,8 +55,16 @@ class Floor:
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """Bytes of a process that lie in memory, this one's by default; 0 when it is gone or the system does not tell."""
-    return _statm(pid, 1)
+    """Bytes of a process that lie in memory, this one's by default; 0 when it is gone or the system does not tell.
+
+    Shared memory is not counted: what an engine has read of it is its fronts'.
+    """
+    try:
+        with open(f"/proc/{pid or 'self'}/status", encoding="ascii", errors="replace") as file:
+            told = dict(_RESIDENT.findall(file.read()))
+    except OSError:
+        return 0
+    return 1024 * (int(told.get("VmRSS", 0)) - int(told.get("RssShmem", 0)))
 
 
 def limit_growth(growth_bytes: int) -> None:
@@ -62,7 +73,7 @@ def limit_growth(growth_bytes: int) -> None:
     What counts are private writable pages, as Linux has counted them since 4.7: heap, arenas and stacks, but neither
     code nor weights that are mapped from their file. Where that is not counted nothing is done.
     """
-    held = _statm(None, 5)
+    held = _data_bytes()
     if held:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = held + max(growth_bytes, 0)
@@ -71,9 +82,10 @@ def limit_growth(growth_bytes: int) -> None:
         )
 
 
-def _statm(pid: int | None, field: int) -> int:
+def _data_bytes() -> int:
+    # Of this process: data and stack, the sixth number of statm (proc(5)).
     try:
-        with open(f"/proc/{pid or 'self'}/statm", encoding="ascii") as file:
-            return int(file.read().split()[field]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0

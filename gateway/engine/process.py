@@ -235,9 +235,12 @@ class _Engine:
         started = time.monotonic()
         if deadline <= started:
             return (encode_stopped(frame_id),)
-        until = started + self._max_run_seconds
+        names, until = self._input_names, started + self._max_run_seconds
         try:
-            inputs = dict(zip(self._input_names, arrays, strict=True))
+            if len(arrays) == len(names) == 1:
+                inputs = {names[0]: arrays[0]}
+            else:
+                inputs = dict(zip(names, arrays, strict=True))
             outputs = self._session.run(inputs, until=until if until < deadline else deadline)
             ended = time.monotonic()
             if ended >= self._pulse.due:

@@ -4,8 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from onnx import TensorProto, helper
 
+from gateway.engine.arena import Arena
+from gateway.engine.memory import resident_bytes
 from tests.engines import save_model
 
 SCRIPT = """
@@ -41,3 +44,19 @@ def test_memory_that_a_large_run_took_is_given_back(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(path)], capture_output=True, timeout=120)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     print(done.stdout.decode())
+
+
+def test_what_is_read_of_a_fronts_memory_is_not_an_engines() -> None:
+    arena = Arena(2**26)
+    place = arena.lend(2**25)
+    assert place is not None
+    before = resident_bytes()
+    place[:] = 1
+    assert resident_bytes() < before + 2**24
+    own = np.ones(2**25, np.uint8)
+    assert resident_bytes() > before + 2**24
+    del own, place
+
+
+def test_a_process_that_is_gone_has_nothing() -> None:
+    assert resident_bytes(2**22 + 1) == 0
