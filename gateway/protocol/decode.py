@@ -37,7 +37,7 @@ from gateway.protocol.json_tensor import (
 )
 from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
-from gateway.protocol.request import MAX_KEYS, InferRequest
+from gateway.protocol.request import MAX_KEYS, InferRequest, RequestedOutput
 from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, Lend, cut_numbers
 
 __all__ = ("InferRequest", "RequestDecoder", "Usual")
@@ -45,6 +45,8 @@ __all__ = ("InferRequest", "RequestDecoder", "Usual")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _BYTE_ORDER_MARK = 0xEF
+_MAX_HEAD = 4096
+"""Of the JSON before a tensor that is kept to be recognised."""
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
 
 
@@ -60,6 +62,22 @@ class Usual(NamedTuple):
     size: int
     most: int
     reading: Reading
+
+
+class UsualHead(NamedTuple):
+    """The JSON before one raw tensor of numbers and nothing else, the size of the whole body, and what they say."""
+
+    text: bytes
+    size: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    rows: int
+    outputs: tuple[RequestedOutput, ...] | None
+
+    def request(self, body: Octets) -> InferRequest:
+        """The request of another body with the same JSON and of the same size."""
+        array = np.frombuffer(body, self.dtype, offset=len(self.text)).reshape(self.shape)
+        return InferRequest(inputs=[array], rows=self.rows, outputs=self.outputs, fragments=[None])
 
 
 class RequestDecoder:
@@ -92,6 +110,7 @@ class RequestDecoder:
         self._parser = simdjson.Parser()
         self._slice_parser = simdjson.Parser()
         self._last_usual: Usual | None = None
+        self._usual_head: UsualHead | None = None
         self._usual_spec = signature.inputs[0] if len(signature.inputs) == 1 and self.checks.sayable else None
         if self._usual_spec is not None and (
             NUMPY_OF[self._usual_spec.datatype].kind not in "fiu" or self._usual_spec.datatype in NOT_IN_JSON
@@ -121,7 +140,12 @@ class RequestDecoder:
             raise CallerError(f"inference header size should be in range (0, {len(body)}), got: {json_length}")
         if json_length == 0:
             return self._decode_raw(body)
-        return self._decode(bytes(body[:json_length]), Tail(body, json_length, self._model))
+        text, usual = bytes(body[:json_length]), self._usual_head
+        if usual is not None and usual.text == text and usual.size == len(body):
+            return usual.request(body)
+        request = self._decode(text, Tail(body, json_length, self._model))
+        self._learn_head(text, len(body), request)
+        return request
 
     def recognise(self, read: bytes, start: int = 0) -> tuple[Usual, bytes] | None:
         """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
@@ -286,6 +310,14 @@ class RequestDecoder:
         if not isinstance(document, dict):
             raise CallerError("the request body must be a JSON object")
         return self._read(document, text, tail, tokens=True)
+
+    def _learn_head(self, text: bytes, size: int, request: InferRequest) -> None:
+        if request.id is not None or request.parameters or request.timeout_us or request.priority:
+            return
+        array, length = request.inputs[0], len(text)
+        if len(request.inputs) == 1 and array.dtype.kind in "fiuV" and length < _MAX_HEAD and array.nbytes > 0:
+            if size == length + array.nbytes:
+                self._usual_head = UsualHead(text, size, array.dtype, array.shape, request.rows, request.outputs)
 
     def _decode_raw(self, body: Octets) -> InferRequest:
         specs = self._signature.inputs

@@ -337,3 +337,48 @@ def test_a_mutated_request_is_taken_or_refused_and_nothing_else_is_raised(
     body, length = request(specs, [array for _, array in sent])
     if not all(array.ndim for _, array in sent) or len({len(array) for _, array in sent}) == 1:
         assert len(chosen.decode(body, length).inputs) == len(sent)
+
+
+MORE = st.sampled_from(
+    [{}, {"id": "7"}, {"parameters": {"a": 1}}, {"parameters": {"priority": 1}}, {"parameters": {"timeout": 5}},
+     {"parameters": {"binary_data_output": True}}, {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}]
+)  # fmt: skip
+
+
+@given(DATATYPES.flatmap(lambda name: st.tuples(st.just(name), st.lists(tensors(name), min_size=1, max_size=3))), MORE)
+def test_a_head_that_came_before_means_the_same_with_other_numbers(
+    sent: tuple[str, list[Array]], more: dict[str, Any]
+) -> None:
+    datatype, arrays = sent
+    decoders: dict[int, RequestDecoder] = {}
+    for array in arrays * 2:
+        other = array[::-1] if array.ndim else array
+        for numbers in (array, np.ascontiguousarray(other)):
+            spec = spec_of("x", datatype, numbers)
+            body, length = request([spec], [numbers], **more)
+            known = decoders.setdefault(numbers.ndim, RequestDecoder("m", Signature((spec,), OUTPUTS)))
+            got, fresh = known.decode(body, length), known.again().decode(body, length)
+            assert same(got.inputs[0], fresh.inputs[0]) and same(got.inputs[0], numbers)
+            assert (got.id, got.rows, got.outputs, got.parameters, got.timeout_us, got.priority, got.fragments) == (
+                fresh.id, fresh.rows, fresh.outputs, fresh.parameters, fresh.timeout_us, fresh.priority, fresh.fragments
+            )  # fmt: skip
+
+
+def test_a_head_that_came_before_lifts_no_rule() -> None:
+    reads = decoder(("x", "FP32", (-1, 2)))
+    body, length = request([TensorSpec("x", "FP32", (-1, 2))], [np.ones((3, 2), "f4")])
+    for _ in range(2):
+        assert reads.decode(body, length).rows == 3
+    for wrong in (body[:-1], body + b"x", body[:-4], body[:length]):
+        with pytest.raises(CallerError):
+            reads.decode(wrong, length)
+    assert reads.decode(memoryview(body), length).inputs[0].tolist() == [[1.0, 1.0]] * 3
+    inputs = [described(TensorSpec("x", "FP32", (-1, 2)), (1, 2), data=[1, 2])]
+    in_json = orjson.dumps({"inputs": inputs, "outputs": [{"name": "y"}]})
+    for _ in range(2):
+        assert reads.decode(in_json, len(in_json)).inputs[0].tolist() == [[1.0, 2.0]]
+    flags = decoder(("x", "BOOL", (-1,)))
+    body, length = request([TensorSpec("x", "BOOL", (-1,))], [np.ones(3, "?")])
+    assert flags.decode(body, length).rows == 3
+    with pytest.raises(CallerError, match="no BOOL"):
+        flags.decode(body[:-1] + b"\x02", length)
