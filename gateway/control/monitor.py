@@ -45,6 +45,12 @@ OpenSource = Callable[[dict[str, Any] | None, Literal["earliest", "latest"]], Aw
 _READ_AT_ONCE = 256
 """Records that are read in one turn, so that a turn is over in milliseconds: others answer requests on these cores."""
 
+_BREATH_SECONDS = 0.0005
+"""Between two turns: who waits for a core need not wait for a time slice of ours to end."""
+
+_GATHER_SECONDS = 0.02
+"""Before the next turn where all has been read: many records cost little more than one."""
+
 _STATUS_SECONDS = 1.0
 _CLOSE_SECONDS = 1.0
 """The longest that closing waits for a comparison; one that is given up begins again at the next start."""
@@ -296,7 +302,9 @@ class Monitor:
         flush_at, checkpoint_at, status_at = now + settings.flush_seconds, now + settings.checkpoint_seconds, now
         while not stop.is_set():
             try:
-                await self.step(min(max(flush_at - self._monotonic(), 0.0), settings.flush_seconds))
+                read = await self.step(min(max(flush_at - self._monotonic(), 0.0), settings.flush_seconds))
+                if read:
+                    await asyncio.sleep(_BREATH_SECONDS if read >= _READ_AT_ONCE else _GATHER_SECONDS)
             except (SpoolError, OSError) as error:
                 self._note(f"the log cannot be read, trying again: {error}")
                 await _wait(stop, _STATUS_SECONDS)
