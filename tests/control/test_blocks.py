@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from gateway.control.block import BlockReader, LoggedBlock
 from gateway.control.compare import FixedRerun
 from gateway.control.join import LabelJoin, LabelledRow
+from gateway.control.kept import KeptPredictions, kept_block
 from gateway.control.monitor import Monitor
+from gateway.control.rows import RowBuffer
 from gateway.control.share import CallerShare
 from gateway.control.store import Store
 from gateway.control.versions import FixedVersions
@@ -297,12 +299,13 @@ def test_drift_in_blocks_is_found_and_told_as_in_single_predictions() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.lists(st.integers(0, 40) | st.just(700), min_size=1, max_size=40),
+            st.lists(st.integers(0, 8), min_size=1, max_size=40)
+            | st.lists(st.integers(0, 40) | st.just(700), min_size=1, max_size=40),
             st.none() | st.integers(1, 3),
         ),
         max_size=40,
     ),
-    st.integers(1, 3000),
+    st.integers(1, 400) | st.integers(1, 3000),
 )
 def test_many_requests_are_admitted_as_they_are_one_by_one(
     sent: list[tuple[list[int], int | None]], window: int
@@ -352,6 +355,54 @@ def test_every_datatype_and_shape_counts_as_in_single_records(datatype: str, axe
         assert msgspec.to_builtins(whole.state()) == msgspec.to_builtins(single.state())
         assert (whole.skipped, single.skipped) == (0, 0)
     assert whole.state().inputs is not None
+
+
+@pytest.mark.parametrize("axes", [(3,), (2, 2)])
+def test_infinities_are_missing_as_they_are_in_single_records(axes: tuple[int, ...]) -> None:
+    given = np.zeros((3, *axes), "f4")
+    given.flat[:3] = [np.inf, -np.inf, np.nan]
+    reference = build_profile(inputs={"x": np.zeros((5, *axes), "f4")}, outputs={"y": np.zeros((5, 1))}, columns={})
+    whole, single = (RowBuffer(reference.features, reference.columns) for _ in range(2))
+    read = logged(block(given, np.zeros((3, 1), "f4")))
+    whole.add_column(read.inputs, read.rows, read.rows)
+    for place in range(read.count):
+        single.add(read.prediction(place).inputs, 1)
+    counts = whole.take()
+    assert np.array_equal(counts, single.take())
+    assert counts[0].tolist()[-1] == 1
+
+
+def test_an_output_that_the_reference_does_not_know_is_no_evidence_in_a_trial() -> None:
+    log = Log()
+    for name in ("y", "z", "y"):
+        log.add_block(block(np.zeros((4, 3), "f4"), np.zeros((4, 1), "f4"), names=("x", name), seconds=EPOCH))
+    ours, theirs = (run(log.whole, [], policy=ModelPolicy(), whole=whole) for whole in (True, False))
+    np.testing.assert_equal(ours, theirs)
+    assert ours[2]["counts"]["units"] == [[0.2, 12, 0]]
+    assert [counts for _, counts in ours[2]["counts"]["shifts"]["outputs"]["y"]] == [[[0.2, 8, 0]]]
+
+
+def test_the_newest_of_what_is_kept_are_so_many_predictions_also_within_a_block() -> None:
+    kept = KeptPredictions(100, payload_bytes=1 << 20)
+    for first, count in ((1, 5), (6, 4)):
+        values = np.arange(first, first + count, dtype="f4")[:, None]
+        kept.add_block(kept_block(logged(block(values, values), first), with_outputs=True))
+    kept.add(f"{BOOT}-{10:010x}", kept_block(logged(block(values, values), 10), with_outputs=True).kept(0))
+    singles, blocks = kept.newest(7)
+    assert [prediction_id for prediction_id, _ in singles] == [f"{BOOT}-{10:010x}"]
+    assert [(before, each.first, each.forgotten, each.columns) for before, each in blocks] == [
+        (0, 1, 3, None),
+        (0, 6, 0, None),
+    ]
+    again = KeptPredictions(100, payload_bytes=1 << 20)
+    again.restore(singles, blocks)
+    assert len(again) == 7
+    assert [again.find(f"{BOOT}-{number:010x}") is not None for number in range(1, 12)] == [False] * 3 + [True] * 7 + [
+        False
+    ]
+    assert [again.find(prediction_id) is None for prediction_id in ("", "nothing", f"{LABEL_BOOT}-{5:010x}")] == [
+        True
+    ] * 3
 
 
 def test_a_tensor_of_another_shape_than_the_references_is_no_evidence() -> None:

@@ -54,7 +54,7 @@ def test_over_restarts_on_a_real_spool_every_record_counts_once(make_world: Any,
 
     async def open_source(position: Any, start: Any) -> SpoolSource:
         places = {stream: (segment, offset) for stream, (segment, offset) in (position or {}).items()}
-        return SpoolSource(tmp_path / "spool", position=places or None, start=start)
+        return SpoolSource(tmp_path / "spool", position=places or None, start=start, whole_blocks=True)
 
     async def run(expected: int) -> Any:
         stop, monitor = asyncio.Event(), world.monitor()
