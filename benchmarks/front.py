@@ -65,8 +65,8 @@ class _Unlogged(Delivery):
         ]
         return b"", inference.body_of(event_id, inference.outputs_of(flats)), 200
 
-    def _append(self, records: Sequence[tuple[int, bytes]], count: int) -> None:
-        self._spool.next_sequence += count
+    def _append(self, batch: Any) -> None:
+        self._spool.next_sequence += len(batch.inferences)
 
 
 class _Uncounted(Delivery):

@@ -225,12 +225,7 @@ class Lane:
                 if late:
                     self._fail(late, self._too_late())
             if jobs:
-                whole, refused = self._read(jobs)
-                if refused:
-                    self._done(refused)
-                    jobs = [job for job in jobs if job.failure is None]
-            if jobs:
-                self._send(jobs, self._link, now=now, whole=whole)
+                self._ask(jobs, self._link, now=now)
 
     def _held_back(self, now: float) -> bool:
         # Whether the next batch may still be filled; it is looked at again when it may not.
@@ -245,6 +240,21 @@ class Lane:
         self._release = None
         self._flush()
 
+    def _ask(self, jobs: list[Job], link: _Link, *, now: float) -> None:
+        try:
+            whole, refused = self._read(jobs)
+        except Exception:
+            # They are in no queue any more: without this nobody would ever answer them.
+            _log.exception("a batch for model '%s' version %d could not be read", self.model, self.version)
+            failure = ModelFailed(f"model '{self.model}' version {self.version} cannot be asked")
+            self._fail([job for job in jobs if job.failure is None], failure)
+            return
+        if refused:
+            self._done(refused)
+            jobs = [job for job in jobs if job.failure is None]
+        if jobs:
+            self._send(jobs, link, now=now, whole=whole)
+
     def _send(self, jobs: list[Job], link: _Link, *, now: float, whole: list[Array] | None) -> None:
         self._next_id += 1
         run = Run(jobs, 0, sent_at=now, inputs=whole)
@@ -258,7 +268,7 @@ class Lane:
         run.rows = rows
         try:
             frame = self._frame_of(run, link, deadline=latest)
-        except (ValueError, TypeError) as error:
+        except Exception as error:
             # Inputs are checked long before; whatever slips through fails its own batch and takes no place in flight.
             run.end()
             self._fail(jobs, ModelFailed(f"model '{self.model}' version {self.version} cannot be asked: {error}"))

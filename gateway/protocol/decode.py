@@ -168,7 +168,7 @@ class RequestDecoder:
         length = len(text)
         if length > most or text.rfind(b"[") or text.find(b"]") != length - 1 or text.count(b",") != size - 1:
             return None
-        if size == 1 and not text.strip(b"[] \t"):
+        if size == 1 and not text.strip(b"[] \t\r\n"):
             return None  # no number needs no comma either
         return usual, text
 

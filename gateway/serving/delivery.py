@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from gateway.engine.job import Run
-from gateway.events.blocks import MAX_BLOCK, BlockError, PredictionBlock, encode_block
+from gateway.events.blocks import MAX_BLOCK, PredictionBlock, encode_block
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
@@ -95,7 +95,7 @@ class Delivery:
         batch = self._write_down(inferences, now=now, stamp=record_time(time.time()))
         dropped = self._spool.dropped
         try:
-            self._append(batch.records, len(inferences))
+            self._append(batch)
         except SpoolError as error:
             # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
             self.refuse(inferences[error.written :])
@@ -112,36 +112,25 @@ class Delivery:
         """Records and answers of finished requests: those that differ in little together, the others one by one."""
         batch = _Batch(inferences)
         sequence = self._spool.next_sequence
-        texts: Sequence[bytes] | None = None
-        looked = False
-        place = apart = 0  # what is before `apart` makes no block
-        count = len(inferences)
-        while place < count:
-            first = inferences[place]
-            run, stencil = first.run, None
-            if run is not None and first.plain and first.keep_alive and first.failure is None and place >= apart:
-                if not looked:
-                    looked, texts = True, _texts_of(run)
-                if texts is not None:
-                    stencil = self._stencil_of(first, run)
-            if run is not None and stencil is not None and texts is not None:
-                end = _end_of_alike(inferences, place, row_bytes=stencil.row_bytes)
-                alike = inferences[place:end]
+        place = apart = 0  # what is before `apart` is written down one by one
+        while place < len(inferences):
+            end = place
+            if place >= apart:
                 try:
-                    batch.records += self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
-                except (BlockError, OverflowError):
-                    apart = end
-                    continue
-                batch.answers += _fill(stencil, alike, texts, sequence)
-            else:
-                end = place + 1
+                    end = self._write_alike(batch, place, sequence=sequence, now=now, stamp=stamp)
+                except Exception:
+                    # Whatever it is, it shall not cost more than what it concerns.
+                    apart = min(len(inferences), place + MAX_BLOCK)
+            if end == place:
+                end += 1
+                inference = inferences[place]
                 event_id = b"%b-%010x" % (self._boot, sequence)
                 try:
-                    record, body, status = self._finish(first, event_id, now=now, stamp=stamp, sequence=sequence)
+                    record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
                 except Exception as fault:
                     # Whatever slips through every check fails its own request, and nobody else's.
-                    first.give_up(fault)
-                    record, body, status = self._finish(first, event_id, now=now, stamp=stamp, sequence=sequence)
+                    inference.give_up(fault)
+                    record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
                 batch.records.append((KIND_PREDICTION, record))
                 batch.answers.append((event_id, body, status, False))
             batch.spans.append((place, end))
@@ -149,9 +138,27 @@ class Delivery:
             place = end
         return batch
 
-    def _append(self, records: Sequence[tuple[int, bytes]], count: int) -> None:
-        # Of so many predictions.
-        self._spool.append(records)
+    def _write_alike(self, batch: _Batch, place: int, *, sequence: int, now: float, stamp: bytes) -> int:
+        """Write down the request at `place` and those behind it that share its stencil; where they end."""
+        first = batch.inferences[place]
+        run = first.run
+        if run is None or not (first.plain and first.keep_alive) or first.failure is not None:
+            return place
+        if batch.texts_of is not run:
+            batch.texts, batch.texts_of = _texts_of(run), run
+        texts = batch.texts
+        stencil = self._stencil_of(first, run) if texts is not None else None
+        if stencil is None or texts is None:
+            return place
+        end = _end_of_alike(batch.inferences, place, row_bytes=stencil.row_bytes)
+        alike = batch.inferences[place:end]
+        records = self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
+        batch.answers += _fill(stencil, alike, texts, sequence)
+        batch.records += records
+        return end
+
+    def _append(self, batch: _Batch) -> None:
+        self._spool.append(batch.records)
 
     def _stencil_of(self, inference: Inference, run: Run) -> Stencil | None:
         inputs = run.inputs if run.inputs is not None else inference.inputs
@@ -360,15 +367,19 @@ class _Batch:
     ----------
     spans : list of (int, int)
         From and to: of each, all have one version, arm and status, and one record or block.
+    texts : sequence of bytes or None
+        The elements of each row of the output of the run `texts_of`, as JSON.
     """
 
-    __slots__ = ("answers", "inferences", "records", "spans")
+    __slots__ = ("answers", "inferences", "records", "spans", "texts", "texts_of")
 
     def __init__(self, inferences: Sequence[Inference]) -> None:
         self.inferences = inferences
         self.records: list[tuple[int, bytes]] = []
         self.answers: list[Answer] = []
         self.spans: list[tuple[int, int]] = []
+        self.texts: Sequence[bytes] | None = None
+        self.texts_of: Run | None = None
 
     def cut(self, count: int) -> _Batch:
         """The first so many requests."""

@@ -152,7 +152,7 @@ class GatewayProtocol(HttpToolsProtocol):
             self._inference.abandoned = True
         self._due.clear()
         self._behind.clear()
-        self._held_body = None
+        self._inference = self._held_body = self._receiver = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -591,7 +591,7 @@ class GatewayProtocol(HttpToolsProtocol):
                 else:
                     self.refuse(431, self._head_too_large())
             return
-        if self._received > LARGE_BODY_BYTES and not self._hold(self._received):
+        if self._received > LARGE_BODY_BYTES and not self._hold(self._received_or_cleared):
             return
         counted = self._received + CHUNK_LINE_BYTES * self._chunks
         if not self._body_since:
@@ -625,6 +625,12 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self._receiver.is_receiving:
             self._receiver.begin(self._length, json_length=json_length, pieces=inference.body)
             inference.body = []
+            if not self._hold(self._received_or_cleared):
+                self._receiver.drop()
+
+    @property
+    def _received_or_cleared(self) -> int:
+        return max(self._received, 0 if self._receiver is None else self._receiver.cleared_bytes)
 
     def _head_too_large(self) -> str:
         return f"the request head is larger than {self._max_head} bytes (limits.max_head_bytes)"

@@ -19,6 +19,9 @@ __all__ = ("Receiver", "Reading")
 SCRATCH_BYTES = 16 * 1024
 FIRST_BYTES = 2 * 2**20
 """A longer body gets the rest of its place when so much has come: who only speaks of many bytes holds few."""
+FIRST_JSON_BYTES = 2**18
+JSON_GROWTH = 4
+"""Places of JSON are cleared, and so in memory, before anything comes: they begin smaller, and grow so many times."""
 
 
 class Reading(Protocol):
@@ -63,6 +66,11 @@ class Receiver(asyncio.BufferedProtocol):
         """Whether a body has been begun and not finished."""
         return self._length > 0
 
+    @property
+    def cleared_bytes(self) -> int:
+        """What is in memory for the body, whether it has come or not."""
+        return len(self._body) if isinstance(self._body, bytearray) else 0
+
     def begin(self, length: int, *, json_length: int | None, pieces: list[Octets]) -> None:
         """Receive a body.
 
@@ -77,7 +85,9 @@ class Receiver(asyncio.BufferedProtocol):
         """
         self._length = length
         self._skipped = -(json_length or 0) % ALIGNMENT
-        self._make_place(min(length, FIRST_BYTES), in_json=json_length is None, pieces=pieces)
+        in_json = json_length is None
+        first = max(FIRST_JSON_BYTES, sum(map(len, pieces))) if in_json else FIRST_BYTES
+        self._make_place(min(length, first), in_json=in_json, pieces=pieces)
 
     def finish(self) -> Octets:
         """The body, all of which has come: a bytearray where it is JSON, else a memoryview."""
@@ -99,8 +109,11 @@ class Receiver(asyncio.BufferedProtocol):
             self._reading.data_received(bytes(self._scratch[:nbytes]))
             return
         self._rest = rest = rest[nbytes:]
-        if not rest and len(self._body) < self._length:
-            self._make_place(self._length, in_json=isinstance(self._body, bytearray), pieces=[self._body])
+        size = len(self._body)
+        if not rest and size < self._length:
+            in_json = isinstance(self._body, bytearray)
+            wanted = min(self._length, size * JSON_GROWTH) if in_json else self._length
+            self._make_place(wanted, in_json=in_json, pieces=[self._body])
         self._reading.body_grew(nbytes)
 
     def eof_received(self) -> bool | None:

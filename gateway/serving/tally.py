@@ -46,8 +46,8 @@ class RunTally:
         """
         seconds = run.inference_ns / 1e9
         read, waited, ran, written = self._stages
-        read.inc(queued - arrived)
-        waited.inc(count * run.sent_at - queued)
+        read.inc(max(0.0, queued - arrived))
+        waited.inc(max(0.0, count * run.sent_at - queued))
         ran.inc(count * seconds)
         written.inc(max(0.0, count * (now - run.sent_at - seconds)))
         self._rows.inc(rows)

@@ -462,3 +462,20 @@ def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: P
         await server.wait_closed()
 
     run(test)
+
+
+def test_a_batch_that_cannot_be_read_for_whatever_reason_is_answered(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+
+            def fails(jobs: list[Job]) -> tuple[None, list[Job]]:
+                raise MemoryError
+
+            w.lane._read = fails
+            w.lane.submit(job(1))
+            w.lane.submit(job(2))
+            done = await w.until(2)
+            assert {str(each.failure) for each in done} == {"model 'm' version 1 cannot be asked"}
+            assert w.lane.idle
+
+    run(test)

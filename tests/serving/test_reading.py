@@ -91,9 +91,9 @@ def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
 
 
-@pytest.mark.parametrize("text", [b"[]", b"[ ]", b"[\t]"])
+@pytest.mark.parametrize("text", [b"[]", b"[ ]", b"[\t]", b"[\n]", b"[\r\n]"])
 async def test_a_request_without_its_one_number_is_refused_and_gets_nobody_elses_answer(
-    tmp_path: Path, text: bytes
+    tmp_path: Path, text: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     signature = Signature((TensorSpec("x", "FP32", (-1, 1)),), (TensorSpec("y", "FP32", (-1, 1)),))
     tensor = b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":%b}]}'
@@ -103,6 +103,7 @@ async def test_a_request_without_its_one_number_is_refused_and_gets_nobody_elses
         answers = await d.send(b"".join(asked), read=4)
         assert [status for status, _, _ in answers] == [400, 200, 400, 200]
         assert [body["outputs"][0]["data"] for status, _, body in answers if status == 200] == [[15.0], [17.0]]
+        assert "mixes" not in caplog.text, "what a caller sends is not the model's fault"
 
 
 async def test_requests_of_other_lengths_are_never_read_or_run_as_one(tmp_path: Path) -> None:

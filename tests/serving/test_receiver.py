@@ -16,7 +16,7 @@ import uvloop
 from gateway.engine.arena import ALIGNMENT, Arena
 from gateway.protocol.binary import Octets
 from gateway.serving import receiver
-from gateway.serving.receiver import FIRST_BYTES, SCRATCH_BYTES, Receiver
+from gateway.serving.receiver import FIRST_BYTES, FIRST_JSON_BYTES, JSON_GROWTH, SCRATCH_BYTES, Receiver
 from tests.serving.fronts import Door, door, get, post, read_answer
 
 ROWS = 60_000
@@ -123,7 +123,28 @@ def test_the_first_tensor_lies_where_numbers_are_read_at_once(
 def test_who_only_speaks_of_many_bytes_holds_few() -> None:
     behind = Behind()
     behind.receiver.begin(2**40, json_length=None, pieces=[bytes(10)])
-    assert len(behind.receiver.get_buffer(-1)) == FIRST_BYTES - 10
+    assert len(behind.receiver.get_buffer(-1)) == FIRST_JSON_BYTES - 10
+    behind.bring(bytes(FIRST_JSON_BYTES - 10))
+    assert behind.receiver.cleared_bytes == JSON_GROWTH * FIRST_JSON_BYTES
+
+
+def test_what_is_in_memory_for_a_body_counts_whether_it_has_come_or_not(tmp_path: Path, run: Run) -> None:
+    async def test() -> None:
+        async with door(tmp_path, limits={"max_held_body_bytes": 3 * FIRST_JSON_BYTES}) as d:
+            writers = []
+            for held in (1, 2, 3, 3):
+                reader, writer = await d.connect()
+                writers.append(writer)
+                writer.write(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: g\r\nContent-Length: 16000000\r\n\r\n[")
+                if len(writers) == 4:
+                    status, _, body = await read_answer(reader)
+                    assert status == 503 and "limits.max_held_body_bytes" in body["error"]
+                while d.front.bodies.held_bytes != held * FIRST_JSON_BYTES:
+                    await asyncio.sleep(0.005)
+            for writer in writers:
+                writer.transport.abort()
+
+    run(test)
 
 
 def test_what_is_no_large_body_is_handed_on() -> None:
