@@ -25,6 +25,7 @@ from gateway.engine.address import short_address
 from gateway.engine.arena import Arena
 from gateway.engine.errors import WireError
 from gateway.engine.job import Job, Run
+from gateway.engine.pace import SHORT_SECONDS
 from gateway.engine.waiting import QueueLimits, WaitingLine
 from gateway.engine.wire import (
     FAILURE,
@@ -212,7 +213,9 @@ class Lane:
         if line.displaced:
             displaced, line.displaced = line.displaced, []
             self._fail(displaced, Overloaded(f"the queue of {line.name} is full: a request of a higher priority came"))
-        while (line.rows or self._again) and self._link is not None and len(self._in_flight) < self._frames_in_flight:
+        # While runs are short, two at a time would only be two small batches where one could go.
+        most = 1 if line.pace.run_seconds < SHORT_SECONDS else self._frames_in_flight
+        while (line.rows or self._again) and self._link is not None and len(self._in_flight) < most:
             now = time.perf_counter()
             if self._again:
                 jobs = [job for job in self._again.popleft() if job.failure is None and not job.abandoned]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("Pace",)
+import math
+
+__all__ = ("SHORT_SECONDS", "Pace")
 
 FIRST_ROWS = 8  # of the first batch, when nothing is known yet
 MEMORY = 0.8  # weight of what was known when another batch has been drained
-SHARE = 0.25  # of a new measurement in the mean time of a frame
+SHARE = 0.25  # of a new measurement in the mean time of a frame or a run
+SHORT_SECONDS = 0.0002  # a run that is over before a front has another batch worth it
 
 
 class Pace:
@@ -30,6 +33,8 @@ class Pace:
         Of a queue that needs no look: they fit the next batch.
     frame_seconds : float
         Between two answers while there was work: the mean, of which recent ones are the most.
+    run_seconds : float
+        The model runs for a frame: the mean, of which recent ones are the most; infinite when nothing is known yet.
     row_seconds : float
         The engine took for a row while more waited than a batch may hold; 0 as long as that was never so.
 
@@ -52,6 +57,7 @@ class Pace:
         "frame_seconds",
         "row_seconds",
         "rows",
+        "run_seconds",
     )
 
     def __init__(self, *, max_rows: int, batch_seconds: float, few: int) -> None:
@@ -63,6 +69,7 @@ class Pace:
         self.rows = min(FIRST_ROWS, max_rows)
         self.few_rows = min(self.rows, few)
         self.frame_seconds = 0.0
+        self.run_seconds = math.inf
         self.row_seconds = 0.0
 
     def __repr__(self) -> str:
@@ -81,6 +88,8 @@ class Pace:
             Others had to wait when the frame was formed: only then does its time tell how fast a queue drains.
         """
         self.frame_seconds += (seconds - self.frame_seconds) * SHARE
+        known = self.run_seconds < math.inf
+        self.run_seconds = self.run_seconds + (run_seconds - self.run_seconds) * SHARE if known else run_seconds
         if rows:
             fitting = self._max_rows
             if run_seconds * self._max_rows > rows * self._batch_seconds:

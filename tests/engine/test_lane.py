@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.engine.job import HIGH, LOW, Job
 from gateway.engine.lane import Lane, QueueLimits
+from gateway.engine.pace import SHORT_SECONDS
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, ModelFailed, Overloaded
 from tests.engines import FakeEngine, fake_engine
 
@@ -179,7 +180,37 @@ def test_whoever_is_guilty_the_others_are_answered_and_the_runs_are_bounded(guil
     run(test)
 
 
-def test_what_is_run_again_takes_no_more_frames_and_goes_before_what_waits(tmp_path: Path) -> None:
+def test_while_runs_are_short_what_comes_meanwhile_is_one_batch(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.lane.submit(job(0))
+            await w.until(1)
+            assert w.lane.line.pace.run_seconds < SHORT_SECONDS
+            w.engine.hold.clear()
+            for value in range(1, 5):
+                w.lane.submit(job(value))
+                await asyncio.sleep(0.02)
+            assert "frames 1" in repr(w.lane) and "waiting 3" in repr(w.lane)
+            w.engine.hold.set()
+            await w.until(5)
+            assert w.engine.batches == [1, 1, 3]
+            w.lane.line.pace.run_seconds = SHORT_SECONDS
+            w.engine.hold.clear()
+            for value in range(3):
+                w.lane.submit(job(value))
+                await asyncio.sleep(0.02)
+            assert "frames 2" in repr(w.lane) and "waiting 1" in repr(w.lane)
+            w.engine.hold.set()
+            await w.until(8)
+
+    run(test)
+
+
+def test_what_is_run_again_takes_no_more_frames_and_goes_before_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.engine.lane.SHORT_SECONDS", 0.0)
+
     async def test() -> None:
         async with world(tmp_path) as w:
             w.engine.run = unlucky(0)
