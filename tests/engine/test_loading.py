@@ -28,6 +28,6 @@ def test_a_model_that_needs_more_memory_than_an_engine_may_hold_is_refused_with_
 
 
 def test_an_engine_that_holds_more_before_any_model_says_so_too(tmp_path: Path) -> None:
-    text = refusal(save_doubler(tmp_path / "m.onnx"), 2**26)
-    assert "engine.max_resident_bytes is 67108864" in text
+    text = refusal(save_doubler(tmp_path / "m.onnx"), 2**25)
+    assert "before the model is loaded; engine.max_resident_bytes is 33554432" in text
     assert "Traceback" not in text
