@@ -139,7 +139,7 @@ async def test_a_client_that_leaves_within_a_body_takes_no_place_with_it(tmp_pat
 async def test_places_of_a_lost_engine_are_kept_as_long_as_it_might_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_module, "ENGINE_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(front_module, "ENGINE_GRACE_SECONDS", 2.0)
     async with shared_door(tmp_path, engine={"hang_seconds": 0.2}) as d:
         d.engine.hold.clear()
         reader, writer = await d.connect()
