@@ -11,7 +11,7 @@ import numpy as np
 
 from gateway.control.logged import LoggedPrediction, read_prediction
 from gateway.events.addresses import format_id
-from gateway.events.blocks import BlockError, PredictionBlock, prediction_of, read_block
+from gateway.events.blocks import KEY_BYTES, BlockError, PredictionBlock, prediction_of, read_block
 from gateway.events.encoding import RecordError
 from gateway.events.records import Arm
 from gateway.predictions.segments import LogRecord
@@ -21,8 +21,6 @@ __all__ = ("BlockHead", "BlockReader", "LoggedBlock", "LoggedColumn", "keys_of")
 
 Array = np.ndarray[Any, Any]
 
-KEY_BYTES = 16
-_NO_KEY = " " * KEY_BYTES
 _HEADS = 256
 """Heads that are remembered: one for each model, version, arm, weight and front in turn."""
 _TIME = re.compile(rb"[0-9TZ:.+-]+")

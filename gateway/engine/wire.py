@@ -183,31 +183,13 @@ def encode_run(
 
 def encode_run_of_one(frame_id: int, array: Array, *, deadline: float) -> bytes | None:
     """A whole RUN frame of one small input of numbers, as most are; None where `encode_run` is to be asked."""
-    code = _CODE_OF_CHAR.get(array.dtype.char)
-    if code is None or array.nbytes >= LARGE_BYTES:
-        return None
-    rank, block = array.ndim, array.tobytes()
-    nbytes = len(block)
-    padding = _PADDING[nbytes % 8]
-    length = 24 + 8 * rank + nbytes + len(padding)
-    head = _RUN_OF_ONE[rank].pack(length, RUN, 1, frame_id, deadline, code, rank, 0, 0, *array.shape, nbytes)
-    return head + block + padding
+    return _encode_one(_RUN_OF_ONE, RUN, frame_id, deadline, array)
 
 
 def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> list[bytes | memoryview]:
     """The pieces of a RESULT frame, one where it is small; `arrays` in the order of the signature's outputs."""
-    if len(arrays) == 1:
-        array = arrays[0]
-        code = _CODE_OF_CHAR.get(array.dtype.char)
-        if code is not None and array.nbytes < LARGE_BYTES:
-            rank, block = array.ndim, array.tobytes()
-            nbytes = len(block)
-            padding = _PADDING[nbytes % 8]
-            length = 24 + 8 * rank + nbytes + len(padding)
-            head = _RESULT_OF_ONE[rank].pack(
-                length, RESULT, 1, frame_id, nanoseconds, code, rank, 0, 0, *array.shape, nbytes
-            )
-            return [head + block + padding]
+    if len(arrays) == 1 and (frame := _encode_one(_RESULT_OF_ONE, RESULT, frame_id, nanoseconds, arrays[0])):
+        return [frame]
     pieces: list[bytes | memoryview] = [b"", _U64.pack(nanoseconds)]
     length = 8 + sum(_put_tensor(pieces, ordinal, (array,)) for ordinal, array in enumerate(arrays))
     pieces[0] = HEADER.pack(length, RESULT, len(arrays), frame_id)
@@ -237,16 +219,7 @@ def decode_run_of_one(frame: bytes) -> tuple[int, float, Array] | None:
 
     None where the bytes are anything else; then `FrameReader` and `decode_run` are to look at them.
     """
-    try:
-        head = _RUN_OF_ONE[frame[HEADER.size + 9]]
-        length, kind, count, frame_id, deadline, code, _, _, _, *shape, nbytes = head.unpack_from(frame)
-        if kind == RUN and count == 1 and length == len(frame) - HEADER.size and code != _BYTES:
-            array = np.ndarray(shape, _DTYPES[code], frame, head.size)
-            if array.nbytes == nbytes:
-                return frame_id, deadline, array
-    except (IndexError, struct.error, TypeError, ValueError):
-        pass
-    return None
+    return _decode_one(_RUN_OF_ONE, RUN, frame)
 
 
 def decode_result(payload: memoryview, count: int) -> tuple[int, list[Array]]:
@@ -259,16 +232,8 @@ def decode_result_of_one(frame: bytes) -> tuple[int, int, list[Array]] | None:
 
     None where the bytes are anything else; then `FrameReader` and `decode_result` are to look at them.
     """
-    try:
-        head = _RESULT_OF_ONE[frame[HEADER.size + 9]]
-        length, kind, count, frame_id, nanoseconds, code, _, _, _, *shape, nbytes = head.unpack_from(frame)
-        if kind == RESULT and count == 1 and length == len(frame) - HEADER.size and code != _BYTES:
-            array = np.ndarray(shape, _DTYPES[code], frame, head.size)
-            if array.nbytes == nbytes:
-                return frame_id, nanoseconds, [array]
-    except (IndexError, struct.error, TypeError, ValueError):
-        pass
-    return None
+    one = _decode_one(_RESULT_OF_ONE, RESULT, frame)
+    return None if one is None else (one[0], one[1], [one[2]])
 
 
 def decode_tensors(payload: memoryview, count: int, memory: memoryview | None = None) -> list[Array]:
@@ -403,6 +368,32 @@ class FrameReader:
         self._large[: len(start)] = start
         self._large_header = header
         self._filled = len(start)
+
+
+def _encode_one(heads: Sequence[struct.Struct], kind: int, frame_id: int, told: float, array: Array) -> bytes | None:
+    # `told` is what a payload begins with: the deadline of a run, the nanoseconds of a result.
+    code = _CODE_OF_CHAR.get(array.dtype.char)
+    if code is None or array.nbytes >= LARGE_BYTES:
+        return None
+    rank, block = array.ndim, array.tobytes()
+    nbytes = len(block)
+    padding = _PADDING[nbytes % 8]
+    length = 24 + 8 * rank + nbytes + len(padding)
+    head = heads[rank].pack(length, kind, 1, frame_id, told, code, rank, 0, 0, *array.shape, nbytes)
+    return head + block + padding
+
+
+def _decode_one(heads: Sequence[struct.Struct], kind: int, frame: bytes) -> tuple[int, Any, Array] | None:
+    try:
+        head = heads[frame[HEADER.size + 9]]
+        length, found, count, frame_id, told, code, _, _, _, *shape, nbytes = head.unpack_from(frame)
+        if found == kind and count == 1 and length == len(frame) - HEADER.size and code != _BYTES:
+            array = np.ndarray(shape, _DTYPES[code], frame, head.size)
+            if array.nbytes == nbytes:
+                return frame_id, told, array
+    except (IndexError, struct.error, TypeError, ValueError):
+        pass
+    return None
 
 
 def _put_tensor(

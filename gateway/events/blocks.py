@@ -18,10 +18,12 @@ import numpy as np
 import orjson
 
 __all__ = (
+    "KEY_BYTES",
     "COUNT_BYTES",
     "MAX_BLOCK",
     "MAX_BLOCK_BYTES",
     "MAX_HEAD_BYTES",
+    "NO_KEY",
     "BlockError",
     "PredictionBlock",
     "count_of",
@@ -41,9 +43,9 @@ MAX_HEAD_BYTES = 64 * 1024
 COUNT_BYTES = 2
 """Where a block tells how many predictions it holds; the rest is msgpack."""
 
-_KEY_BYTES = 16
+KEY_BYTES = 16
 _KEY_CHARACTERS = b"0123456789abcdef "
-_NO_KEY = b" " * _KEY_BYTES
+NO_KEY = b" " * KEY_BYTES
 _MAX_AXES = 63  # numpy has 64
 _DTYPES = {
     np.dtype(name).newbyteorder("<").str: np.dtype(name)
@@ -207,7 +209,7 @@ def prediction_of(block: PredictionBlock, rows: list[int], place: int, *, boot: 
         rows=b"",
         queue_us=block.queue_us[4 * place : 4 * place + 4],
         total_us=block.total_us[4 * place : 4 * place + 4],
-        keys=block.keys[_KEY_BYTES * place : _KEY_BYTES * (place + 1)],
+        keys=block.keys[KEY_BYTES * place : KEY_BYTES * (place + 1)],
         inputs=_rows_between(block.inputs, block.input_dtype, block.input_axes, before, before + own),
         outputs=_rows_between(block.outputs, block.output_dtype, block.output_axes, before, before + own),
     )
@@ -251,8 +253,8 @@ def _check_numbers(name: str, column: Column, count: int) -> None:
 
 
 def _check_keys(keys: Column, count: int) -> None:
-    if keys and (len(keys) != _KEY_BYTES * count or bytes(keys).translate(None, _KEY_CHARACTERS)):
-        raise BlockError(f"keys of a block of {count} predictions are not {_KEY_BYTES} hex digits or blanks each")
+    if keys and (len(keys) != KEY_BYTES * count or bytes(keys).translate(None, _KEY_CHARACTERS)):
+        raise BlockError(f"keys of a block of {count} predictions are not {KEY_BYTES} hex digits or blanks each")
 
 
 def _check_elements(name: str, raw: Column, dtype_name: str, axes: tuple[int, ...], rows: int) -> None:
@@ -268,8 +270,8 @@ def _check_elements(name: str, raw: Column, dtype_name: str, axes: tuple[int, ..
 def _key_members(keys: bytes, count: int) -> list[bytes]:
     if not keys:
         return [b""] * count
-    members = [b',"key":"%b"' % keys[place : place + _KEY_BYTES] for place in range(0, len(keys), _KEY_BYTES)]
-    return [b"" if _NO_KEY in member else member for member in members]
+    members = [b',"key":"%b"' % keys[place : place + KEY_BYTES] for place in range(0, len(keys), KEY_BYTES)]
+    return [b"" if NO_KEY in member else member for member in members]
 
 
 def _texts(raw: Column, dtype_name: str, axes: tuple[int, ...], rows: list[int]) -> list[bytes]:

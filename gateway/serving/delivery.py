@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from gateway.engine.job import Run
-from gateway.events.blocks import MAX_BLOCK, PredictionBlock, encode_block
+from gateway.events.blocks import MAX_BLOCK, NO_KEY, PredictionBlock, encode_block
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
@@ -37,7 +37,6 @@ Answer = tuple[bytes, bytes, int, bool]
 
 BLOCK_BYTES = 2**20
 """Of the tensors in one block of the log."""
-_NO_KEY = b" " * 16
 
 
 class Delivery:
@@ -187,7 +186,7 @@ class Delivery:
         sent_at = run.sent_at
         key = b""
         if any([inference.key is not None for inference in alike]):
-            key = b"".join([_NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])
+            key = b"".join([NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])
         block = PredictionBlock(
             stencil.head,
             stencil.input_head,

@@ -213,7 +213,7 @@ class Front:
         read : bytes
             The body begins at `start` and goes to the end.
         """
-        inference.arrived = inference.queued_at = now = time.perf_counter()
+        inference.arrived = inference.queued_at = time.perf_counter()
         sole = self._sole.get(inference.model)
         if sole is not None and inference.pinned is None:
             inference.route, inference.choice, inference.served = sole
@@ -238,10 +238,7 @@ class Front:
             self._let_in(inference)
             return
         inference.take_usual(found, len(read) - start)
-        seconds = self._timeout_seconds
-        if inference.timeout_ms and inference.timeout_ms < seconds * 1000:
-            seconds = inference.timeout_ms / 1000
-        inference.deadline = now + seconds
+        self._limit_time(inference)
         try:
             lane.submit(inference)
         except GatewayError as error:
