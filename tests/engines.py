@@ -21,6 +21,7 @@ from gateway.engine.wire import (
     encode_failure,
     encode_hello,
     encode_result,
+    join_parts,
 )
 from gateway.protocol.datatypes import Signature, TensorSpec
 
@@ -82,7 +83,8 @@ class FakeEngine:
                     if kind == ARENA and self.hello.shared_memory:
                         continue
                     assert kind == RUN
-                    _, inputs = decode_run(payload, count, self.memory)
+                    _, parts = decode_run(payload, count, self.memory)
+                    inputs = [join_parts(each) for each in parts]
                     self.sizes.append(len(payload))
                     self.batches.append(len(inputs[0]) if inputs[0].ndim else 1)
                     await self.hold.wait()

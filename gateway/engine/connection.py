@@ -43,8 +43,8 @@ class Connection:
     readiness : Readiness
         Is told what to wait for.
     answer : callable
-        Takes the id of a run, its deadline and its inputs; returns the pieces of the frame that answers it, which must
-        not change any more.
+        Takes the id of a run, its deadline and the parts of its inputs; returns the pieces of the frame that answers
+        it, which must not change any more.
     over : callable
         Called when the front has gone, or sends what is no frame; is to call `close`.
     """
@@ -55,7 +55,7 @@ class Connection:
         *,
         greeting: bytes,
         readiness: Readiness,
-        answer: Callable[[int, float, list[Array]], Sequence[bytes | memoryview]],
+        answer: Callable[[int, float, list[list[Array]]], Sequence[bytes | memoryview]],
         over: Callable[[Connection], None],
     ) -> None:
         connected.setblocking(False)
@@ -115,7 +115,7 @@ class Connection:
                 if not self._is_asked:
                     self._expect_no_memory()
                 frame_id, deadline, array = run
-                self._send(self._answer(frame_id, deadline, [array]))
+                self._send(self._answer(frame_id, deadline, [[array]]))
                 return
             frames = reader.feed(received)
         for kind, count, frame_id, payload in frames:

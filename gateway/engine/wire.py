@@ -59,6 +59,7 @@ __all__ = (
     "encode_run",
     "encode_run_of_one",
     "encode_stopped",
+    "join_parts",
     "write_frame",
 )
 
@@ -196,8 +197,11 @@ def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> l
     return pieces
 
 
-def decode_run(payload: memoryview, count: int, memory: memoryview | None = None) -> tuple[float, list[Array]]:
+def decode_run(payload: memoryview, count: int, memory: memoryview | None = None) -> tuple[float, list[list[Array]]]:
     """The deadline, in seconds of `time.monotonic`, and the inputs in the signature's order.
+
+    Of each input these are the parts: rows that follow one another but lie in several places of the memory that is
+    shared. An input that was sent is one part. `join_parts` puts them together.
 
     Parameters
     ----------
@@ -211,7 +215,13 @@ def decode_run(payload: memoryview, count: int, memory: memoryview | None = None
     """
     if len(payload) < 8:
         raise WireError(f"a run of {len(payload)} bytes on an engine's socket has no deadline")
-    return _F64.unpack_from(payload)[0], decode_tensors(payload[8:], count, memory)
+    return _F64.unpack_from(payload)[0], _decode_parts(payload[8:], count, memory)
+
+
+def join_parts(parts: Sequence[Array]) -> Array:
+    """One array of all rows; of several parts a copy."""
+    joined: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return joined
 
 
 def decode_run_of_one(frame: bytes) -> tuple[int, float, Array] | None:
@@ -236,7 +246,7 @@ def decode_result_of_one(frame: bytes) -> tuple[int, int, list[Array]] | None:
     return None if one is None else (one[0], one[1], [one[2]])
 
 
-def decode_tensors(payload: memoryview, count: int, memory: memoryview | None = None) -> list[Array]:
+def decode_tensors(payload: memoryview, count: int) -> list[Array]:
     """The tensors of a frame, in order, without copying (but for BYTES, which become object arrays of ``str``).
 
     Raises
@@ -244,29 +254,7 @@ def decode_tensors(payload: memoryview, count: int, memory: memoryview | None = 
     WireError
         The bytes are no tensors.
     """
-    arrays: list[Array] = []
-    offset = 0
-    try:
-        for _ in range(count):
-            code, rank, _ordinal, strings = _TENSOR.unpack_from(payload, offset)
-            offset += 8
-            shape = _DIMENSIONS[rank].unpack_from(payload, offset)
-            offset += 8 * rank
-            (nbytes,) = _U64.unpack_from(payload, offset)
-            offset += 8
-            if code & _IN_PLACES:
-                blocks, offset = _blocks_in(memory, payload, offset)
-                arrays.append(_joined(blocks, _DTYPES[code & ~_IN_PLACES], nbytes).reshape(shape))
-                continue
-            block = payload[offset : offset + nbytes]
-            offset += nbytes + (-nbytes % 8)
-            if code == _BYTES:
-                arrays.append(_strings(block, strings).reshape(shape))
-            else:
-                arrays.append(np.frombuffer(block, _DTYPES[code]).reshape(shape))
-    except (struct.error, IndexError, ValueError) as error:
-        raise WireError(f"a frame on an engine's socket cannot be read: {error}") from None
-    return arrays
+    return [join_parts(parts) for parts in _decode_parts(payload, count, None)]
 
 
 def write_frame(transport: asyncio.WriteTransport, pieces: Sequence[bytes | memoryview]) -> None:
@@ -396,6 +384,32 @@ def _decode_one(heads: Sequence[struct.Struct], kind: int, frame: bytes) -> tupl
     return None
 
 
+def _decode_parts(payload: memoryview, count: int, memory: memoryview | None) -> list[list[Array]]:
+    tensors: list[list[Array]] = []
+    offset = 0
+    try:
+        for _ in range(count):
+            code, rank, _ordinal, strings = _TENSOR.unpack_from(payload, offset)
+            offset += 8
+            shape = _DIMENSIONS[rank].unpack_from(payload, offset)
+            offset += 8 * rank
+            (nbytes,) = _U64.unpack_from(payload, offset)
+            offset += 8
+            if code & _IN_PLACES:
+                blocks, offset = _blocks_in(memory, payload, offset)
+                tensors.append(_parts_of(blocks, _DTYPES[code & ~_IN_PLACES], shape))
+                continue
+            block = payload[offset : offset + nbytes]
+            offset += nbytes + (-nbytes % 8)
+            if code == _BYTES:
+                tensors.append([_strings(block, strings).reshape(shape)])
+            else:
+                tensors.append([np.frombuffer(block, _DTYPES[code]).reshape(shape)])
+    except (struct.error, IndexError, ValueError) as error:
+        raise WireError(f"a frame on an engine's socket cannot be read: {error}") from None
+    return tensors
+
+
 def _put_tensor(
     pieces: list[bytes | memoryview], ordinal: int, arrays: Sequence[Array], arena: Arena | None = None
 ) -> int:
@@ -453,12 +467,14 @@ def _blocks_in(memory: memoryview | None, payload: memoryview, offset: int) -> t
     return blocks, offset
 
 
-def _joined(blocks: list[memoryview], dtype: np.dtype[Any], nbytes: int) -> Array:
-    parts = [np.frombuffer(block, dtype) for block in blocks]
-    joined: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if joined.nbytes != nbytes:
-        raise ValueError(f"a tensor of {nbytes} bytes has {joined.nbytes} in its places")
-    return joined
+def _parts_of(blocks: list[memoryview], dtype: np.dtype[Any], shape: tuple[int, ...]) -> list[Array]:
+    if len(blocks) == 1:
+        return [np.frombuffer(blocks[0], dtype).reshape(shape)]
+    parts: list[Array] = [np.frombuffer(block, dtype).reshape(-1, *shape[1:]) for block in blocks]
+    rows = sum(map(len, parts))
+    if rows != shape[0]:
+        raise ValueError(f"a tensor of {shape[0]} rows has {rows} in its places")
+    return parts
 
 
 def _strings(block: memoryview, count: int) -> Array:

@@ -26,6 +26,7 @@ from gateway.engine.wire import (
     encode_arena,
     encode_result,
     encode_run,
+    join_parts,
 )
 from tests.tensors import same
 
@@ -45,9 +46,9 @@ class World:
             engine, greeting=HELLO_FRAME, readiness=self.readiness, answer=self.answer, over=self.end
         )
 
-    def answer(self, frame_id: int, deadline: float, arrays: list[Array]) -> list[bytes | memoryview]:
+    def answer(self, frame_id: int, deadline: float, inputs: list[list[Array]]) -> list[bytes | memoryview]:
         self.deadlines.append(deadline)
-        return encode_result(frame_id, 0, arrays)
+        return encode_result(frame_id, 0, [join_parts(parts) for parts in inputs])
 
     def end(self, connection: Connection) -> None:
         self.over = True

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from gateway.engine.arena import Arena
 from gateway.engine.errors import EngineGone
 from gateway.engine.oneshot import connect_engine
 from gateway.engine.process import BEAT_SECONDS, _order_to_end
@@ -28,9 +30,10 @@ from gateway.engine.wire import (
     STOPPED,
     FrameReader,
     decode_result,
+    encode_arena,
     encode_run,
 )
-from tests.engines import save_doubler, save_looper
+from tests.engines import save_doubler, save_looper, save_model
 from tests.processes import holding
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -374,3 +377,57 @@ def test_an_order_to_end_that_comes_before_it_is_waited_for_is_not_lost() -> Non
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+WIDE = 2**19
+
+
+def save_largest(path: Path, *, slow: bool) -> Path:
+    """y = the largest number of all rows, so that an answer shows which rows were run together."""
+    nodes = [helper.make_node("ReduceMax", ["h" if slow else "x"], ["y"], keepdims=1)]
+    weights = []
+    if slow:
+        nodes.insert(0, helper.make_node("MatMul", ["x", "w"], ["h"]))
+        weights = [numpy_helper.from_array(np.full((WIDE, 16), 1 / WIDE, "f4"), "w")]
+    rows = (TensorProto.FLOAT, ["rows", WIDE])
+    return save_model(path, nodes, inputs={"x": rows}, outputs={"y": (TensorProto.FLOAT, [1, 1])}, weights=weights)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_rows_in_several_places_are_joined_only_for_a_model_that_takes_longer_than_that(
+    tmp_path: Path, slow: bool
+) -> None:
+    arena = Arena(2**24)
+    rows = []
+    for number in (1, 2):
+        place = arena.lend(4 * WIDE)
+        assert place is not None
+        rows.append(place.view("<f4").reshape(1, WIDE))
+        rows[-1][...] = number
+    with engine(save_largest(tmp_path / "m.onnx", slow=slow)) as e, Front(e) as front:
+        assert front.next()[0] == HELLO
+        socket.send_fds(front.socket, [encode_arena(arena.size_bytes)], [arena.descriptor])
+        answers = []
+        for number in range(50):
+            front.socket.sendall(b"".join(encode_run(number, [rows], arena=arena)))
+            kind, _, [answer] = front.next()
+            assert kind == RESULT
+            answers.append(answer.reshape(-1).round(3).tolist())
+    # How fast it is has to be seen first.
+    assert answers[0] == [2]
+    assert all(answer == [2] for answer in answers) if slow else [1, 2] in answers
+
+
+def test_rows_in_several_places_are_joined_where_what_comes_out_is_not_theirs(tmp_path: Path) -> None:
+    arena = Arena(2**24)
+    place = arena.lend(8 * WIDE)
+    other = arena.lend(4 * WIDE)
+    assert place is not None and other is not None
+    rows = [place.view("<f4").reshape(2, WIDE), other.view("<f4").reshape(1, WIDE)]
+    rows[0][...], rows[1][...] = 1, 2
+    with engine(save_largest(tmp_path / "m.onnx", slow=False)) as e, Front(e) as front:
+        front.next()
+        socket.send_fds(front.socket, [encode_arena(arena.size_bytes)], [arena.descriptor])
+        for number in range(20):
+            front.socket.sendall(b"".join(encode_run(number, [rows], arena=arena)))
+            assert front.next()[2][0].tolist() == [[2]]

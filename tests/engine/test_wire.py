@@ -23,6 +23,7 @@ from gateway.engine.wire import (
     encode_arena,
     encode_result,
     encode_run,
+    join_parts,
 )
 from gateway.protocol.datatypes import NUMPY_OF
 from tests.tensors import same, tensors
@@ -88,14 +89,14 @@ def test_large_frames_come_whole_too_whether_fed_or_received_in_place(
 def test_rows_of_several_requests_are_joined_in_order() -> None:
     one, two = np.ones((1, 2), "f4"), np.zeros((3, 2), "f4")
     [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[one, two]], deadline=7.5)))
-    deadline, [tensor] = decode_run(payload, count)
+    deadline, [[tensor]] = decode_run(payload, count)
     assert deadline == 7.5 and tensor.tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
 
 
 def test_an_array_that_is_not_contiguous_is_sent_as_it_reads() -> None:
     array = np.arange(6, dtype="i8").reshape(2, 3).T
     [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[array]])))
-    assert decode_run(payload, count)[1][0].tolist() == array.tolist()
+    assert decode_run(payload, count)[1][0][0].tolist() == array.tolist()
 
 
 @given(
@@ -113,7 +114,7 @@ def test_what_is_read_at_one_go_is_what_would_be_read_step_by_step(
     at_one_go = decode_run_of_one(stream)
     if at_one_go is not None:
         [(kind, count, frame_id, payload)] = FrameReader().feed(stream)
-        deadline, [array] = decode_run(payload, count)
+        deadline, [[array]] = decode_run(payload, count)
         assert (kind, count, frame_id) == (RUN, 1, at_one_go[0])
         assert np.array_equal(deadline, at_one_go[1], equal_nan=True) and same(array, at_one_go[2])
     elif not changes and not longer:
@@ -182,15 +183,15 @@ def test_tensors_are_the_same_whether_they_lie_in_shared_memory_or_are_sent(give
     [(_, count, _, payload)] = FrameReader().feed(b"".join(pieces))
     deadline, decoded = decode_run(payload, count, memory_of(arena))
     assert deadline == 3.5
-    for array, arrays in zip(decoded, parts, strict=True):
-        assert same(array, np.concatenate(arrays))
+    for found, arrays in zip(decoded, parts, strict=True):
+        assert same(join_parts(found), np.concatenate(arrays))
 
 
 def test_a_tensor_in_one_place_is_read_where_it_lies() -> None:
     arena = Arena(2**20)
     array = in_arena(arena, np.arange(2**15, dtype="<f4").reshape(2, -1))
     [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_run(1, [[array]], arena=arena)))
-    [decoded] = decode_run(payload, count, memory_of(arena))[1]
+    [[decoded]] = decode_run(payload, count, memory_of(arena))[1]
     array[1, 7] = -1
     assert decoded[1, 7] == -1
 
@@ -203,7 +204,7 @@ def test_what_is_small_or_lies_askew_is_sent() -> None:
         pieces = encode_run(1, [[other]], arena=arena)
         assert sum(map(len, pieces)) > other.nbytes
         [(_, count, _, payload)] = FrameReader().feed(b"".join(pieces))
-        assert same(decode_run(payload, count, memory_of(arena))[1][0], np.ascontiguousarray(other))
+        assert same(decode_run(payload, count, memory_of(arena))[1][0][0], np.ascontiguousarray(other))
 
 
 def test_places_that_cannot_be_are_no_tensor() -> None:
