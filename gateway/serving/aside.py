@@ -31,6 +31,7 @@ __all__ = (
     "is_slow_to_answer",
     "is_slow_to_read",
     "prepare_answers",
+    "prepare_inputs",
     "read_aside",
     "reading_in_turns",
     "result_of",
@@ -154,7 +155,7 @@ def _turns_of(
         except StopIteration as done:
             request = done.value
         yield
-    _write_inputs(inference, request, max_tensor_bytes)
+    prepare_inputs(inference, request, max_tensor_bytes=max_tensor_bytes)
     return request
 
 
@@ -175,11 +176,12 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
     del pieces
     inference.size = len(body)
     request = served.large_decoder().decode_in_slices(body, inference.json_length)
-    _write_inputs(inference, request, max_tensor_bytes)
+    prepare_inputs(inference, request, max_tensor_bytes=max_tensor_bytes)
     return request
 
 
-def _write_inputs(inference: Inference, request: InferRequest, max_tensor_bytes: int) -> None:
+def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_bytes: int) -> None:
+    """Write the inputs of a request for the log, while they are in the nearest caches."""
     served = inference.served
     request.plain = False
     inference.prepared = Prepared()

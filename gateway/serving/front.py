@@ -35,6 +35,7 @@ from gateway.serving.aside import (
     SideThread,
     Turns,
     is_slow_to_read,
+    prepare_inputs,
     read_aside,
     reading_in_turns,
     result_of,
@@ -346,7 +347,10 @@ class Front:
         if inference.recognise(served.decoder):
             self._limit_time(inference)
         else:
-            self._take(inference, inference.read(served.decoder))
+            request = inference.read(served.decoder)
+            if large and served.sample >= 1:
+                prepare_inputs(inference, request, max_tensor_bytes=self._max_tensor_bytes)
+            self._take(inference, request)
         inference.queued_at = time.perf_counter()
         served.lane.submit(inference)
 

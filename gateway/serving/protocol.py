@@ -94,6 +94,10 @@ class GatewayProtocol(HttpToolsProtocol):
         self._content: list[bytes] = []
         self._held_body: HeldBody | None = None
         self._receiver: Receiver | None = None
+        self._large: Inference
+        self._large_head = b""
+        self._large_length = 0
+        self._past_parser = False  # the body that comes
         self._waiting_large = 0
         self._due: deque[Inference] = deque()
         self._behind: deque[Behind] = deque()
@@ -181,6 +185,20 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
 
+    def begin_again(self) -> bool:
+        """Whether another request with the head that the receiver expects may begin; its body is to come."""
+        if self._deaf or self._discarding or self._stopping or self._reading_since:
+            return False
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._inference = self._large.again()
+        self._past_parser = self._head_done = True
+        self._chunked = False
+        self._length, self._unread = self._large_length, len(self._large_head)
+        self._received = self._chunks = self._counted = 0
+        self._reading_since = self._body_since = self.loop.time()
+        return True
+
     def body_grew(self, size: int) -> None:
         """So many bytes more of a body lie in the receiver."""
         self._read = size
@@ -193,9 +211,11 @@ class GatewayProtocol(HttpToolsProtocol):
             self._read_in_part()
         else:
             inference.body = [receiver.finish()]
-            # The one before has not read this body; what comes behind it is another request.
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            if not self._past_parser:
+                # The one before has not read this body; what comes behind it is another request.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._past_parser = False
             self.on_message_complete()
         if self._discarding:
             self._deaf = True
@@ -623,10 +643,25 @@ class GatewayProtocol(HttpToolsProtocol):
             if not self.flow.read_paused:
                 self.transport.resume_reading()
         if not self._receiver.is_receiving:
+            if json_length is not None:
+                self._expect_again(inference, json_length)
             self._receiver.begin(self._length, json_length=json_length, pieces=inference.body)
             inference.body = []
             if not self._hold(self._received_or_cleared):
                 self._receiver.drop()
+
+    def _expect_again(self, inference: Inference, json_length: int) -> None:
+        # Of a head that came twice, in a read that began with it.
+        piece = self._piece
+        head = piece[: piece.find(b"\r\n\r\n") + 4]
+        if self._receiver is None or self._unread != len(piece) or len(_LENGTH_FIELD.split(head)) != 3:
+            return
+        if not self._plain or inference.refused is not None:
+            return
+        if head == self._large_head:
+            self._large, self._large_length = inference.again(), self._length
+            self._receiver.expect(head, self._length, json_length=json_length)
+        self._large_head = head
 
     @property
     def _received_or_cleared(self) -> int:

@@ -30,6 +30,9 @@ class Reading(Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes outside of large bodies."""
 
+    def begin_again(self) -> bool:
+        """Whether a request with the head that is expected may begin; its body is received then."""
+
     def body_grew(self, size: int) -> None:
         """So many bytes more of a body have been received."""
 
@@ -57,6 +60,8 @@ class Receiver(asyncio.BufferedProtocol):
         self._skipped = 0
         self._body: Octets = b""
         self._rest: memoryview | None = None
+        self._expected: tuple[bytes, int, int] | None = None  # head, length, and where its tensors begin
+        self._whole: memoryview | None = None  # a place for head and body together
 
     def __repr__(self) -> str:
         return f"<Receiver {len(self._body)} of {self._length} bytes>"
@@ -89,6 +94,18 @@ class Receiver(asyncio.BufferedProtocol):
         first = max(FIRST_JSON_BYTES, sum(map(len, pieces))) if in_json else FIRST_BYTES
         self._make_place(min(length, first), in_json=in_json, pieces=pieces)
 
+    def expect(self, head: bytes, length: int, *, json_length: int) -> None:
+        """Receive what comes next where it stays from its first byte on, in case that it is this head once more.
+
+        Parameters
+        ----------
+        head : bytes
+            All of it.
+        length, json_length : int
+            Of the body, as for `begin`; it holds tensors in binary.
+        """
+        self._expected = (head, length, json_length) if length <= FIRST_BYTES else None
+
     def finish(self) -> Octets:
         """The body, all of which has come: a bytearray where it is JSON, else a memoryview."""
         body = self._body
@@ -101,10 +118,22 @@ class Receiver(asyncio.BufferedProtocol):
         self._body, self._rest = b"", None
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._scratch if self._rest is None else self._rest
+        if self._rest is not None:
+            return self._rest
+        if self._expected is None:
+            return self._scratch
+        head, length, json_length = self._expected
+        skipped = -(len(head) + json_length) % ALIGNMENT
+        # A read that fills its buffer is followed by another one, which finds nothing.
+        self._whole = self._memory(skipped + len(head) + length + 1)[skipped:]
+        return self._whole
 
     def buffer_updated(self, nbytes: int) -> None:
-        rest = self._rest
+        whole, rest = self._whole, self._rest
+        if whole is not None:
+            self._whole = None
+            self._take_whole(whole, nbytes)
+            return
         if rest is None:
             self._reading.data_received(bytes(self._scratch[:nbytes]))
             return
@@ -128,6 +157,20 @@ class Receiver(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._reading.resume_writing()
+
+    def _take_whole(self, whole: memoryview, nbytes: int) -> None:
+        head, length, json_length = self._expected or (b"", 0, 0)
+        start = len(head)
+        if nbytes < start or whole[:start] != head or not self._reading.begin_again():
+            self._expected = None
+            self._reading.data_received(bytes(whole[:nbytes]))
+            return
+        self._length, self._skipped = length, -json_length % ALIGNMENT
+        self._body = whole[start : start + length]
+        self._rest = self._body[nbytes - start :]
+        self._reading.body_grew(min(nbytes - start, length))
+        if nbytes > start + length:
+            self._reading.data_received(bytes(whole[start + length : nbytes]))
 
     def _make_place(self, size: int, *, in_json: bool, pieces: list[Octets]) -> None:
         # JSON is looked through with the methods of bytes.

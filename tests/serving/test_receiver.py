@@ -16,6 +16,7 @@ import uvloop
 from gateway.engine.arena import ALIGNMENT, Arena
 from gateway.protocol.binary import Octets
 from gateway.serving import receiver
+from gateway.serving.protocol import GatewayProtocol
 from gateway.serving.receiver import FIRST_BYTES, FIRST_JSON_BYTES, JSON_GROWTH, SCRATCH_BYTES, Receiver
 from tests.serving.fronts import Door, door, get, post, read_answer
 
@@ -59,9 +60,14 @@ class Behind:
     def __init__(self, arena: Arena | None = None) -> None:
         self.heard: list[bytes | int | str] = []
         self.receiver = Receiver(self, arena=arena)
+        self.begins = True
 
     def data_received(self, data: bytes) -> None:
         self.heard.append(data)
+
+    def begin_again(self) -> bool:
+        self.heard.append("again")
+        return self.begins
 
     def body_grew(self, size: int) -> None:
         self.heard.append(size)
@@ -118,6 +124,51 @@ def test_the_first_tensor_lies_where_numbers_are_read_at_once(
     tensor = np.frombuffer(behind.receiver.finish(), "u1", offset=json_length)
     assert tensor.ctypes.data % alignment == 0
     assert arena is None or arena.offset_of(tensor) is not None
+
+
+@pytest.mark.parametrize("json_length", range(0, 100, 7))
+def test_a_head_that_is_expected_is_received_with_its_body(json_length: int) -> None:
+    behind, head, content = Behind(Arena(2**24)), b"head" * 40, np.random.default_rng(1).bytes(100_000)
+    behind.receiver.expect(head, len(content), json_length=json_length)
+    for _ in range(2):
+        assert behind.bring(head + content) == 1 and behind.heard == ["again", len(content)]
+        body = behind.receiver.finish()
+        assert body == content
+        assert np.frombuffer(body, "u1", offset=json_length).ctypes.data % ALIGNMENT == 0
+        behind.heard.clear()
+    behind.bring(head)
+    behind.bring(content[:7])
+    behind.bring(content[7:])
+    assert behind.heard == ["again", 0, 7, len(content) - 7] and behind.receiver.finish() == content
+
+
+def test_what_comes_behind_a_body_in_one_read_is_handed_on() -> None:
+    behind, content = Behind(), bytes(100_000)
+    behind.receiver.expect(b"head", len(content), json_length=0)
+    read = b"head" + content + b"n"
+    behind.receiver.get_buffer(-1)[: len(read)] = read
+    behind.receiver.buffer_updated(len(read))
+    assert behind.heard == ["again", len(content), b"n"]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("read", [b"hea", b"heat and more", b"head and more"])
+def test_what_is_not_expected_or_must_not_begin_is_handed_on(read: bytes, begins: bool) -> None:
+    behind = Behind()
+    behind.begins = begins
+    behind.receiver.expect(b"head", 100_000, json_length=0)
+    behind.bring(read)
+    if begins and read.startswith(b"head"):
+        assert behind.heard == ["again", len(read) - 4] and behind.receiver.is_receiving
+    else:
+        assert [part for part in behind.heard if part != "again"] == [read] and not behind.receiver.is_receiving
+        assert len(behind.receiver.get_buffer(-1)) == SCRATCH_BYTES
+
+
+def test_nothing_is_expected_that_would_take_much_room() -> None:
+    behind = Behind()
+    behind.receiver.expect(b"head", FIRST_BYTES + 1, json_length=0)
+    assert len(behind.receiver.get_buffer(-1)) == SCRATCH_BYTES
 
 
 def test_who_only_speaks_of_many_bytes_holds_few() -> None:
@@ -360,3 +411,98 @@ async def test_only_large_bodies_that_are_read_as_they_are_go_past_the_parser(
         assert begun == []
         assert await ask(d, in_binary()) == await ask(d, in_json()) == 200
         assert len(begun) == 2
+
+
+@pytest.fixture()
+def again(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each request began that was received from its first byte on."""
+    began: list[bool] = []
+    begin = GatewayProtocol.begin_again
+
+    def noted(self: GatewayProtocol) -> bool:
+        began.append(begin(self))
+        return began[-1]
+
+    monkeypatch.setattr(GatewayProtocol, "begin_again", noted)
+    return began
+
+
+async def one_by_one(d: Door, *requests: bytes) -> list[tuple[int, dict[str, str], Any]]:
+    """Each is sent when the one before is answered, all on one connection."""
+    reader, writer = await d.connect()
+    answers = []
+    for request in requests:
+        writer.write(request)
+        answers.append(await read_answer(reader))
+    writer.close()
+    return answers
+
+
+def test_a_large_request_that_comes_again_is_received_from_its_first_byte_on(
+    tmp_path: Path, run: Run, again: list[bool]
+) -> None:
+    raw, other, keyed = (
+        BODIES["binary"],
+        in_binary(NUMBERS + 1, id="1"),
+        in_binary(headers="Gateway-Routing-Key: a\r\n"),
+    )
+    head = raw.index(b"\r\n\r\n") + 4
+
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            # The first only shows that large ones come, the second that this one comes again.
+            answers = await one_by_one(d, raw, raw, raw, raw, other, keyed, raw, raw, raw)
+            assert [status for status, _, _ in answers] == [200] * 9 and again == [True] * 4
+            assert all(doubled(answer) for place, (_, _, answer) in enumerate(answers) if place != 4)
+            assert answers[4][2]["outputs"][0]["data"][-1] == 2 * (NUMBERS[-1] + 1)
+            again.clear()
+            pieces = [raw, raw, raw[:head], raw[head:], raw[:-1], raw[-1:], raw + post(), post() + raw]
+            answers = await d.send(*pieces, pause=0.2, read=8)
+            assert [status for status, _, _ in answers] == [200] * 8 and all(again) and len(again) >= 2
+            assert [len(answer["outputs"][0]["data"]) for _, _, answer in answers].count(3) == 2
+            assert all(doubled(answer) for _, _, answer in answers if len(answer["outputs"][0]["data"]) > 3)
+            records = d.log()
+            assert len(records) == 17 and sum("key" in record for record in records) == 1
+            assert len({record["inputs"][0].get("digest") for record in records}) == 3
+            while d.front.bodies.held_bytes:
+                await asyncio.sleep(0.005)
+
+    run(test)
+
+
+def test_a_head_that_is_refused_is_refused_each_time(tmp_path: Path, run: Run, again: list[bool]) -> None:
+    raw = in_binary(headers="Gateway-Version: x\r\n")
+
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            assert [status for status, _, _ in await one_by_one(d, raw, raw, raw, raw)] == [400] * 4
+            assert again == []
+
+    run(test)
+
+
+def test_the_limits_of_bodies_hold_for_a_head_that_is_expected(tmp_path: Path, run: Run, again: list[bool]) -> None:
+    raw = BODIES["binary"]
+
+    async def test() -> None:
+        async with door(tmp_path, limits={"body_timeout_seconds": 0.3, "max_held_body_bytes": 2**20}) as d:
+            answers = await one_by_one(d, raw, raw, raw, raw[:90_000])
+            assert [status for status, _, _ in answers] == [200, 200, 200, 408]
+            reader, writer = await d.connect()
+            for _ in range(3):
+                writer.write(raw)
+                assert (await read_answer(reader))[0] == 200
+            _, holder = await d.connect()
+            holder.write(raw[:600_000])
+            while d.front.bodies.held_bytes < 500_000:
+                await asyncio.sleep(0.005)
+            writer.write(raw)
+            status, headers, _ = await read_answer(reader)
+            assert (status, headers["connection"]) == (503, "close")
+            holder.transport.abort()
+            writer.close()
+            while d.server.server_state.connections or d.front.bodies.held_bytes:
+                await asyncio.sleep(0.005)
+            assert again == [True] * 4
+
+    run(test)
