@@ -1,8 +1,8 @@
 """A front's way to one engine: what waits goes out in frames, what comes back is handed to its requests.
 
-What arrived in one pass of the loop goes as one frame; while `frames_in_flight` frames are out, what arrives waits and
-forms the next one. No timer adds delay, unless the model asks for one. Order is first come, first served within a
-rank. `docs/batching.md` tells the rules.
+What arrived in one pass of the loop goes as one frame, where runs are short together with what the next passes bring;
+while `frames_in_flight` frames are out, what arrives waits and forms the next one. No timer adds delay, unless the
+model asks for one. Order is first come, first served within a rank. `docs/batching.md` tells the rules.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, Gateway
 __all__ = ("Lane", "QueueLimits")
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+GATHER_PASSES = 4
+"""Passes of the loop at most that a batch waits for others."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +121,7 @@ class Lane:
         self._link: _Link | None = None
         self._greeting: _Link | None = None
         self._flush_due = False
+        self._gathered_rows = self._gathering = 0
         self._delay_seconds = 0.0
         self._release: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -213,8 +217,14 @@ class Lane:
         if line.displaced:
             displaced, line.displaced = line.displaced, []
             self._fail(displaced, Overloaded(f"the queue of {line.name} is full: a request of a higher priority came"))
-        # While runs are short, two at a time would only be two small batches where one could go.
-        most = 1 if line.pace.run_seconds < SHORT_SECONDS else self._frames_in_flight
+        most = self._frames_in_flight
+        if line.pace.run_seconds < SHORT_SECONDS:
+            # Two at a time would only be two small batches where one could go.
+            most = 1
+            if len(line) > 1 and not self._in_flight and self._gathers():
+                self._flush_due = True
+                self._loop.call_soon(self._flush)
+                return
         while (line.rows or self._again) and self._link is not None and len(self._in_flight) < most:
             now = time.perf_counter()
             if self._again:
@@ -229,6 +239,22 @@ class Lane:
                     self._fail(late, self._too_late())
             if jobs:
                 self._ask(jobs, self._link, now=now)
+
+    def _gathers(self) -> bool:
+        # Whether another pass of the loop is worth it. Where some came together, others are about to come: to read
+        # them too takes less than a run and its answers for each few. It ends with the pass that brings nobody.
+        line = self.line
+        if (
+            self._gathered_rows < line.rows < line.pace.rows
+            and self._gathering < GATHER_PASSES
+            and line.size_bytes < LARGE_BYTES * len(line)
+            and not self._again
+        ):
+            self._gathered_rows = line.rows
+            self._gathering += 1
+            return True
+        self._gathered_rows = self._gathering = 0
+        return False
 
     def _held_back(self, now: float) -> bool:
         # Whether the next batch may still be filled; it is looked at again when it may not.
@@ -317,8 +343,7 @@ class Lane:
         run = self._in_flight.pop(frame_id)
         run.results = outputs
         run.inference_ns = nanoseconds
-        jobs, rows = run.end(), run.rows
-        self._learn(frame_id, rows, sent_at=run.sent_at, run_seconds=nanoseconds / 1e9)
+        jobs, rows, now = run.end(), run.rows, time.perf_counter()
         if len(jobs) > 1 and any([output.ndim == 0 or len(output) != rows for output in outputs]):
             self._stop_joining([job for job in jobs if job.failure is None])
         else:
@@ -326,6 +351,8 @@ class Lane:
                 jobs = [job for job in jobs if job.failure is None]
             if jobs:
                 self._done(jobs)
+        # Callers have their answers before anything is done for later ones.
+        self._learn(frame_id, rows, sent_at=run.sent_at, run_seconds=nanoseconds / 1e9, now=now)
         self._flush()
 
     def _failed(self, frame_id: int) -> None:
@@ -353,8 +380,7 @@ class Lane:
         self.line.join_up_to(0, free_axes=False)
         self._again.extendleft([job] for job in reversed(jobs))
 
-    def _learn(self, frame_id: int, rows: int, *, sent_at: float, run_seconds: float) -> None:
-        now = time.perf_counter()
+    def _learn(self, frame_id: int, rows: int, *, sent_at: float, run_seconds: float, now: float) -> None:
         since = self._answered_at if self._answered_at > sent_at else sent_at
         self._answered_at = now
         pressed = frame_id in self._pressed

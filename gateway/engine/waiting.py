@@ -59,7 +59,7 @@ class WaitingLine:
         self.name = name
         self._limits = limits
         self._max_bytes = limits.max_bytes
-        self._bytes = 0
+        self.size_bytes = 0
         self._refusal = ""
         self._normal: deque[Job] = deque()
         self._ranked: dict[int, deque[Job]] = {HIGH: deque(), NORMAL: self._normal, LOW: deque()}
@@ -68,7 +68,7 @@ class WaitingLine:
         self._free_axes = False
 
     def __repr__(self) -> str:
-        return f"<WaitingLine {len(self)} requests, {self.rows} rows, {self._bytes} bytes | {self.pace!r}>"
+        return f"<WaitingLine {len(self)} requests, {self.rows} rows, {self.size_bytes} bytes | {self.pace!r}>"
 
     def __len__(self) -> int:
         return len(self._normal) + self._others
@@ -98,11 +98,11 @@ class WaitingLine:
         Overloaded
         """
         rows = self.rows + (job.rows or 1)
-        size = self._bytes + job.size
+        size = self.size_bytes + job.size
         if rows > self.pace.few_rows or size > self._max_bytes or job.rank:
             self._make_room(job)
             rows = self.rows + (job.rows or 1)
-            size = self._bytes + job.size
+            size = self.size_bytes + job.size
             if job.rank:
                 self._others += 1
                 self._ranked[job.rank].append(job)
@@ -111,7 +111,7 @@ class WaitingLine:
         else:
             self._normal.append(job)
         self.rows = rows
-        self._bytes = size
+        self.size_bytes = size
 
     def refusal(self) -> Overloaded:
         """What a request of a rank that the line is closed for is told."""
@@ -134,11 +134,11 @@ class WaitingLine:
         """
         most = self.pace.rows if self._joins else 0
         most_bytes = self._limits.batch_bytes
-        if self.rows <= most and self._bytes <= most_bytes and not (self._others or self._free_axes):
+        if self.rows <= most and self.size_bytes <= most_bytes and not (self._others or self._free_axes):
             wanted = [job for job in self._normal if job.deadline >= horizon and not job.abandoned]
             if len(wanted) == len(self._normal):
                 self._normal.clear()
-                self._let_go(self.rows, self._bytes)
+                self._let_go(self.rows, self.size_bytes)
                 return wanted, []
         batch: list[Job] = []
         late: list[Job] = []
@@ -186,7 +186,7 @@ class WaitingLine:
             self._ranked[job.rank].append(job)
         self._others = len(kept) - len(self._normal)
         self.rows = sum(job.rows or 1 for job in kept)
-        self._bytes = sum(job.size for job in kept)
+        self.size_bytes = sum(job.size for job in kept)
         return late
 
     def clear(self) -> list[Job]:
@@ -195,7 +195,7 @@ class WaitingLine:
         for queue in self._ranked.values():
             queue.clear()
         self._others = 0
-        self._let_go(self.rows, self._bytes)
+        self._let_go(self.rows, self.size_bytes)
         return left
 
     def release_at(self, delay: float) -> float:
@@ -209,7 +209,7 @@ class WaitingLine:
 
     def _let_go(self, rows: int, size: int) -> None:
         self.rows -= rows
-        self._bytes -= size
+        self.size_bytes -= size
         self.closed_for = OPEN
 
     def _leading(self) -> deque[Job]:
@@ -223,14 +223,14 @@ class WaitingLine:
             if queue is None:
                 refusal = f"the queue of {self.name} is full: {reason}"
                 # One that is too large for what is left says nothing of smaller ones.
-                if self._bytes + job.size <= self._max_bytes or self._bytes * 2 > self._max_bytes:
+                if self.size_bytes + job.size <= self._max_bytes or self.size_bytes * 2 > self._max_bytes:
                     self.closed_for = min(self.closed_for, job.rank)
                     self._refusal = refusal
                 raise Overloaded(refusal)
             newest = queue.pop()
             self._others -= newest.rank != NORMAL
             self.rows -= newest.rows or 1
-            self._bytes -= newest.size
+            self.size_bytes -= newest.size
             if not newest.abandoned:
                 self.displaced.append(newest)
         if self.rows > self.pace.rows and job.rank != HIGH:
@@ -244,8 +244,8 @@ class WaitingLine:
             return None
         if len(self) >= limits.max_requests:
             return f"{len(self)} requests wait (limits.max_queue_requests)"
-        if self._bytes + job.size > limits.max_bytes:
-            return f"{self._bytes} bytes wait (limits.max_queue_bytes)"
+        if self.size_bytes + job.size > limits.max_bytes:
+            return f"{self.size_bytes} bytes wait (limits.max_queue_bytes)"
         # What fits one batch goes with the next run, however slow that is; and only a longer line can be timed.
         if self.rows > self.pace.rows and self.rows * self.pace.row_seconds > limits.max_wait_seconds:
             return f"what waits takes {self.rows * self.pace.row_seconds:.3g} s (limits.max_queue_wait_ms)"

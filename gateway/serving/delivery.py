@@ -1,4 +1,4 @@
-"""What becomes of finished requests: a record in the log, counts, an answer, in this order.
+"""What becomes of finished requests: a record in the log, an answer, counts, in this order.
 
 The records of a batch are one write, and no answer leaves before it. Requests that differ in little are written from a
 stencil; what would hold the loop for long is prepared beside it.
@@ -101,11 +101,12 @@ class Delivery:
             batch = batch.cut(error.written)
             if not batch.inferences:
                 return
-        self._count_spooled(batch, dropped=self._spool.dropped - dropped)
+        dropped = self._spool.dropped - dropped
         if self._commit is None:
             self._release(batch, now)
         else:
             self._commit.after(partial(self._committed, batch), records=len(batch.inferences))
+        self._count_spooled(batch, dropped=dropped)
 
     def _write_down(self, inferences: Sequence[Inference], *, now: float, stamp: bytes) -> _Batch:
         """Records and answers of finished requests: those that differ in little together, the others one by one."""
@@ -347,7 +348,6 @@ class Delivery:
             inference.refuse(LogUnavailable(why))
 
     def _release(self, batch: _Batch, now: float) -> None:
-        self._count(batch, now=now)
         for inference, (event_id, body, status, whole) in zip(batch.inferences, batch.answers, strict=True):
             if whole:
                 inference.answer = body
@@ -357,6 +357,7 @@ class Delivery:
                 self._side.run(write, partial(_written, inference))
             else:
                 inference.release(body, event_id=event_id, status=status)
+        self._count(batch, now=now)
 
 
 class _Batch:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.engine.job import HIGH, LOW, Job
-from gateway.engine.lane import Lane, QueueLimits
+from gateway.engine.lane import GATHER_PASSES, Lane, QueueLimits
 from gateway.engine.pace import SHORT_SECONDS
+from gateway.engine.wire import LARGE_BYTES
 from gateway.protocol.errors import DeadlineExceeded, EngineUnavailable, ModelFailed, Overloaded
 from tests.engines import FakeEngine, fake_engine
 
@@ -202,6 +203,65 @@ def test_while_runs_are_short_what_comes_meanwhile_is_one_batch(tmp_path: Path) 
             assert "frames 2" in repr(w.lane) and "waiting 1" in repr(w.lane)
             w.engine.hold.set()
             await w.until(8)
+
+    run(test)
+
+
+async def passes_until_sent(w: World, *jobs: Job) -> int:
+    for one in jobs:
+        w.lane.submit(one)
+    for number in range(1, 100):
+        await asyncio.sleep(0)
+        if w.lane._in_flight:
+            return number
+    raise AssertionError("never sent")
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "run_seconds", "passes"),
+    [(1, 0, 0.0, 1), (2, 0, 0.0, 2), (5, 1000, 0.0, 2), (2, LARGE_BYTES, 0.0, 1), (2, 0, SHORT_SECONDS, 1)],
+)
+def test_only_where_small_requests_for_short_runs_came_together_others_are_looked_for(
+    tmp_path: Path, count: int, size: int, run_seconds: float, passes: int
+) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.lane.submit(job(0))
+            await w.until(1)
+            w.lane.line.pace.run_seconds = run_seconds
+            jobs = [job(value) for value in range(count)]
+            for one in jobs:
+                one.size = size
+            assert await passes_until_sent(w, *jobs) == passes
+            await w.until(1 + count)
+            assert w.engine.batches == [1, count]
+
+    run(test)
+
+
+def test_a_batch_takes_what_the_next_passes_bring_but_does_not_wait_for_ever(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_rows=100) as w:
+            for value in range(8):
+                w.lane.submit(job(value))
+            await w.until(8)
+            w.lane.submit(job(8))
+            for value in range(9, 40):  # one more in each pass
+                w.lane.submit(job(value))
+                await asyncio.sleep(0)
+            done = await w.until(40)
+            assert [one.outputs[0][0, 0] for one in done] == [2.0 * value for value in range(40)]
+            assert w.engine.batches[:2] == [8, 2 + GATHER_PASSES]
+
+    run(test)
+
+
+def test_a_full_batch_is_not_waited_for(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_rows=4) as w:
+            w.lane.submit(job(0))
+            await w.until(1)
+            assert await passes_until_sent(w, *[job(value) for value in range(4)]) == 1
 
     run(test)
 
