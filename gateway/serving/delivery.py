@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
+from struct import Struct
 
 import numpy as np
 
@@ -35,6 +36,7 @@ __all__ = ("Answer", "Delivery")
 Answer = tuple[bytes, bytes, int, bool]
 """Event id, body, HTTP status, and whether the body is the whole answer, head and all (its id is not needed then)."""
 
+_U32 = Struct("<I")
 BLOCK_BYTES = 2**20
 """Of the tensors in one block of the log."""
 
@@ -175,7 +177,7 @@ class Delivery:
         self, stencil: Stencil, alike: Sequence[Inference], *, run: Run, now: float, stamp: bytes
     ) -> list[tuple[int, bytes]]:
         """The records of requests that share a stencil and follow one another in their run."""
-        first, count = alike[0], len(alike)
+        first, count, sent_at = alike[0], len(alike), run.sent_at
         rows = first.rows
         begin, end = first.row, first.row + count * rows
         if run.inputs is not None:
@@ -184,7 +186,6 @@ class Delivery:
             inputs = first.inputs[0]
         else:
             inputs = np.concatenate([inference.inputs[0] for inference in alike])
-        sent_at = run.sent_at
         key = b""
         if any([inference.key is not None for inference in alike]):
             key = b"".join([NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])
@@ -198,9 +199,9 @@ class Delivery:
             stencil.output_axes,
             stamp,
             run.inference_ns // 1000,
-            b"" if rows == 1 else array("I", [rows] * count).tobytes(),
-            array("I", [int((sent_at - inference.queued_at) * 1e6) for inference in alike]).tobytes(),
-            array("I", [int((now - inference.arrived) * 1e6) for inference in alike]).tobytes(),
+            b"" if rows == 1 else _column([rows] * count),
+            _column([int((sent_at - inference.queued_at) * 1e6) for inference in alike]),
+            _column([int((now - inference.arrived) * 1e6) for inference in alike]),
             key,
             inputs.tobytes(),
             run.results[0][begin:end].tobytes(),
@@ -394,6 +395,10 @@ def _written(inference: Inference, done: Future[None]) -> None:
         inference.refuse(ModelFailed("the answer could not be written"))
     else:
         inference.connection.answered(inference)
+
+
+def _column(numbers: Sequence[int]) -> bytes:
+    return _U32.pack(numbers[0]) if len(numbers) == 1 else array("I", numbers).tobytes()
 
 
 def _texts_of(run: Run) -> Sequence[bytes] | None:
