@@ -53,7 +53,6 @@ def run_load(
     connections: int,
     seconds: float,
     cores: Collection[int],
-    threads: int = 1,
 ) -> Load:
     """Send one request on all connections until the time is over.
 
@@ -66,15 +65,14 @@ def run_load(
     seconds : float
         Rounded up to a whole second, wrk's unit.
     cores : set of int
-        Where wrk runs.
+        Where wrk runs, on one thread: the load is the same however many cores there are.
 
     Raises
     ------
     WrongAnswer
         An answer was no success, or a connection broke.
     """
-    threads = min(threads, connections)
-    command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
     command += ["-s", str(_SCRIPT), url, "--", str(body), content_type, str(json_length or 0)]
     try:
         done = subprocess.run(

@@ -203,7 +203,6 @@ class _Stage:
 
     def _load(self, case: Case, server: Running, *, seconds: float) -> Load:
         body, json_length = self._body(case.workload)
-        asking = case.placement.asking
         load = run_load(
             server.url,
             body,
@@ -211,8 +210,7 @@ class _Stage:
             json_length=json_length,
             connections=case.connections,
             seconds=seconds,
-            cores=asking,
-            threads=len(asking),
+            cores=case.placement.asking,
         )
         self._note(server, load.requests, case.connections)
         # The load leaves without its last answers, and what is beside may still have to work on what was asked. Who is
