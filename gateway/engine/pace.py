@@ -8,6 +8,7 @@ __all__ = ("SHORT_SECONDS", "Pace")
 
 FIRST_ROWS = 8  # of the first batch, when nothing is known yet
 MEMORY = 0.8  # weight of what was known when another batch has been drained
+SPREAD = 0.1  # of the rows of frames, of their mean, that tells a row from a frame
 SHARE = 0.25  # of a new measurement in the mean time of a frame or a run
 SHORT_SECONDS = 0.0002  # a run that is over before a front has another batch worth it
 
@@ -35,27 +36,27 @@ class Pace:
         Between two answers while there was work: the mean, of which recent ones are the most.
     run_seconds : float
         The model runs for a frame: the mean, of which recent ones are the most; infinite when nothing is known yet.
-    row_seconds : float
-        The engine took for a row while more waited than a batch may hold; 0 as long as that was never so.
 
     >>> pace = Pace(max_rows=256, batch_seconds=0.1, few=100)
     >>> pace.add(rows=8, run_seconds=0.04, seconds=0.05, pressed=False)
-    >>> pace.rows, pace.row_seconds
+    >>> pace.rows, pace.seconds_of(100)
     (20, 0.0)
     >>> pace.add(rows=20, run_seconds=0.08, seconds=0.1, pressed=True)
-    >>> pace.rows, pace.row_seconds
-    (25, 0.005)
+    >>> pace.rows, pace.seconds_of(100)
+    (25, 0.5)
     """
 
     __slots__ = (
         "_batch_seconds",
-        "_drained_rows",
-        "_drained_seconds",
         "_few",
+        "_frames",
         "_max_rows",
+        "_products",
+        "_rows",
+        "_seconds",
+        "_squares",
         "few_rows",
         "frame_seconds",
-        "row_seconds",
         "rows",
         "run_seconds",
     )
@@ -64,16 +65,15 @@ class Pace:
         self._max_rows = max_rows
         self._few = few
         self._batch_seconds = batch_seconds
-        self._drained_rows = 0.0
-        self._drained_seconds = 0.0
+        # Of frames while others had to wait: how many, their rows, squares of these, seconds, rows times seconds.
+        self._frames = self._rows = self._squares = self._seconds = self._products = 0.0
         self.rows = min(FIRST_ROWS, max_rows)
         self.few_rows = min(self.rows, few)
         self.frame_seconds = 0.0
         self.run_seconds = math.inf
-        self.row_seconds = 0.0
 
     def __repr__(self) -> str:
-        return f"<Pace batches of {self.rows} rows | {self.row_seconds * 1e6:.0f} us a row in a backlog>"
+        return f"<Pace batches of {self.rows} rows | a backlog of 1000 takes {self.seconds_of(1000):.3g} s>"
 
     def add(self, *, rows: int, run_seconds: float, seconds: float, pressed: bool) -> None:
         """Learn from one answered frame.
@@ -99,6 +99,25 @@ class Pace:
                 self.rows = fitting
                 self.few_rows = min(fitting, self._few)
         if pressed and rows:
-            self._drained_rows = self._drained_rows * MEMORY + rows
-            self._drained_seconds = self._drained_seconds * MEMORY + seconds
-            self.row_seconds = self._drained_seconds / self._drained_rows
+            self._frames = self._frames * MEMORY + 1
+            self._rows = self._rows * MEMORY + rows
+            self._squares = self._squares * MEMORY + rows * rows
+            self._seconds = self._seconds * MEMORY + seconds
+            self._products = self._products * MEMORY + rows * seconds
+
+    def seconds_of(self, rows: int) -> float:
+        """How long a queue of so many rows takes, as far as is known; 0 as long as nothing has had to wait.
+
+        A frame takes some time and each of its rows some more: frames of different rows tell how much, by least
+        squares. Frames that are all alike tell only what a row of such a frame takes.
+        """
+        if not self._rows:
+            return 0.0
+        each, per_frame = self._seconds / self._rows, 0.0
+        spread = self._frames * self._squares - self._rows**2
+        if spread > (SPREAD * self._rows) ** 2:
+            slope = (self._frames * self._products - self._rows * self._seconds) / spread
+            # Neither is less than nothing, whatever was measured.
+            each = min(max(slope, 0.0), each)
+            per_frame = (self._seconds - each * self._rows) / self._frames
+        return rows * each + per_frame * -(-rows // self.rows)

@@ -234,7 +234,7 @@ class WaitingLine:
             if not newest.abandoned:
                 self.displaced.append(newest)
         if self.rows > self.pace.rows and job.rank != HIGH:
-            wait = self.rows * self.pace.row_seconds + self.pace.frame_seconds
+            wait = self.pace.seconds_of(self.rows) + self.pace.frame_seconds
             if job.queued_at + wait > job.deadline:
                 raise Overloaded(f"{self.name} would not answer in time: about {wait:.3g} s wait before this request")
 
@@ -247,8 +247,8 @@ class WaitingLine:
         if self.size_bytes + job.size > limits.max_bytes:
             return f"{self.size_bytes} bytes wait (limits.max_queue_bytes)"
         # What fits one batch goes with the next run, however slow that is; and only a longer line can be timed.
-        if self.rows > self.pace.rows and self.rows * self.pace.row_seconds > limits.max_wait_seconds:
-            return f"what waits takes {self.rows * self.pace.row_seconds:.3g} s (limits.max_queue_wait_ms)"
+        if self.rows > self.pace.rows and (seconds := self.pace.seconds_of(self.rows)) > limits.max_wait_seconds:
+            return f"what waits takes {seconds:.3g} s (limits.max_queue_wait_ms)"
         return None
 
 
