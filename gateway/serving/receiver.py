@@ -115,7 +115,7 @@ class Receiver(asyncio.BufferedProtocol):
     def drop(self) -> None:
         """Forget the body."""
         self._length = 0
-        self._body, self._rest = b"", None
+        self._body, self._rest, self._whole = b"", None, None
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._rest is not None:
