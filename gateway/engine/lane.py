@@ -52,6 +52,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 GATHER_PASSES = 4
 """Passes of the loop at most that a batch waits for others."""
+GATHER_SECONDS = 0.001
+"""No further pass begins after so long: one may have something larger to do."""
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class Lane:
         self._greeting: _Link | None = None
         self._flush_due = False
         self._gathered_rows = self._gathering = 0
+        self._gather_until = 0.0
         self._delay_seconds = 0.0
         self._release: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -243,10 +246,13 @@ class Lane:
     def _gathers(self) -> bool:
         # Whether another pass of the loop is worth it. Where some came together, others are about to come: to read
         # them too takes less than a run and its answers for each few. It ends with the pass that brings nobody.
-        line = self.line
+        line, now = self.line, time.perf_counter()
+        if not self._gathering:
+            self._gather_until = now + GATHER_SECONDS
         if (
             self._gathered_rows < line.rows < line.pace.rows
             and self._gathering < GATHER_PASSES
+            and now < self._gather_until
             and line.size_bytes < LARGE_BYTES * len(line)
             and not self._again
         ):
@@ -344,15 +350,15 @@ class Lane:
         run.results = outputs
         run.inference_ns = nanoseconds
         jobs, rows, now = run.end(), run.rows, time.perf_counter()
-        if len(jobs) > 1 and any([output.ndim == 0 or len(output) != rows for output in outputs]):
-            self._stop_joining([job for job in jobs if job.failure is None])
-        else:
-            if run.late:
-                jobs = [job for job in jobs if job.failure is None]
-            if jobs:
-                self._done(jobs)
+        mixed = len(jobs) > 1 and any([output.ndim == 0 or len(output) != rows for output in outputs])
+        if run.late or mixed:
+            jobs = [job for job in jobs if job.failure is None]
+        if jobs and not mixed:
+            self._done(jobs)
         # Callers have their answers before anything is done for later ones.
         self._learn(frame_id, rows, sent_at=run.sent_at, run_seconds=nanoseconds / 1e9, now=now)
+        if mixed:
+            self._stop_joining(jobs)
         self._flush()
 
     def _failed(self, frame_id: int) -> None:

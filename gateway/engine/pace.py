@@ -39,10 +39,10 @@ class Pace:
 
     >>> pace = Pace(max_rows=256, batch_seconds=0.1, few=100)
     >>> pace.add(rows=8, run_seconds=0.04, seconds=0.05, pressed=False)
-    >>> pace.rows, pace.seconds_of(100)
+    >>> pace.rows, pace.seconds_of(100, 5)
     (20, 0.0)
     >>> pace.add(rows=20, run_seconds=0.08, seconds=0.1, pressed=True)
-    >>> pace.rows, pace.seconds_of(100)
+    >>> pace.rows, pace.seconds_of(100, 5)
     (25, 0.5)
     """
 
@@ -73,7 +73,8 @@ class Pace:
         self.run_seconds = math.inf
 
     def __repr__(self) -> str:
-        return f"<Pace batches of {self.rows} rows | a backlog of 1000 takes {self.seconds_of(1000):.3g} s>"
+        backlog = self.seconds_of(1000, 1000 / self.rows)
+        return f"<Pace batches of {self.rows} rows | a backlog of 1000 takes {backlog:.3g} s>"
 
     def add(self, *, rows: int, run_seconds: float, seconds: float, pressed: bool) -> None:
         """Learn from one answered frame.
@@ -105,8 +106,13 @@ class Pace:
             self._seconds = self._seconds * MEMORY + seconds
             self._products = self._products * MEMORY + rows * seconds
 
-    def seconds_of(self, rows: int) -> float:
-        """How long a queue of so many rows takes, as far as is known; 0 as long as nothing has had to wait.
+    @property
+    def usual_rows(self) -> float:
+        """Of a frame while others had to wait; 0 as long as nothing had to."""
+        return self._rows / self._frames if self._frames else 0.0
+
+    def seconds_of(self, rows: int, frames: float) -> float:
+        """How long a queue takes that goes as so many frames, as far as is known; 0 as long as nothing has had to wait.
 
         A frame takes some time and each of its rows some more: frames of different rows tell how much, by least
         squares. Frames that are all alike tell only what a row of such a frame takes.
@@ -120,4 +126,4 @@ class Pace:
             # Neither is less than nothing, whatever was measured.
             each = min(max(slope, 0.0), each)
             per_frame = (self._seconds - each * self._rows) / self._frames
-        return rows * each + per_frame * -(-rows // self.rows)
+        return rows * each + frames * per_frame

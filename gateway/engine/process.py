@@ -241,12 +241,12 @@ class _Engine:
             return (encode_stopped(frame_id),)
         until = started + self._max_run_seconds
         try:
-            outputs = self._run(inputs, until=until if until < deadline else deadline)
+            outputs, nanoseconds = self._run(inputs, started, until=until if until < deadline else deadline)
             ended = time.monotonic()
             if ended >= self._pulse.due:
                 # Several long runs may follow one another before the loop is back.
                 self._pulse.beat(ended)
-            return encode_result(frame_id, int((ended - started) * 1e9), outputs)
+            return encode_result(frame_id, nanoseconds, outputs)
         except RunStopped:
             self._pulse.beat(time.monotonic())
             return (encode_stopped(frame_id),)
@@ -254,37 +254,40 @@ class _Engine:
             self._pulse.beat(time.monotonic())
             return (encode_failure(frame_id, str(error)),)
 
-    def _run(self, inputs: list[list[Array]], *, until: float) -> list[Array]:
+    def _run(self, inputs: list[list[Array]], started: float, *, until: float) -> tuple[list[Array], int]:
+        """The outputs, and the nanoseconds in the model."""
         names = self._input_names
+        apart = None
         if len(inputs) == len(names) == 1 and len(inputs[0]) == 1:
-            return self._session.run({names[0]: inputs[0][0]}, until=until)
-        if all([len(parts) == 1 for parts in inputs]):
-            return self._session.run({name: part for name, (part,) in zip(names, inputs, strict=True)}, until=until)
-        outputs = self._run_apart(inputs, until=until) if self._seconds_per_byte < JOIN_SECONDS_PER_BYTE else None
-        if outputs is None:
-            arrays = dict(zip(names, map(join_parts, inputs), strict=True))
-            started = time.monotonic()
-            outputs = self._session.run(arrays, until=until)
-            self._note_speed(inputs, time.monotonic() - started)
-        return outputs
+            outputs = self._session.run({names[0]: inputs[0][0]}, until=until)
+        elif all([len(parts) == 1 for parts in inputs]):
+            outputs = self._session.run({name: part for name, (part,) in zip(names, inputs, strict=True)}, until=until)
+        else:
+            if self._seconds_per_byte < JOIN_SECONDS_PER_BYTE:
+                apart = self._run_apart(inputs, until=until)
+            if apart is None:
+                arrays = dict(zip(names, map(join_parts, inputs), strict=True))
+                started = time.monotonic()
+                outputs = self._session.run(arrays, until=until)
+            else:
+                outputs = apart
+            seconds = time.monotonic() - started
+            self._seconds_per_byte = seconds / sum([part.nbytes for parts in inputs for part in parts])
+        return outputs, int((time.monotonic() - started) * 1e9)
 
     def _run_apart(self, inputs: list[list[Array]], *, until: float) -> list[Array] | None:
-        """A run for each part; None where inputs differ in their parts, or rows come out that are not the part's."""
+        """A run for each part; None where inputs differ in their parts, or what comes out cannot be put together."""
         rows = [len(part) for part in inputs[0]]
         if any([[len(part) for part in parts] != rows for parts in inputs]):
             return None
-        names, started = self._input_names, time.monotonic()
         runs: list[list[Array]] = []
         for count, parts in zip(rows, zip(*inputs, strict=True), strict=True):
-            outputs = self._session.run(dict(zip(names, parts, strict=True)), until=until)
-            if any([not output.ndim or len(output) != count for output in outputs]):
-                return None
+            outputs = self._session.run(dict(zip(self._input_names, parts, strict=True)), until=until)
             runs.append(outputs)
-        self._note_speed(inputs, time.monotonic() - started)
+            for output, first in zip(outputs, runs[0], strict=True):
+                if not output.ndim or len(output) != count or output.shape[1:] != first.shape[1:]:
+                    return None
         return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
-
-    def _note_speed(self, inputs: list[list[Array]], seconds: float) -> None:
-        self._seconds_per_byte = seconds / sum([part.nbytes for parts in inputs for part in parts])
 
 
 class _Pulse:

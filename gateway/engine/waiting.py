@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -234,7 +235,7 @@ class WaitingLine:
             if not newest.abandoned:
                 self.displaced.append(newest)
         if self.rows > self.pace.rows and job.rank != HIGH:
-            wait = self.pace.seconds_of(self.rows) + self.pace.frame_seconds
+            wait = self._seconds() + self.pace.frame_seconds
             if job.queued_at + wait > job.deadline:
                 raise Overloaded(f"{self.name} would not answer in time: about {wait:.3g} s wait before this request")
 
@@ -247,9 +248,19 @@ class WaitingLine:
         if self.size_bytes + job.size > limits.max_bytes:
             return f"{self.size_bytes} bytes wait (limits.max_queue_bytes)"
         # What fits one batch goes with the next run, however slow that is; and only a longer line can be timed.
-        if self.rows > self.pace.rows and (seconds := self.pace.seconds_of(self.rows)) > limits.max_wait_seconds:
+        if self.rows > self.pace.rows and (seconds := self._seconds()) > limits.max_wait_seconds:
             return f"what waits takes {seconds:.3g} s (limits.max_queue_wait_ms)"
         return None
+
+    def _seconds(self) -> float:
+        # How long what waits takes.
+        frames = float(len(self))
+        if self._joins:
+            # Where requests of some axes wait for others, only what has been seen tells how many go together.
+            fill = self.pace.usual_rows if self._free_axes else self.pace.rows
+            fullest = max(self.rows / max(fill, 1.0), self.size_bytes / self._limits.batch_bytes)
+            frames = min(frames, math.ceil(fullest))
+        return self.pace.seconds_of(self.rows, frames)
 
 
 def _axes(job: Job) -> list[tuple[int, ...]]:

@@ -182,10 +182,8 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
 
 def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_bytes: int) -> None:
     """Write the inputs of a request for the log, while they are in the nearest caches."""
-    served = inference.served
-    request.plain = False
-    inference.prepared = Prepared()
-    inference.prepared.logged_inputs = tensor_records(
+    served, prepared = inference.served, Prepared()
+    prepared.logged_inputs = tensor_records(
         served.input_heads,
         request.inputs,
         request.fragments,
@@ -193,6 +191,8 @@ def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_by
         redacted=served.redacted,
         redacted_columns=served.redacted_columns,
     )
+    request.plain = False
+    inference.prepared = prepared
 
 
 def is_slow_to_answer(inference: Inference) -> bool:

@@ -356,7 +356,7 @@ class Front:
             self._limit_time(inference)
         else:
             request = inference.read(served.decoder)
-            if large and served.sample >= 1:
+            if inference.held_body is not None and not request.plain and served.sample >= 1:
                 prepare_inputs(inference, request, max_tensor_bytes=self._max_tensor_bytes)
             self._take(inference, request)
         inference.queued_at = time.perf_counter()

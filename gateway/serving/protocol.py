@@ -95,7 +95,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._held_body: HeldBody | None = None
         self._receiver: Receiver | None = None
         self._large: Inference
-        self._large_head = b""
+        self._large_head = b""  # the last one that the parser saw
         self._large_length = 0
         self._past_parser = False  # the body that comes
         self._waiting_large = 0
@@ -194,8 +194,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._inference = self._large.again()
         self._past_parser = self._head_done = True
         self._chunked = False
-        self._length, self._unread = self._large_length, len(self._large_head)
-        self._received = self._chunks = self._counted = 0
+        self._length = self._large_length
+        self._unread = self._received = self._chunks = self._counted = 0
         self._reading_since = self._body_since = self.loop.time()
         return True
 
@@ -652,15 +652,14 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _expect_again(self, inference: Inference, json_length: int) -> None:
         # Of a head that came twice, in a read that began with it.
-        piece = self._piece
+        piece, receiver = self._piece, self._receiver
         head = piece[: piece.find(b"\r\n\r\n") + 4]
-        if self._receiver is None or self._unread != len(piece) or len(_LENGTH_FIELD.split(head)) != 3:
-            return
-        if not self._plain or inference.refused is not None:
+        whole = self._unread == len(piece) and len(_LENGTH_FIELD.split(head)) == 3
+        if receiver is None or not whole or not self._plain or inference.refused is not None:
             return
         if head == self._large_head:
             self._large, self._large_length = inference.again(), self._length
-            self._receiver.expect(head, self._length, json_length=json_length)
+            receiver.expect(head, self._length, json_length=json_length)
         self._large_head = head
 
     @property

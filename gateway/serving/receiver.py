@@ -61,7 +61,6 @@ class Receiver(asyncio.BufferedProtocol):
         self._body: Octets = b""
         self._rest: memoryview | None = None
         self._expected: tuple[bytes, int, int] | None = None  # head, length, and where its tensors begin
-        self._whole: memoryview | None = None  # a place for head and body together
 
     def __repr__(self) -> str:
         return f"<Receiver {len(self._body)} of {self._length} bytes>"
@@ -95,7 +94,7 @@ class Receiver(asyncio.BufferedProtocol):
         self._make_place(min(length, first), in_json=in_json, pieces=pieces)
 
     def expect(self, head: bytes, length: int, *, json_length: int) -> None:
-        """Receive what comes next where it stays from its first byte on, in case that it is this head once more.
+        """Receive the body where it stays, without a word of its protocol, wherever a read begins with this head again.
 
         Parameters
         ----------
@@ -104,7 +103,7 @@ class Receiver(asyncio.BufferedProtocol):
         length, json_length : int
             Of the body, as for `begin`; it holds tensors in binary.
         """
-        self._expected = (head, length, json_length) if length <= FIRST_BYTES else None
+        self._expected = (head, length, json_length)
 
     def finish(self) -> Octets:
         """The body, all of which has come: a bytearray where it is JSON, else a memoryview."""
@@ -115,27 +114,16 @@ class Receiver(asyncio.BufferedProtocol):
     def drop(self) -> None:
         """Forget the body."""
         self._length = 0
-        self._body, self._rest, self._whole = b"", None, None
+        self._body, self._rest = b"", None
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._rest is not None:
-            return self._rest
-        if self._expected is None:
-            return self._scratch
-        head, length, json_length = self._expected
-        skipped = -(len(head) + json_length) % ALIGNMENT
-        # A read that fills its buffer is followed by another one, which finds nothing.
-        self._whole = self._memory(skipped + len(head) + length + 1)[skipped:]
-        return self._whole
+        return self._scratch if self._rest is None else self._rest
 
     def buffer_updated(self, nbytes: int) -> None:
-        whole, rest = self._whole, self._rest
-        if whole is not None:
-            self._whole = None
-            self._take_whole(whole, nbytes)
-            return
+        rest = self._rest
         if rest is None:
-            self._reading.data_received(bytes(self._scratch[:nbytes]))
+            if self._expected is None or not self._begin_expected(nbytes):
+                self._reading.data_received(bytes(self._scratch[:nbytes]))
             return
         self._rest = rest = rest[nbytes:]
         size = len(self._body)
@@ -158,19 +146,14 @@ class Receiver(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._reading.resume_writing()
 
-    def _take_whole(self, whole: memoryview, nbytes: int) -> None:
+    def _begin_expected(self, nbytes: int) -> bool:
         head, length, json_length = self._expected or (b"", 0, 0)
         start = len(head)
-        if nbytes < start or whole[:start] != head or not self._reading.begin_again():
-            self._expected = None
-            self._reading.data_received(bytes(whole[:nbytes]))
-            return
-        self._length, self._skipped = length, -json_length % ALIGNMENT
-        self._body = whole[start : start + length]
-        self._rest = self._body[nbytes - start :]
-        self._reading.body_grew(min(nbytes - start, length))
-        if nbytes > start + length:
-            self._reading.data_received(bytes(whole[start + length : nbytes]))
+        if not start <= nbytes < start + length or self._scratch[:start] != head or not self._reading.begin_again():
+            return False
+        self.begin(length, json_length=json_length, pieces=[self._scratch[start:nbytes]])
+        self._reading.body_grew(nbytes - start)
+        return True
 
     def _make_place(self, size: int, *, in_json: bool, pieces: list[Octets]) -> None:
         # JSON is looked through with the methods of bytes.

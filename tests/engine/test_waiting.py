@@ -267,3 +267,14 @@ def test_every_request_leaves_once_in_order_and_the_line_never_holds_more_than_i
         for rank in (HIGH, NORMAL, LOW):
             times = [each.queued_at for each in batch if each.rank == rank]
             assert times == sorted(times)
+
+
+@pytest.mark.parametrize(("free_axes", "size"), [(True, 1), (False, 500)])
+def test_a_queue_whose_frames_are_small_takes_as_long_as_its_frames(free_axes: bool, size: int) -> None:
+    made = line(free_axes=free_axes, max_bytes=10**6, batch_bytes=1000, max_wait_seconds=2.0)
+    for rows, seconds in ((1, 0.012), (2, 0.008), (1, 0.012), (2, 0.008)):  # times that do not follow the rows
+        made.pace.add(rows=rows, run_seconds=0.0, seconds=seconds, pressed=True)
+    with pytest.raises(Overloaded, match="max_queue_wait_ms"):
+        for _ in range(1000):
+            made.put(job(size=size))
+    assert 280 <= len(made) <= 420
