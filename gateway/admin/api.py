@@ -42,6 +42,8 @@ THREADS = 8
 MAX_WAITING = 64
 MAX_TAILS = 16
 POLL_SECONDS = 0.1
+SETTLE_SECONDS = 1.0  # by then the supervisor has seen what was decided, and taken away the socket of what must end
+REACH_SECONDS = 0.2  # by then every front has reached an engine that is ready
 
 _HEADERS = {
     "cache-control": "no-store",
@@ -173,13 +175,17 @@ class _Admin:
             tail.close()
 
     async def _engine_after(self, model: str, version: int, *, stale: int) -> EngineState:
-        deadline = time.monotonic() + self._approve_wait_seconds
+        began = time.monotonic()
         while True:
             engine = self._operations.engine(model, version)
             fresh = self._operations.engine_note_time(model, version) != stale
-            if engine.state == "ready" or (fresh and engine.state in ("failed", "circuit_open")):
+            if fresh and engine.state in ("ready", "failed", "circuit_open"):
+                if engine.state == "ready":
+                    await asyncio.sleep(REACH_SECONDS)
                 return engine
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - began
+            # One of the past that is ready may be about to end, unless it was approved again before anybody saw.
+            if waited >= self._approve_wait_seconds or (engine.state == "ready" and waited >= SETTLE_SECONDS):
                 return engine
             await asyncio.sleep(POLL_SECONDS)
 

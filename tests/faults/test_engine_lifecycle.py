@@ -155,7 +155,7 @@ def test_a_version_that_is_unloaded_still_answers_what_was_taken_for_it(
     def count_to(number: int) -> tuple[int, Any]:
         return call(url, {"inputs": [vector("n", [number])]})
 
-    eventually(lambda: count_to(1)[0] == 200, what="the looper")
+    eventually(lambda: all(count_to(1)[0] == 200 for _ in range(10)), what="the looper on every front")
     started = time.monotonic()
     assert count_to(10**5)[1]["outputs"][0]["data"] == [10**5]
     about_a_second = int(10**5 / (time.monotonic() - started))
