@@ -116,6 +116,29 @@ def test_approval_says_why_an_engine_failed(world: World) -> None:
         assert again.json()["engine"]["state"] == "failed", "a second approval need not wait for news"
 
 
+def test_approval_does_not_take_an_engine_that_is_about_to_end_for_its_own(world: World) -> None:
+    world.add_version(1)
+    world.note(1, "ready")
+    world.ready(1)  # of an approval that was taken back just now
+    news: list[str] = []
+
+    def replaced() -> None:
+        (world.settings.run_dir / "engine-m-1.sock").unlink()
+        world.note(1, "stopped")
+        time.sleep(1.2)
+        world.note(1, "ready")
+        world.ready(1)
+        news.append("ready")
+
+    with TestClient(world.app(approve_wait_seconds=20), base_url="http://127.0.0.1:8003") as client:
+        timer = threading.Timer(0.3, replaced)
+        timer.start()
+        response = client.post(f"{API}/models/m/versions/1/approve", json={"reason": "x"})
+        assert news == ["ready"]
+        timer.join()
+    assert (response.status_code, response.json()["engine"]["state"]) == (200, "ready")
+
+
 def test_approval_of_an_engine_that_is_still_loading_is_202(client: TestClient, world: World) -> None:
     world.add_version(1)
     world.note(1, "starting")
