@@ -257,23 +257,23 @@ class _Engine:
     def _run(self, inputs: list[list[Array]], started: float, *, until: float) -> tuple[list[Array], int]:
         """The outputs, and the nanoseconds in the model."""
         names = self._input_names
-        apart = None
         if len(inputs) == len(names) == 1 and len(inputs[0]) == 1:
             outputs = self._session.run({names[0]: inputs[0][0]}, until=until)
-        elif all([len(parts) == 1 for parts in inputs]):
-            outputs = self._session.run({name: part for name, (part,) in zip(names, inputs, strict=True)}, until=until)
+            return outputs, int((time.monotonic() - started) * 1e9)
+        in_places = any([len(parts) > 1 for parts in inputs])
+        apart = None
+        if in_places and self._seconds_per_byte < JOIN_SECONDS_PER_BYTE:
+            apart = self._run_apart(inputs, until=until)
+        if apart is None:
+            arrays = dict(zip(names, map(join_parts, inputs), strict=True))
+            started = time.monotonic()
+            outputs = self._session.run(arrays, until=until)
         else:
-            if self._seconds_per_byte < JOIN_SECONDS_PER_BYTE:
-                apart = self._run_apart(inputs, until=until)
-            if apart is None:
-                arrays = dict(zip(names, map(join_parts, inputs), strict=True))
-                started = time.monotonic()
-                outputs = self._session.run(arrays, until=until)
-            else:
-                outputs = apart
-            seconds = time.monotonic() - started
+            outputs = apart
+        seconds = time.monotonic() - started
+        if in_places:
             self._seconds_per_byte = seconds / sum([part.nbytes for parts in inputs for part in parts])
-        return outputs, int((time.monotonic() - started) * 1e9)
+        return outputs, int(seconds * 1e9)
 
     def _run_apart(self, inputs: list[list[Array]], *, until: float) -> list[Array] | None:
         """A run for each part; None where inputs differ in their parts, or what comes out cannot be put together."""

@@ -177,7 +177,7 @@ class Delivery:
         self, stencil: Stencil, alike: Sequence[Inference], *, run: Run, now: float, stamp: bytes
     ) -> list[tuple[int, bytes]]:
         """The records of requests that share a stencil and follow one another in their run."""
-        first, count, sent_at = alike[0], len(alike), run.sent_at
+        first, count = alike[0], len(alike)
         rows = first.rows
         begin, end = first.row, first.row + count * rows
         if run.inputs is not None:
@@ -186,6 +186,7 @@ class Delivery:
             inputs = first.inputs[0]
         else:
             inputs = np.concatenate([inference.inputs[0] for inference in alike])
+        sent_at = run.sent_at
         key = b""
         if any([inference.key is not None for inference in alike]):
             key = b"".join([NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])

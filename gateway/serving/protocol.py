@@ -96,7 +96,6 @@ class GatewayProtocol(HttpToolsProtocol):
         self._receiver: Receiver | None = None
         self._large: Inference
         self._large_head = b""  # the last one that the parser saw
-        self._large_length = 0
         self._past_parser = False  # the body that comes
         self._waiting_large = 0
         self._due: deque[Inference] = deque()
@@ -185,7 +184,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
 
-    def begin_again(self) -> bool:
+    def begin_again(self, length: int) -> bool:
         """Whether another request with the head that the receiver expects may begin; its body is to come."""
         if self._deaf or self._discarding or self._stopping or self._reading_since:
             return False
@@ -194,7 +193,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._inference = self._large.again()
         self._past_parser = self._head_done = True
         self._chunked = False
-        self._length = self._large_length
+        self._length = length
         self._unread = self._received = self._chunks = self._counted = 0
         self._reading_since = self._body_since = self.loop.time()
         return True
@@ -658,7 +657,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if receiver is None or not whole or not self._plain or inference.refused is not None:
             return
         if head == self._large_head:
-            self._large, self._large_length = inference.again(), self._length
+            self._large = inference.again()
             receiver.expect(head, self._length, json_length=json_length)
         self._large_head = head
 

@@ -30,8 +30,8 @@ class Reading(Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes outside of large bodies."""
 
-    def begin_again(self) -> bool:
-        """Whether a request with the head that is expected may begin; its body is received then."""
+    def begin_again(self, length: int) -> bool:
+        """Whether a request with the head that is expected may begin; its body of `length` bytes is received then."""
 
     def body_grew(self, size: int) -> None:
         """So many bytes more of a body have been received."""
@@ -149,7 +149,9 @@ class Receiver(asyncio.BufferedProtocol):
     def _begin_expected(self, nbytes: int) -> bool:
         head, length, json_length = self._expected or (b"", 0, 0)
         start = len(head)
-        if not start <= nbytes < start + length or self._scratch[:start] != head or not self._reading.begin_again():
+        if not start <= nbytes < start + length or self._scratch[:start] != head:
+            return False
+        if not self._reading.begin_again(length):
             return False
         self.begin(length, json_length=json_length, pieces=[self._scratch[start:nbytes]])
         self._reading.body_grew(nbytes - start)

@@ -65,7 +65,7 @@ class Behind:
     def data_received(self, data: bytes) -> None:
         self.heard.append(data)
 
-    def begin_again(self) -> bool:
+    def begin_again(self, length: int) -> bool:
         self.heard.append("again")
         return self.begins
 
@@ -419,8 +419,8 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     began: list[bool] = []
     begin = GatewayProtocol.begin_again
 
-    def noted(self: GatewayProtocol) -> bool:
-        began.append(begin(self))
+    def noted(self: GatewayProtocol, length: int) -> bool:
+        began.append(begin(self, length))
         return began[-1]
 
     monkeypatch.setattr(GatewayProtocol, "begin_again", noted)
