@@ -21,19 +21,18 @@ from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.blocks import random_block
 from gateway.control.compare import FixedRerun
 from gateway.control.monitor import Monitor
 from gateway.control.store import Store
 from gateway.control.versions import FixedVersions
 from gateway.drift.profile import build_profile
-from gateway.events.blocks import PredictionBlock, encode_block, predictions_of
+from gateway.events.blocks import predictions_of
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION, Arm
 from gateway.predictions.source import LogSource, SpoolSource
 from gateway.predictions.spool import SpoolWriter
-from gateway.protocol.datatypes import TensorSpec
-from gateway.protocol.encode import tensor_head
 from gateway.repository.policy import ModelPolicy
-from gateway.serving.records import prediction_head, record_time
+from gateway.serving.records import prediction_head
 from gateway.settings import MonitorSettings, SpoolSettings
 
 FEATURES = 30
@@ -53,7 +52,6 @@ def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, keys: i
         )
         for version, arm in arms
     ]
-    features, output = (tensor_head(TensorSpec(name, "FP32", (-1, -1))) for name in ("features", "variable"))
     writer = SpoolWriter(spool_dir / "front-0", slot=0, settings=SpoolSettings())
     sequence = 1
     while sequence <= predictions:
@@ -62,25 +60,10 @@ def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, keys: i
         for arm, count in enumerate((BATCH - int(chosen.sum()), int(chosen.sum()))):
             if not count:
                 continue
-            inputs = draw.normal(size=(count, rows, FEATURES)).astype("f4").round(4)
-            block = PredictionBlock(
-                head=heads[arm],
-                input_head=features,
-                output_head=output,
-                input_dtype="<f4",
-                output_dtype="<f4",
-                input_axes=(FEATURES,),
-                output_axes=(1,),
-                time=record_time(time.time() + 60.0),  # behind the beginning of the trial
-                inference_us=50,
-                rows=b"" if rows == 1 else np.full(count, rows, "<u4").tobytes(),
-                queue_us=np.full(count, 100, "<u4").tobytes(),
-                total_us=np.full(count, 400, "<u4").tobytes(),
-                keys=b"".join(b"%016x" % each for each in draw.integers(0, keys, count)) if keys else b"",
-                inputs=inputs.tobytes(),
-                outputs=(inputs[:, :, :1] * 2).tobytes(),
+            # Answered behind the beginning of the trial.
+            payload = random_block(
+                draw, heads[arm], count=count, features=FEATURES, rows=rows, keys=keys, seconds_ahead=60.0
             )
-            payload = encode_block(block, count)
             if one_by_one:
                 records = predictions_of(payload, boot=writer.boot, sequence=sequence)
                 entries += [(KIND_PREDICTION, record) for record in records]

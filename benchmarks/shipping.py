@@ -5,7 +5,7 @@ until Apache Kafka (the test kit's, a real broker on this machine: needs Java an
 With `--live` the spool is filled by two loaded fronts instead (needs `wrk`), and what counts is that the shipper keeps
 up. Read the CPU per event: events a second depend on who else uses the machine.
 
-    python -m benchmarks.shipping [--events 200000] [--compression lz4] [--live SECONDS]
+    python -m benchmarks.shipping [--events 200000] [--compression zstd] [--live SECONDS]
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from benchmarks.blocks import random_block
 from benchmarks.load import Load, check_installed, run_load
 from benchmarks.models import FEATURES, model_file
 from benchmarks.ours import add_model, running_gateway
 from benchmarks.processes import cpu_seconds, title
 from benchmarks.servers import started, wait_until
+from gateway.events.records import KIND_BLOCK
 from gateway.predictions.backlog import Backlog
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.spool import SpoolWriter
-from gateway.protocol.encode import encode_flat
-from gateway.serving.records import prediction_head, prediction_record, record_time
+from gateway.serving.records import prediction_head
 from gateway.settings import SpoolSettings
 from tests.brokers import KafkaBroker
 
@@ -68,7 +69,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--events", type=int, default=200_000, help="predictions to ship")
-    parser.add_argument("--compression", default="lz4", choices=["lz4", "zstd", "gzip", "none"])
+    parser.add_argument("--compression", default="zstd", choices=["zstd", "lz4", "gzip", "none"])
     parser.add_argument("--live", type=int, default=0, metavar="SECONDS", help="load two fronts for so long instead")
     return parser.parse_args()
 
@@ -110,31 +111,10 @@ def fill(spool: Path, events: int) -> int:
         left = events // FRONTS + (events % FRONTS if slot == 0 else 0)
         while left:
             count = min(BATCH, left)
-            values = draw.normal(size=(count, FEATURES)).astype("f4")
-            first = writer.next_sequence
-            writer.append([(1, _record(head, writer.boot, first + row, values[row])) for row in range(count)])
+            writer.append([(KIND_BLOCK, random_block(draw, head, count=count, features=FEATURES, keys=2**32))])
             left -= count
         writer.close()
     return sum(file.stat().st_size for file in spool.glob("*/*.seg"))
-
-
-def _record(head: bytes, boot: str, sequence: int, values: np.ndarray[Any, np.dtype[Any]]) -> bytes:
-    flat, output = encode_flat(values), encode_flat(values[:1])
-    return prediction_record(
-        head,
-        event_id=f"{boot}-{sequence:010x}".encode(),
-        time=record_time(time.time()),
-        sequence=sequence,
-        status=200,
-        rows=1,
-        timings=(80 + sequence % 50, 40 + sequence % 20, 310 + sequence % 90),
-        inputs=b'[{"name":"features","datatype":"FP32","shape":[1,%d],"data":%b}]' % (FEATURES, flat),
-        outputs=b'[{"name":"variable","datatype":"FP32","shape":[1,1],"data":%b}]' % output,
-        parameters={},
-        request_id=f"checkout-{sequence}",
-        key=f"{sequence * 2654435761 % 2**64:016x}",
-        error=None,
-    )
 
 
 def _settings(broker: KafkaBroker, compression: str) -> dict[str, str]:

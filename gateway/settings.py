@@ -161,7 +161,7 @@ class KafkaSettings(_Section):
     topic_prefix: str = Field("gateway", pattern=r"^[A-Za-z0-9._-]+$")
     acks: Literal["all", "1"] = "all"
     idempotence: bool = True
-    compression: Literal["zstd", "lz4", "gzip", "none"] = "lz4"
+    compression: Literal["zstd", "lz4", "gzip", "none"] = "zstd"
     request_timeout_ms: int = Field(10_000, ge=100)
     batch_bytes: int = Field(256 * 1024, ge=1024, le=900 * 1024)
     create_topics: bool = Field(True, description="Create missing topics at start.")

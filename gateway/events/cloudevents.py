@@ -11,7 +11,20 @@ from urllib.parse import quote
 from gateway.events.encoding import Envelope
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 
-__all__ = ("CONTENT_TYPE", "headers_of", "kind_of", "topic_of", "type_of")
+__all__ = (
+    "CONTENT_TYPE",
+    "Header",
+    "Headers",
+    "common_headers_of",
+    "headers_of",
+    "headers_with",
+    "kind_of",
+    "topic_of",
+    "type_of",
+)
+
+Header = tuple[str, bytes]
+Headers = tuple[Header, ...]
 
 CONTENT_TYPE = "application/json"
 
@@ -50,7 +63,7 @@ def topic_of(kind: int, prefix: str) -> str:
     return f"{prefix}.{_TOPICS[kind]}"
 
 
-def headers_of(kind: int, envelope: Envelope) -> list[tuple[str, bytes]]:
+def headers_of(kind: int, envelope: Envelope) -> list[Header]:
     """Return the Kafka headers of a record.
 
     `ce_source` names the gateway, `ce_subject` the model and, where the record speaks of one, the version.
@@ -58,20 +71,22 @@ def headers_of(kind: int, envelope: Envelope) -> list[tuple[str, bytes]]:
     >>> headers_of(2, Envelope(id="0196f0c5d2a100-0000000011", time="2012-03-01T00:00:00Z", model="bike-demand"))[4]
     ('ce_subject', b'bike-demand')
     """
+    return headers_with(envelope.id.encode(), common_headers_of(kind, envelope))
+
+
+def common_headers_of(kind: int, envelope: Envelope) -> Headers:
+    """Return the headers of a record that are the same for all of its block: all but version and `ce_id`."""
     source, subject = _names(envelope.gateway, envelope.model, envelope.version)
-    return [
-        _SPECVERSION,
-        ("ce_id", envelope.id.encode()),
-        source,
-        _TYPE_HEADERS[kind],
-        subject,
-        ("ce_time", envelope.time.encode()),
-        _CONTENT_TYPE_HEADER,
-    ]
+    return source, _TYPE_HEADERS[kind], subject, ("ce_time", envelope.time.encode()), _CONTENT_TYPE_HEADER
+
+
+def headers_with(identity: bytes, common: Headers) -> list[Header]:
+    """Return the headers of the record of this id, from those that it shares with its block."""
+    return [_SPECVERSION, ("ce_id", identity), *common]
 
 
 @lru_cache(maxsize=1024)
-def _names(gateway: str, model: str, version: int | None) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+def _names(gateway: str, model: str, version: int | None) -> tuple[Header, Header]:
     source = f"/gateway/{quote(gateway or 'gateway', safe='')}"
     subject = model if version is None else f"{model}/{version}"
     return ("ce_source", source.encode()), ("ce_subject", subject.encode())

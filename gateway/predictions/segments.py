@@ -70,6 +70,10 @@ class LogRecord(NamedTuple):
     payload: bytes
 
     @property
+    def address(self) -> tuple[str, int]:
+        return self.boot, self.sequence
+
+    @property
     def numbers(self) -> int:
         """How many numbers of the log it takes: one, or one for each prediction of a block.
 

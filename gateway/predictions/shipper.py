@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +30,10 @@ from aiokafka.errors import (
 from aiokafka.partitioner import murmur2
 
 from gateway.events.addresses import format_id
-from gateway.events.cloudevents import headers_of, topic_of
+from gateway.events.blocks import predictions_of
+from gateway.events.cloudevents import Headers, common_headers_of, headers_with, topic_of
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
+from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.backlog import Backlog
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gateway.predictions.connection import (
@@ -74,16 +77,20 @@ _UNKNOWN_TRIES = 5
 _Address = tuple[str, int]
 
 
-class _Message(NamedTuple):
-    record: LogRecord
+class _Common(NamedTuple):
+    """What the messages of a block have in common; a record of its own has it for itself, and its own id."""
+
+    kind: int
+    boot: str
+    identity: bytes
     topic: str
     key: bytes
     timestamp_ms: int
-    headers: list[tuple[str, bytes]]
+    headers: Headers
 
-    @property
-    def address(self) -> _Address:
-        return self.record.boot, self.record.sequence
+
+# The number of the record, its JSON, and the rest: one for each prediction of the log, so no more than a tuple.
+_Message = tuple[int, bytes, _Common]
 
 
 class _Refused(Exception):
@@ -103,6 +110,10 @@ def partition_of(key: bytes, partitions: int) -> int:
     1
     """
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def _address_of(message: _Message) -> _Address:
+    return message[2].boot, message[0]
 
 
 class Shipper:
@@ -155,7 +166,7 @@ class Shipper:
         self._noted: set[str] = set()
         # What is known of the records after the checkpoint: these go alone, and these do not go at all.
         self._alone: set[_Address] = set()
-        self._refused: dict[_Address, str] = {}
+        self._refused: dict[_Address, tuple[LogRecord, str]] = {}
         self._tries: defaultdict[_Address, int] = defaultdict(int)
 
     def __repr__(self) -> str:
@@ -210,7 +221,7 @@ class Shipper:
             self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
 
     async def _ship_from_checkpoint(self, stop: asyncio.Event) -> None:
-        reader = SpoolReader(self._spool_dir, position=self._checkpoint())
+        reader = SpoolReader(self._spool_dir, position=self._checkpoint(), whole_blocks=True)
         self._corrupt_seen = self._missing_seen = 0
         producer = None
         try:
@@ -251,14 +262,15 @@ class Shipper:
         places: dict[tuple[str, bytes], int] = {}
         lanes: defaultdict[tuple[str, int], list[_Message]] = defaultdict(list)
         for record in records:
-            message = self._message_of(record)
-            if message is None:
+            messages = self._messages_of(record)
+            if not messages:
                 continue
-            topic_and_key = (message.topic, message.key)
+            common = messages[0][2]
+            topic, key = topic_and_key = common.topic, common.key
             if topic_and_key not in places:
-                partitions = await bounded(producer.partitions_for(message.topic), self._limit)
-                places[topic_and_key] = partition_of(message.key, len(partitions))
-            lanes[message.topic, places[topic_and_key]].append(message)
+                partitions = await bounded(producer.partitions_for(topic), self._limit)
+                places[topic_and_key] = partition_of(key, len(partitions))
+            lanes[topic, places[topic_and_key]] += messages
         tasks = [
             asyncio.create_task(self._ship_lane(producer, topic, partition, messages))
             for (topic, partition), messages in lanes.items()
@@ -291,16 +303,15 @@ class Shipper:
         batch = producer.create_batch()
         end = begun
         room = self._batch_bytes
-        while end < len(messages):
-            message = messages[end]
-            alone = message.address in self._alone
-            room -= len(message.record.payload)
+        for message in islice(messages, begun, None):
+            number, payload, common = message
+            alone = bool(self._alone) and _address_of(message) in self._alone
+            room -= len(payload)
             if end > begun and (alone or room < 0 or end - begun >= self._round_records):
                 break
-            appended = batch.append(
-                key=message.key, value=message.record.payload, timestamp=message.timestamp_ms, headers=message.headers
-            )
-            if appended is None:
+            identity = common.identity or format_id(common.boot, number).encode()
+            headers = headers_with(identity, common.headers)
+            if batch.append(key=common.key, value=payload, timestamp=common.timestamp_ms, headers=headers) is None:
                 break
             end += 1
             if alone:
@@ -308,22 +319,40 @@ class Shipper:
         batch.close()
         return batch, end
 
-    def _message_of(self, record: LogRecord) -> _Message | None:
-        """Return the message of a record, or None for one that does not go and is noted for the dead letters."""
-        address = (record.boot, record.sequence)
-        if address in self._refused:
-            return None
+    def _messages_of(self, record: LogRecord) -> list[_Message]:
+        """Return the messages of a record, or of a block's predictions, without those that do not go.
+
+        What is no record is noted for the dead letters.
+        """
+        kind, boot, first, payload = record
+        payloads = [payload]
+        if kind == KIND_BLOCK:
+            kind, payloads = KIND_PREDICTION, predictions_of(payload, boot=boot, sequence=first)
         try:
-            envelope = read_envelope(record.payload)
-            moment = seconds_of(envelope.time)
-            topic = topic_of(record.kind, self._settings.topic_prefix)
-            headers = headers_of(record.kind, envelope)
+            common = self._common_of(kind, boot, payloads[0], single=record.kind != KIND_BLOCK)
         except (RecordError, KeyError, UnicodeEncodeError) as error:
-            self._refused[address] = f"not a record: {error}"
-            return None
+            for number, payload in enumerate(payloads, first):
+                refused = LogRecord(kind, boot, number, payload)
+                self._refused[refused.address] = refused, f"not a record: {error}"
+            return []
+        messages = list(zip(count(first), payloads, repeat(common)))
+        if self._refused:
+            return [message for message in messages if _address_of(message) not in self._refused]
+        return messages
+
+    def _common_of(self, kind: int, boot: str, payload: bytes, *, single: bool) -> _Common:
+        envelope = read_envelope(payload)
         # A broker refuses times that lie in its future.
-        timestamp_ms = max(0, int(min(moment, self._clock()) * 1000))
-        return _Message(record, topic, envelope.model.encode(), timestamp_ms, headers)
+        moment = min(seconds_of(envelope.time), self._clock())
+        return _Common(
+            kind=kind,
+            boot=boot,
+            identity=envelope.id.encode() if single else b"",
+            topic=topic_of(kind, self._settings.topic_prefix),
+            key=envelope.model.encode(),
+            timestamp_ms=max(0, int(moment * 1000)),
+            headers=common_headers_of(kind, envelope),
+        )
 
     def _learn(self, refused: _Refused) -> bool:
         """Note which records to send alone, or not at all; return False when only another try can tell."""
@@ -332,21 +361,19 @@ class Shipper:
                 # A topic may take less at once than `kafka.batch_bytes`.
                 self._batch_bytes //= 2
             else:
-                self._alone.update(message.address for message in refused.messages)
+                self._alone.update(_address_of(message) for message in refused.messages)
             return True
-        address = refused.messages[0].address
+        number, payload, common = refused.messages[0]
+        record = LogRecord(common.kind, common.boot, number, payload)
+        address = record.address
         self._tries[address] += 1
         if not refused.certain and self._tries[address] < _UNKNOWN_TRIES:
             return False
-        self._refused[address] = f"refused by Kafka: {refused}"
+        self._refused[address] = record, f"refused by Kafka: {refused}"
         return True
 
     def _acknowledge(self, reader: SpoolReader, records: list[LogRecord]) -> None:
-        dead = [
-            (record, self._refused[record.boot, record.sequence])
-            for record in records
-            if (record.boot, record.sequence) in self._refused
-        ]
+        dead = self._dead_among(records) if self._refused else []
         position = reader.position()
         try:
             if dead:
@@ -357,7 +384,7 @@ class Shipper:
         self._acknowledged_to = position
         self._round_records = min(2 * self._round_records, _ROUND_RECORDS)
         self._pause = _FIRST_PAUSE_SECONDS
-        self.shipped += len(records) - len(dead)
+        self.shipped += sum([record.numbers for record in records]) - len(dead)
         self.dead_letters += len(dead)
         self.corrupt, self._corrupt_seen = self.corrupt + reader.corrupt - self._corrupt_seen, reader.corrupt
         self.missing, self._missing_seen = self.missing + reader.missing - self._missing_seen, reader.missing
@@ -368,6 +395,14 @@ class Shipper:
             record, reason = dead[0]
             more = f" and {len(dead) - 1} more" if len(dead) > 1 else ""
             self._note(f"dead letter {format_id(record.boot, record.sequence)}{more}: {reason}")
+
+    def _dead_among(self, records: list[LogRecord]) -> list[tuple[LogRecord, str]]:
+        addresses = [
+            (record.boot, number)
+            for record in records
+            for number in range(record.sequence, record.sequence + record.numbers)
+        ]
+        return [self._refused[address] for address in addresses if address in self._refused]
 
     def _checkpoint(self) -> dict[str, tuple[str, int]]:
         try:

@@ -22,7 +22,7 @@ from tests.load import Load
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "consuming.md").read_text(encoding="utf-8")
-PACKAGES = ("confluent-kafka==2.16.1", "kafka-python[lz4]==3.0.12", "sqlglot==30.30.0")
+PACKAGES = ("confluent-kafka==2.16.1", "kafka-python[zstd]==3.0.12", "sqlglot==30.30.0")
 
 
 @pytest.fixture(scope="module")

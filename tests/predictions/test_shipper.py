@@ -275,6 +275,28 @@ async def test_predictions_of_a_block_are_messages_of_their_own_with_the_same_by
 
 
 @pytest.mark.broker
+async def test_a_block_whose_predictions_are_no_records_becomes_dead_letters_one_by_one(
+    kafka: str, tmp_path: Path
+) -> None:
+    settings = kafka_settings(kafka)
+    writer = writer_in(tmp_path)
+    broken = singles(3)
+    writer.append([(KIND_BLOCK, broken.payload(head=broken.head + b"["))])
+    writer.append([(KIND_BLOCK, singles(5).payload())])
+    shipper = Shipper(tmp_path, settings, note=lambda text: None)
+    async with shipping(shipper):
+        await until(lambda: shipper.shipped == 5)
+    assert (shipper.dead_letters, shipper.lag_events, shipper.missing) == (3, 0, 0)
+    letters = [json.loads(line) for line in (tmp_path / DEAD_LETTERS_NAME).read_text().splitlines()]
+    assert [letter["id"] for letter in letters] == [format_id(writer.boot, number) for number in (1, 2, 3)]
+    assert all(letter["reason"].startswith("not a record") and letter["kind"] == 1 for letter in letters)
+    messages = await messages_of(kafka, f"{settings.topic_prefix}.predictions")
+    assert [dict(message.headers)["ce_id"].decode() for message in messages] == [
+        format_id(writer.boot, number) for number in range(4, 9)
+    ]
+
+
+@pytest.mark.broker
 async def test_a_topic_that_takes_less_at_once_gets_smaller_batches_and_no_dead_letter(
     kafka: str, tmp_path: Path
 ) -> None:
@@ -412,7 +434,8 @@ class Batches:
 def test_the_batches_of_a_small_round_are_small_also_when_the_spool_gives_a_whole_block(tmp_path: Path) -> None:
     writer_in(tmp_path).append([(KIND_BLOCK, singles(50).payload())])
     shipper = Shipper(tmp_path, kafka_settings("127.0.0.1:1"), note=lambda text: None)
-    messages = [shipper._message_of(record) for record in SpoolReader(tmp_path).read(1)]
+    (block,) = SpoolReader(tmp_path, whole_blocks=True).read(1)
+    messages = shipper._messages_of(block)
     assert len(messages) == 50
     for records, end in ((4000, 50), (7, 20), (1, 14)):
         shipper._round_records = records
