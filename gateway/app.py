@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import setproctitle
 
+from gateway.behind import BEHIND_SERVING, step_behind
 from gateway.engine.notes import EnginePaths, refusal
 from gateway.lasting import lasting
 from gateway.parent import die_with_parent
@@ -46,7 +47,6 @@ SWEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 0.05
 REACH_SECONDS = 2.0
 ADMIN_CONNECTIONS = 256
-BEHIND_SERVING = 5  # nice: where cores are short, who reads the log waits for those who answer
 DECISIONS_SLOT = 255
 """Slot of the decisions' stream; fronts have 0 and up."""
 
@@ -246,7 +246,7 @@ async def _sweep(server: Any, front: Any) -> None:
 def run_archiver(settings: Settings) -> None:
     """Move what is due from the spool into the archive, until SIGTERM."""
     with _process(settings, "archiver") as (log, cells):
-        os.nice(BEHIND_SERVING)
+        step_behind(BEHIND_SERVING)
         asyncio.run(_archiver(settings, log=log, cells=cells))
 
 
@@ -270,7 +270,7 @@ async def _archiver(settings: Settings, *, log: ProcessLog, cells: CellFile) -> 
 def run_shipper(settings: Settings) -> None:
     """Run the shipper until SIGTERM."""
     with _process(settings, "shipper") as (log, cells):
-        os.nice(BEHIND_SERVING)
+        step_behind(BEHIND_SERVING)
         asyncio.run(_shipper(settings, log=log, cells=cells))
 
 
@@ -298,7 +298,7 @@ async def _shipper(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
 def run_monitor(settings: Settings) -> None:
     """Run the monitor until SIGTERM."""
     with _process(settings, "monitor") as (log, cells):
-        os.nice(BEHIND_SERVING)
+        step_behind(BEHIND_SERVING)
         asyncio.run(_monitor(settings, log=log, cells=cells))
 
 
