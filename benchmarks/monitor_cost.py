@@ -2,7 +2,8 @@
 
 A real spool of blocks as fronts write them, a real monitor over a real store; flushes as often as a loaded monitor's.
 
-    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--keys 0] [--expanded] [--profile]
+    python -m benchmarks.monitor_cost [--predictions 40000] [--rows 1] [--canary] [--keys 0]
+        [--reading blocks|folded|singles] [--profile]
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from gateway.control.versions import FixedVersions
 from gateway.drift.profile import build_profile
 from gateway.events.blocks import predictions_of
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION, Arm
+from gateway.predictions.kafka_source import folded
+from gateway.predictions.reader import LogRecord
 from gateway.predictions.source import LogSource, SpoolSource
 from gateway.predictions.spool import SpoolWriter
 from gateway.repository.policy import ModelPolicy
@@ -74,7 +77,14 @@ def fill(spool_dir: Path, *, predictions: int, rows: int, weight: float, keys: i
     writer.close()
 
 
-def build(place: Path, *, canary: bool, whole_blocks: bool) -> Monitor:
+class FoldingSource(SpoolSource):
+    """Single records of a spool, put together again as those of Kafka are."""
+
+    async def read(self, max_records: int, timeout_seconds: float) -> list[LogRecord]:
+        return folded(await super().read(max_records, timeout_seconds))
+
+
+def build(place: Path, *, canary: bool, reading: str) -> Monitor:
     """A monitor of one model with a reference profile; with a canary, a trial runs."""
     draw = np.random.default_rng(1)
     reference = draw.normal(size=(8000, FEATURES)).astype("f4")
@@ -91,7 +101,9 @@ def build(place: Path, *, canary: bool, whole_blocks: bool) -> Monitor:
         store.set_route(MODEL, stable=1, canary=2, weight=10.0, actor="bench", reason="measured")
 
     async def open_source(position: dict[str, Any] | None, start: Literal["earliest", "latest"]) -> LogSource:
-        return SpoolSource(place / "spool", position=None, start="earliest", whole_blocks=whole_blocks)
+        if reading == "folded":
+            return FoldingSource(place / "spool")
+        return SpoolSource(place / "spool", whole_blocks=reading == "blocks")
 
     return Monitor(
         open_source,
@@ -106,9 +118,9 @@ def build(place: Path, *, canary: bool, whole_blocks: bool) -> Monitor:
     )
 
 
-async def measure(place: Path, *, canary: bool, whole_blocks: bool, profile: cProfile.Profile | None) -> list[float]:
+async def measure(place: Path, *, canary: bool, reading: str, profile: cProfile.Profile | None) -> list[float]:
     """Microseconds of CPU a prediction, for each time the monitor flushed."""
-    monitor = build(place, canary=canary, whole_blocks=whole_blocks)
+    monitor = build(place, canary=canary, reading=reading)
     await monitor.start(asyncio.Event())
     gc.freeze()
     costs = []
@@ -137,7 +149,12 @@ def main() -> int:
     parser.add_argument("--canary", action="store_true", help="a trial is judged, too")
     parser.add_argument("--keys", type=int, default=0, help="so many callers with a routing key; 0: none has one")
     parser.add_argument("--one-by-one", action="store_true", help="a spool of single records instead of blocks")
-    parser.add_argument("--expanded", action="store_true", help="read blocks as single records, as from Kafka")
+    parser.add_argument(
+        "--reading",
+        choices=["blocks", "folded", "singles"],
+        default="blocks",
+        help="as from the spool; as from Kafka, single records put together again; single records that stay so",
+    )
     parser.add_argument("--profile", action="store_true", help="where the time goes, function by function")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
@@ -151,9 +168,7 @@ def main() -> int:
             one_by_one=arguments.one_by_one,
         )
         profile = cProfile.Profile() if arguments.profile else None
-        costs = sorted(
-            asyncio.run(measure(place, canary=arguments.canary, whole_blocks=not arguments.expanded, profile=profile))
-        )
+        costs = sorted(asyncio.run(measure(place, canary=arguments.canary, reading=arguments.reading, profile=profile)))
     print(
         f"{arguments.rows} row(s) of {FEATURES} features: {costs[0]:.1f} us a prediction at best, "
         f"{costs[len(costs) // 2]:.1f} at the median of {len(costs)} flushes; "

@@ -323,7 +323,14 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
 
     async def open_source(position: dict[str, Any] | None, start: Literal["earliest", "latest"]) -> LogSource:
         if from_kafka:
-            return KafkaSource(settings.kafka, settings.monitor.group, position=position, start=start, note=log.note)
+            return KafkaSource(
+                settings.kafka,
+                settings.monitor.group,
+                position=position,
+                start=start,
+                whole_blocks=True,
+                note=log.note,
+            )
         places = {stream: (segment, offset) for stream, (segment, offset) in (position or {}).items()}
         return SpoolSource(settings.spool_dir, position=places if position else None, start=start, whole_blocks=True)
 

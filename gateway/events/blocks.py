@@ -2,7 +2,7 @@
 
 A front writes what it has, the bytes of the tensors a model was given and gave back, and spends no time on JSON.
 Whoever reads the spool sees single JSON records, rendered here: the bytes are those that
-`gateway/serving/records.py` makes of one prediction; a test holds the two against each other. The monitor alone takes
+`gateway/serving/records.py` makes of one prediction; a test holds the two against each other. The monitor takes
 blocks as they are, and renders those of their predictions that somebody asks for.
 """
 

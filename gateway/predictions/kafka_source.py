@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -13,7 +14,8 @@ from aiokafka.structs import OffsetAndMetadata
 
 from gateway.events.addresses import AddressError, parse_id
 from gateway.events.cloudevents import kind_of, topic_of
-from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION
+from gateway.events.folding import FEWEST, fold
+from gateway.events.records import KIND_BLOCK, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.connection import (
     KafkaRefused,
     KafkaUnreachable,
@@ -27,7 +29,7 @@ from gateway.predictions.segments import LogRecord
 from gateway.predictions.source import Deduplicator
 from gateway.settings import KafkaSettings
 
-__all__ = ("KafkaSource",)
+__all__ = ("KafkaSource", "folded")
 
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -59,6 +61,8 @@ class KafkaSource:
     start : "earliest" or "latest"
         Without a position: go on where the group stands, at first with the earliest record; or begin with what
         comes from now on, wherever the group stands.
+    whole_blocks : bool
+        Give predictions that came of one block together again, as a record of `KIND_BLOCK`, where they are many enough.
     note : callable, optional
         Gets one line when the broker goes away or comes back, and when messages were gone before they were read.
     """
@@ -70,6 +74,7 @@ class KafkaSource:
         *,
         position: Mapping[str, Mapping[str, Any]] | None = None,
         start: Literal["earliest", "latest"] = "earliest",
+        whole_blocks: bool = False,
         note: Callable[[str], None] | None = None,
     ) -> None:
         self.unreadable = 0
@@ -77,6 +82,7 @@ class KafkaSource:
         self.connected = False
         self._settings = settings
         self._group = group
+        self._whole_blocks = whole_blocks
         self._note = note
         self._limit = settings.request_timeout_ms / 1000
         self._checkpoint: dict[str, int] = {name: place["offset"] for name, place in (position or {}).items()}
@@ -128,14 +134,11 @@ class KafkaSource:
                 await self._lose(error)
                 return []
             self._look(loop)
-            records = [
-                record
-                for place, messages in batches.items()
-                for message in messages
-                if (record := self._record_of(place, message)) is not None
-            ]
+            records = []
+            for place, messages in batches.items():
+                records += self._records_of(place, messages)
             if records or not batches:
-                return records
+                return folded(records) if self._whole_blocks else records
         return []
 
     def lag_events(self) -> int:
@@ -207,21 +210,24 @@ class KafkaSource:
         self._set_connected(True, None)
         return consumer
 
-    def _record_of(self, place: TopicPartition, message: Any) -> LogRecord | None:
-        self._position[place] = message.offset + 1
-        headers = dict(message.headers)
-        kind = kind_of(_text(headers.get("ce_type")))
-        try:
-            boot, sequence = parse_id(_text(headers.get("ce_id")))
-        except AddressError:
-            kind = None
-        if kind is None or message.value is None:
-            self.unreadable += 1
-            return None
-        # Gateways that were started in the same millisecond write under the same boot.
-        if not self._seen.is_new(_name(place), f"{_text(headers.get('ce_source'))}#{boot}", sequence):
-            return None
-        return LogRecord(kind, boot, sequence, message.value)
+    def _records_of(self, place: TopicPartition, messages: Iterable[Any]) -> list[LogRecord]:
+        lane, is_new = _name(place), self._seen.is_new
+        records = []
+        for message in messages:
+            self._position[place] = message.offset + 1
+            headers = dict(message.headers)
+            kind = _kind_of(headers.get("ce_type"))
+            try:
+                boot, sequence = parse_id(_text(headers.get("ce_id")))
+            except AddressError:
+                kind = None
+            if kind is None or message.value is None:
+                self.unreadable += 1
+                continue
+            # Gateways that were started in the same millisecond write under the same boot.
+            if is_new(lane, _life_of(headers.get("ce_source"), boot), sequence):
+                records.append(LogRecord(kind, boot, sequence, message.value))
+        return records
 
     async def _let_go(self, revoked: set[TopicPartition]) -> None:
         await self._commit({place: self._position[place] for place in revoked if place in self._position})
@@ -323,3 +329,36 @@ def _name(place: TopicPartition) -> str:
 
 def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=64)
+def _kind_of(event_type: bytes | None) -> int | None:
+    return kind_of(_text(event_type))
+
+
+@lru_cache(maxsize=1024)
+def _life_of(source: bytes | None, boot: str) -> str:
+    return f"{_text(source)}#{boot}"
+
+
+def folded(records: list[LogRecord]) -> list[LogRecord]:
+    """Return the same records, with predictions as blocks where `fold` puts them together."""
+    given: list[LogRecord] = []
+    begin = 0
+    while begin < len(records):
+        kind, boot, first, _ = records[begin]
+        end = begin + 1
+        while end < len(records) and records[end][:3] == (kind, boot, first + end - begin):
+            end += 1
+        if kind != KIND_PREDICTION or end - begin < FEWEST:
+            given += records[begin:end]
+        else:
+            payloads = [record.payload for record in records[begin:end]]
+            for count, block in fold(payloads, boot=boot, sequence=first):
+                if block is None:
+                    given += records[begin : begin + count]
+                else:
+                    given.append(LogRecord(KIND_BLOCK, boot, records[begin].sequence, block))
+                begin += count
+        begin = end
+    return given

@@ -186,6 +186,26 @@ async def test_predictions_of_a_block_come_as_single_records_also_when_reading_i
     await again.close()
 
 
+@pytest.mark.broker
+async def test_predictions_come_back_from_kafka_as_blocks_when_they_are_asked_for(kafka: str, tmp_path: Path) -> None:
+    log = KafkaLog(tmp_path, kafka)
+    for count in (5, 3, 40):
+        await log.append_block(count)
+        await log.append(1)
+    await log.append(6, kind=KIND_FEEDBACK)
+    source = KafkaSource(log.settings, log.group, whole_blocks=True)
+    found: list[LogRecord] = []
+    async with asyncio.timeout(60):
+        while sum(record.numbers for record in found) < 57:
+            found += await source.read(30, 0.5)
+    single = [each for record in found for each in (expanded(record) if record.kind == KIND_BLOCK else [record])]
+    assert by_address(single) == log.written
+    in_blocks = [record.numbers for record in found if record.kind == KIND_BLOCK]
+    assert 5 in in_blocks and sum(in_blocks) >= 41, "a read may have broken off within the third"
+    assert source.lag_events() == 0
+    await source.close()
+
+
 async def test_blocks_come_whole_from_a_spool_when_they_are_asked_for(tmp_path: Path) -> None:
     log = SpoolLog(tmp_path)
     for count in (5, 3, 40):
