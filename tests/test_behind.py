@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gateway.behind import SLICE_NS, step_behind
+
 SCRIPT = """
 import ctypes, os, struct, threading
 from gateway.behind import step_behind
@@ -37,5 +39,16 @@ def test_a_process_and_its_threads_step_behind_those_that_wake_up(before: int, a
         [sys.executable, "-c", SCRIPT.format(before=before)], capture_output=True, text=True, check=True, timeout=30
     ).stdout.splitlines()
     # Kernels before 6.12 have one slice for all and tell 0.
-    slice_ns = 100_000_000 if release() >= (6, 12) else 0
+    slice_ns = SLICE_NS if release() >= (6, 12) else 0
     assert told == [f"0 {after} {slice_ns}"] * 2
+
+
+def test_where_the_system_refuses_the_niceness_has_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    added: list[int] = []
+    monkeypatch.setattr(os, "nice", lambda niceness: added.append(niceness) or niceness)
+    monkeypatch.setattr(os, "sched_getscheduler", refuse)
+    step_behind(7)
+    assert added == [7]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 
 import msgspec
@@ -167,7 +167,7 @@ class KeptPredictions:
         return True
 
     def add_block(self, block: KeptBlock) -> bool:
-        """Keep the predictions of a block; False when blocks up to it are kept already."""
+        """Keep the predictions of a block; False when a block that is kept has some of them."""
         life = self._lives.get(block.boot)
         if life is None:
             life = self._lives[block.boot] = _Life()
@@ -260,7 +260,7 @@ class KeptPredictions:
 
     def _forget_block(self, block: KeptBlock) -> None:
         life = self._lives[block.boot]
-        life.forget_oldest()
+        life.forget(block.first)
         if not life:
             del self._lives[block.boot]
 
@@ -274,21 +274,30 @@ class KeptPredictions:
 
 
 class _Life:
-    """The blocks of one life of a writer, by the number of their first prediction, rising."""
+    """The blocks of one life of a writer: the numbers of their first predictions, rising, and of those behind each.
+
+    Each model's rise as they come. Of several models in several partitions of a topic they do not.
+    """
 
     def __init__(self) -> None:
         self._firsts: list[int] = []
-        self._gone = 0
-        self._after = 0
+        self._afters: list[int] = []
+        self._gone = 0  # of the lowest, so many are forgotten
 
     def __len__(self) -> int:
         return len(self._firsts) - self._gone
 
     def add(self, first: int, count: int) -> bool:
-        if first < self._after:
-            return False
-        self._firsts.append(first)
-        self._after = first + count
+        """Whether none of these numbers is in a block already."""
+        place, end = len(self._firsts), first + count
+        if self and first < self._afters[-1]:
+            place = bisect_right(self._firsts, first, lo=self._gone)
+            if place > self._gone and self._afters[place - 1] > first:
+                return False
+            if place < len(self._firsts) and self._firsts[place] < end:
+                return False
+        self._firsts.insert(place, first)
+        self._afters.insert(place, end)
         return True
 
     def first_of(self, number: int) -> int | None:
@@ -296,8 +305,13 @@ class _Life:
         place = bisect_right(self._firsts, number, lo=self._gone) - 1
         return self._firsts[place] if place >= self._gone else None
 
-    def forget_oldest(self) -> None:
+    def forget(self, first: int) -> None:
+        """Forget the block that begins with this number."""
+        place = bisect_left(self._firsts, first, lo=self._gone)
+        if place != self._gone:
+            del self._firsts[place], self._afters[place]
+            return
         self._gone += 1
         if 2 * self._gone > len(self._firsts):
-            del self._firsts[: self._gone]
+            del self._firsts[: self._gone], self._afters[: self._gone]
             self._gone = 0

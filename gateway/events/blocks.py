@@ -2,8 +2,8 @@
 
 A front writes what it has, the bytes of the tensors a model was given and gave back, and spends no time on JSON.
 Whoever reads the spool sees single JSON records, rendered here: the bytes are those that
-`gateway/serving/records.py` makes of one prediction; a test holds the two against each other. The monitor takes
-blocks as they are, and renders those of their predictions that somebody asks for.
+`gateway/serving/records.py` makes of one prediction; a test holds the two against each other. The shipper
+renders whole blocks; the monitor takes them as they are, and renders the predictions that somebody asks for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import orjson
 __all__ = (
     "KEY_BYTES",
     "COUNT_BYTES",
+    "DTYPES",
     "MAX_BLOCK",
     "MAX_BLOCK_BYTES",
     "MAX_HEAD_BYTES",
@@ -47,10 +48,11 @@ KEY_BYTES = 16
 _KEY_CHARACTERS = b"0123456789abcdef "
 NO_KEY = b" " * KEY_BYTES
 _MAX_AXES = 63  # numpy has 64
-_DTYPES = {
+DTYPES = {
     np.dtype(name).newbyteorder("<").str: np.dtype(name)
     for name in ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 }
+"""Of the tensors of a block, by name."""
 
 if TYPE_CHECKING:
     Column = bytes | bytearray | memoryview
@@ -238,7 +240,7 @@ def _records_of(block: PredictionBlock, rows: list[int], boot: str, sequence: in
 
 
 def _rows_between(column: Column, dtype: str, axes: tuple[int, ...], start: int, end: int) -> Column:
-    each = math.prod(axes) * _DTYPES[dtype].itemsize
+    each = math.prod(axes) * DTYPES[dtype].itemsize
     return column[start * each : end * each]
 
 
@@ -258,9 +260,9 @@ def _check_keys(keys: Column, count: int) -> None:
 
 
 def _check_elements(name: str, raw: Column, dtype_name: str, axes: tuple[int, ...], rows: int) -> None:
-    dtype = _DTYPES.get(dtype_name)
+    dtype = DTYPES.get(dtype_name)
     if dtype is None:
-        raise BlockError(f"{name} of a block are {dtype_name[:16]!r}; expected one of {', '.join(_DTYPES)}")
+        raise BlockError(f"{name} of a block are {dtype_name[:16]!r}; expected one of {', '.join(DTYPES)}")
     if rows * math.prod(axes) * dtype.itemsize != len(raw):
         raise BlockError(f"{name} of a block have {len(raw)} bytes, which its rows and axes do not take")
     if dtype.kind == "b" and bytes(raw).translate(None, b"\0\1"):
@@ -277,7 +279,7 @@ def _key_members(keys: bytes, count: int) -> list[bytes]:
 def _texts(raw: Column, dtype_name: str, axes: tuple[int, ...], rows: list[int]) -> list[bytes]:
     """The elements of each prediction as JSON, without brackets."""
     elements = math.prod(axes)
-    array = np.frombuffer(raw, _DTYPES[dtype_name])
+    array = np.frombuffer(raw, DTYPES[dtype_name])
     if rows.count(rows[0]) == len(rows):
         text = orjson.dumps(array.reshape(len(rows), rows[0] * elements), option=orjson.OPT_SERIALIZE_NUMPY)
         return text[2:-2].split(b"],[")

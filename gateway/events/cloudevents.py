@@ -16,7 +16,6 @@ __all__ = (
     "Header",
     "Headers",
     "common_headers_of",
-    "headers_of",
     "headers_with",
     "kind_of",
     "topic_of",
@@ -63,25 +62,20 @@ def topic_of(kind: int, prefix: str) -> str:
     return f"{prefix}.{_TOPICS[kind]}"
 
 
-def headers_of(kind: int, envelope: Envelope) -> list[Header]:
-    """Return the Kafka headers of a record.
+def common_headers_of(kind: int, envelope: Envelope) -> Headers:
+    """Return the Kafka headers of a record beside `ce_specversion` and `ce_id`, the same for a whole block.
 
     `ce_source` names the gateway, `ce_subject` the model and, where the record speaks of one, the version.
 
-    >>> headers_of(2, Envelope(id="0196f0c5d2a100-0000000011", time="2012-03-01T00:00:00Z", model="bike-demand"))[4]
+    >>> common_headers_of(2, Envelope(id="x", time="2012-03-01T00:00:00Z", model="bike-demand"))[2]
     ('ce_subject', b'bike-demand')
     """
-    return headers_with(envelope.id.encode(), common_headers_of(kind, envelope))
-
-
-def common_headers_of(kind: int, envelope: Envelope) -> Headers:
-    """Return the headers of a record that are the same for all of its block: all but version and `ce_id`."""
     source, subject = _names(envelope.gateway, envelope.model, envelope.version)
     return source, _TYPE_HEADERS[kind], subject, ("ce_time", envelope.time.encode()), _CONTENT_TYPE_HEADER
 
 
 def headers_with(identity: bytes, common: Headers) -> list[Header]:
-    """Return the headers of the record of this id, from those that it shares with its block."""
+    """Return all Kafka headers of the record of this id."""
     return [_SPECVERSION, ("ce_id", identity), *common]
 
 

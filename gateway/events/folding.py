@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simdjson
 
-from gateway.events.blocks import MAX_BLOCK, NO_KEY, BlockError, PredictionBlock, encode_block, predictions_of
+from gateway.events.blocks import DTYPES, MAX_BLOCK, NO_KEY, BlockError, PredictionBlock, encode_block, predictions_of
 from gateway.protocol.json_tensor import READING, Reading, numbers_in
 
 __all__ = ("FEWEST", "fold")
@@ -31,8 +31,11 @@ _TIMINGS = re.compile(
     rb'"timings":\{"queue_us":([0-9]{1,10}),"inference_us":([0-9]{1,19}),"total_us":([0-9]{1,10})\},'
 )
 _INPUTS, _DATA, _OUTPUTS, _ENDS = b'"inputs":[', b'],"data":[', b']}],"outputs":[', b']}],"parameters":{}'
-_TENSOR = re.compile(rb"(.*\[)([0-9]{1,9})((?:,[0-9]{1,9})*)")
+_TENSOR = re.compile(rb"(.*\[)([0-9]{1,9})((?:,[0-9]{1,9}){0,63})")
 _KEY = re.compile(rb',"key":"([0-9a-f]{16})"\}')
+_NULL = b"null"
+_MAX_TENSOR_BYTES = 4096
+"""Of a tensor's JSON up to its shape; what is longer is no more remembered than folded."""
 _DATATYPE = re.compile(rb'"datatype":"([A-Z0-9]{1,8})"')
 _U32 = np.dtype("<u4")
 
@@ -58,12 +61,12 @@ class _Own(NamedTuple):
     key: bytes | None
 
 
-def fold(payloads: Sequence[bytes], *, boot: str, sequence: int) -> Iterator[tuple[int, bytes | None]]:
+def fold(payloads: list[bytes], *, boot: str, sequence: int) -> Iterator[tuple[int, bytes | None]]:
     """Give so many predictions at a time, in order, as the payload of a block; None where they are to stay single.
 
     Parameters
     ----------
-    payloads : sequence of bytes
+    payloads : list of bytes
         JSON records whose numbers follow one another.
     boot : str
     sequence : int
@@ -100,6 +103,8 @@ def _parts_of(payload: bytes) -> tuple[_Alike, _Own] | None:
         head, _, told = told.partition(_BEGINS)
     except ValueError:
         return None
+    if max(len(input_), len(output)) > _MAX_TENSOR_BYTES or _NULL in given or _NULL in answered:
+        return None
     timings, inputs, outputs = _TIMINGS.fullmatch(told), _tensor(input_), _tensor(output)
     if timings is None or inputs is None or outputs is None:
         return None
@@ -116,11 +121,11 @@ def _parts_of(payload: bytes) -> tuple[_Alike, _Own] | None:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _tensor(text: bytes) -> tuple[bytes, bytes] | None:
-    """The head of a tensor, and its axes behind the first."""
+    """The head of a tensor of numbers, and its axes behind the first."""
     found = _TENSOR.fullmatch(text)
-    return None if found is None else (found[1], found[3])
+    return None if found is None or _reading_of(found[1]) is None else (found[1], found[3])
 
 
 def _block_of(alike: _Alike, own: Sequence[_Own], parser: simdjson.Parser) -> bytes | None:
@@ -154,7 +159,7 @@ def _block_of(alike: _Alike, own: Sequence[_Own], parser: simdjson.Parser) -> by
         return None
 
 
-def _gives(block: bytes, payloads: Sequence[bytes], *, boot: str, sequence: int) -> bool:
+def _gives(block: bytes, payloads: list[bytes], *, boot: str, sequence: int) -> bool:
     try:
         return predictions_of(block, boot=boot, sequence=sequence) == payloads
     except BlockError:
@@ -177,7 +182,8 @@ def _elements(texts: Sequence[bytes], head: bytes, axes: bytes, *, rows: int, pa
 @lru_cache(maxsize=256)
 def _reading_of(head: bytes) -> Reading | None:
     found = _DATATYPE.search(head)
-    return None if found is None else READING.get(found[1].decode())
+    reading = None if found is None else READING.get(found[1].decode())
+    return reading if reading is not None and reading.dtype in DTYPES.values() else None
 
 
 @lru_cache(maxsize=256)

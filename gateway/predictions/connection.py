@@ -13,12 +13,14 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
+    BrokerResponseError,
     IllegalSaslStateError,
     KafkaConnectionError,
     KafkaError,
     ProducerClosed,
     SaslAuthenticationFailed,
     UnsupportedSaslMechanismError,
+    kafka_errors,
 )
 from aiokafka.helpers import create_ssl_context
 from aiokafka.protocol.metadata import MetadataRequest
@@ -27,6 +29,7 @@ from gateway.settings import KafkaSettings
 
 __all__ = (
     "DISCARD_SECONDS",
+    "CompressionRefused",
     "KafkaRefused",
     "KafkaUnreachable",
     "admin_of",
@@ -58,6 +61,18 @@ class KafkaUnreachable(Exception):
 
 class KafkaRefused(Exception):
     """Raised when a broker is there and does not take the client, or the client not it, until somebody changes that."""
+
+
+class CompressionRefused(BrokerResponseError):  # type: ignore[misc]
+    """The broker does not know the compression of a batch, as those before 2.1 do not know zstd (KIP-110)."""
+
+    errno = 76
+    message = "UNSUPPORTED_COMPRESSION_TYPE"
+    description = "The requesting client does not support the compression type of given partition."
+
+
+# aiokafka does not know it, and would call it unknown, as it does what is wrong with a record.
+kafka_errors.setdefault(CompressionRefused.errno, CompressionRefused)
 
 
 def producer_of(settings: KafkaSettings) -> Any:

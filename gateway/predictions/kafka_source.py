@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import Any, Literal
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
@@ -216,7 +215,7 @@ class KafkaSource:
         for message in messages:
             self._position[place] = message.offset + 1
             headers = dict(message.headers)
-            kind = _kind_of(headers.get("ce_type"))
+            kind = kind_of(_text(headers.get("ce_type")))
             try:
                 boot, sequence = parse_id(_text(headers.get("ce_id")))
             except AddressError:
@@ -225,7 +224,7 @@ class KafkaSource:
                 self.unreadable += 1
                 continue
             # Gateways that were started in the same millisecond write under the same boot.
-            if is_new(lane, _life_of(headers.get("ce_source"), boot), sequence):
+            if is_new(lane, f"{_text(headers.get('ce_source'))}#{boot}", sequence):
                 records.append(LogRecord(kind, boot, sequence, message.value))
         return records
 
@@ -331,16 +330,6 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8", "replace")
 
 
-@lru_cache(maxsize=64)
-def _kind_of(event_type: bytes | None) -> int | None:
-    return kind_of(_text(event_type))
-
-
-@lru_cache(maxsize=1024)
-def _life_of(source: bytes | None, boot: str) -> str:
-    return f"{_text(source)}#{boot}"
-
-
 def folded(records: list[LogRecord]) -> list[LogRecord]:
     """Return the same records, with predictions as blocks where `fold` puts them together."""
     given: list[LogRecord] = []
@@ -354,7 +343,7 @@ def folded(records: list[LogRecord]) -> list[LogRecord]:
             given += records[begin:end]
         else:
             payloads = [record.payload for record in records[begin:end]]
-            for count, block in fold(payloads, boot=boot, sequence=first):
+            for count, block in _pieces_of(payloads, boot=boot, sequence=first):
                 if block is None:
                     given += records[begin : begin + count]
                 else:
@@ -362,3 +351,10 @@ def folded(records: list[LogRecord]) -> list[LogRecord]:
                 begin += count
         begin = end
     return given
+
+
+def _pieces_of(payloads: list[bytes], *, boot: str, sequence: int) -> list[tuple[int, bytes | None]]:
+    try:
+        return list(fold(payloads, boot=boot, sequence=sequence))
+    except Exception:  # records must never end who reads them, whatever is in them, and single they can be read too
+        return [(len(payloads), None)]

@@ -38,6 +38,7 @@ from gateway.predictions.backlog import Backlog
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gateway.predictions.connection import (
     DISCARD_SECONDS,
+    CompressionRefused,
     KafkaRefused,
     KafkaUnreachable,
     bounded,
@@ -291,6 +292,9 @@ class Shipper:
                 async with asyncio.timeout(self._limit):
                     acknowledged = await producer.send_batch(batch, topic, partition=partition)
                     await acknowledged
+            except CompressionRefused:
+                name = self._settings.compression
+                raise KafkaRefused(f"Kafka does not take kafka.compression = {name}; set lz4, gzip or none") from None
             except _REFUSALS as error:
                 raise _Refused(messages[begun:end], error) from None
             begun = end

@@ -382,6 +382,23 @@ def test_an_output_that_the_reference_does_not_know_is_no_evidence_in_a_trial() 
     assert [counts for _, counts in ours[2]["counts"]["shifts"]["outputs"]["y"]] == [[[0.2, 8, 0]]]
 
 
+def test_what_overlaps_a_block_that_is_kept_is_a_repetition_and_what_lies_between_is_none() -> None:
+    kept = KeptPredictions(10, payload_bytes=1 << 20)
+    ones = np.ones((5, 1), "f4")
+
+    def add(first: int, count: int) -> bool:
+        return kept.add_block(kept_block(logged(block(ones[:count], ones[:count]), first), with_outputs=True))
+
+    assert [add(1, 3), add(20, 2), add(10, 3)] == [True] * 3
+    assert [add(9, 2), add(12, 1), add(10, 3), add(18, 3), add(21, 5)] == [False] * 5
+    assert [add(13, 2), len(kept)] == [True, 10]
+    # The oldest are forgotten in the order in which they came, wherever their numbers stand.
+    assert [add(5, 5), len(kept)] == [True, 10]
+    assert [kept.find(f"{BOOT}-{number:010x}") is not None for number in (1, 3, 5, 9, 10, 12, 13, 14, 20, 21)] == [
+        *(False, False, True, True, True, True, True, True, False, False)
+    ]
+
+
 def test_the_newest_of_what_is_kept_are_so_many_predictions_also_within_a_block() -> None:
     kept = KeptPredictions(100, payload_bytes=1 << 20)
     for first, count in ((1, 5), (6, 4)):
@@ -481,19 +498,29 @@ def test_labels_join_the_same_rows_of_blocks_and_of_single_predictions_within_th
     whole, single = (LabelJoin(lambda model: "y", max_predictions=limit) for _ in range(2))
     joined: tuple[list[LabelledRow], list[LabelledRow]] = ([], [])
     first = 1
+    gaps: list[tuple[int, int]] = []  # a model in another partition of a topic: its numbers come later
     for _ in range(data.draw(st.integers(1, 15))):
         if data.draw(st.booleans()):
             rows = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=20))
-            values = np.arange(first, first + sum(rows), dtype="f4")[:, None]
+            if gaps and data.draw(st.booleans()):
+                begin, count = gaps.pop(data.draw(st.integers(0, len(gaps) - 1)))
+                rows = rows[:count]
+                if len(rows) < count:
+                    gaps.append((begin + len(rows), count - len(rows)))
+            else:
+                begin = first + data.draw(st.integers(0, 5))
+                if begin > first:
+                    gaps.append((first, begin - first))
+                first = begin + len(rows)
+            values = np.arange(begin, begin + sum(rows), dtype="f4")[:, None]
             keys = [KEYS[place % 3] for place in range(len(rows))]
-            read = logged(block(values, values / 3, rows=rows, keys=keys), first)
+            read = logged(block(values, values / 3, rows=rows, keys=keys), begin)
             if len(rows) > 1 or data.draw(st.booleans()):
                 joined[0].extend(whole.add_block(read))
             else:
                 joined[0].extend(whole.add_prediction(read.prediction(0), read.payload(0)))
             for place in range(read.count):
                 joined[1].extend(single.add_prediction(read.prediction(place), read.payload(place)))
-            first += len(rows)
         else:
             number, row = data.draw(st.integers(1, first + 5)), data.draw(st.integers(0, 2))
             feedback = FeedbackRecord(

@@ -106,6 +106,24 @@ def test_what_says_something_else_stays_single_and_the_others_are_folded(change:
     )
 
 
+def test_what_pretends_to_have_more_axes_than_a_tensor_can_costs_nothing() -> None:
+    text = b",".join([b"1", *[b"999999999"] * 90_000])
+    payloads = [
+        payload.replace(b'"shape":[1,', b'"shape":[%b,' % text)
+        for payload in predictions_of(singles(8).payload(), boot=BOOT, sequence=1)
+    ]
+    assert folded(payloads, 1) == [(1, None)] * 8
+    few = [payload.replace(text, b",".join([b"1", *[b"999999999"] * 60])) for payload in payloads]
+    assert folded(few, 1) == [(8, None)]
+
+
+def test_missing_numbers_keep_only_their_own_predictions_single() -> None:
+    batch = singles(20)
+    batch.inputs[7][0, 1] = np.nan
+    pieces = folded(predictions_of(batch.payload(), boot=BOOT, sequence=1), 1)
+    assert [(count, block is not None) for count, block in pieces] == [(7, True), (1, False), (12, True)]
+
+
 def test_too_few_stay_single() -> None:
     payloads = predictions_of(singles(FEWEST - 1).payload(), boot=BOOT, sequence=1)
     assert folded(payloads, 1) == [(FEWEST - 1, None)]

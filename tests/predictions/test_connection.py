@@ -11,7 +11,7 @@ from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, Unk
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gateway.predictions.connection import bounded, consumer_of, producer_of
 from gateway.predictions.segments import LogRecord
-from gateway.predictions.shipper import _SMALLEST_BATCH_BYTES, _UNKNOWN_TRIES, Shipper, _Message, _Refused
+from gateway.predictions.shipper import _SMALLEST_BATCH_BYTES, _UNKNOWN_TRIES, Shipper, _Common, _Refused
 from gateway.settings import KafkaSettings
 
 
@@ -83,9 +83,7 @@ def test_a_damaged_checkpoint_is_an_error_of_its_own(tmp_path: Path, text: bytes
 
 
 def refused(*sequences: int, error: Any) -> _Refused:
-    return _Refused(
-        [_Message(LogRecord(1, "boot", number, b""), "topic", b"key", 0, []) for number in sequences], error
-    )
+    return _Refused([(number, b"", _Common(1, "boot", b"", "topic", b"key", 0, ())) for number in sequences], error)
 
 
 def shipper_in(folder: Path) -> Shipper:
@@ -97,7 +95,8 @@ def test_a_refused_batch_is_sent_record_by_record_and_the_one_at_fault_is_given_
     assert shipper._learn(refused(1, 2, 3, error=InvalidTimestampError()))
     assert (shipper._alone, shipper._refused) == ({("boot", 1), ("boot", 2), ("boot", 3)}, {})
     assert shipper._learn(refused(2, error=InvalidTimestampError()))
-    assert shipper._refused == {("boot", 2): "refused by Kafka: InvalidTimestampError"}
+    given_up = LogRecord(1, "boot", 2, b""), "refused by Kafka: InvalidTimestampError"
+    assert shipper._refused == {("boot", 2): given_up}
 
 
 def test_a_batch_too_large_for_its_topic_is_halved_until_only_a_record_can_be_at_fault(tmp_path: Path) -> None:

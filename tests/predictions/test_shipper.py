@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import for_code
 
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.checkpoint import CHECKPOINT_NAME, read_checkpoint
+from gateway.predictions.connection import KafkaRefused
 from gateway.predictions.dead_letters import DEAD_LETTERS_NAME
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.shipper import Shipper, partition_of
@@ -440,6 +442,18 @@ def test_the_batches_of_a_small_round_are_small_also_when_the_spool_gives_a_whol
     for records, end in ((4000, 50), (7, 20), (1, 14)):
         shipper._round_records = records
         assert shipper._fill(Batches(), messages, 13)[1] == end
+
+
+async def test_a_broker_that_does_not_know_the_compression_is_no_reason_to_give_records_up(tmp_path: Path) -> None:
+    class Old(Batches):
+        async def send_batch(self, *_: Any, **__: Any) -> None:
+            raise for_code(76)()  # UNSUPPORTED_COMPRESSION_TYPE
+
+    writer_in(tmp_path).append([(KIND_BLOCK, singles(5).payload())])
+    shipper = Shipper(tmp_path, kafka_settings("127.0.0.1:1", compression="zstd"), note=lambda text: None)
+    (block,) = SpoolReader(tmp_path, whole_blocks=True).read(1)
+    with pytest.raises(KafkaRefused, match="does not take kafka.compression = zstd; set lz4"):
+        await shipper._ship_lane(Old(), "t", 0, shipper._messages_of(block))
 
 
 def test_keys_go_where_kafkas_default_partitioner_puts_them() -> None:
