@@ -6,6 +6,7 @@ stencil; what would hold the loop for long is prepared beside it.
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ __all__ = ("Answer", "Delivery")
 Answer = tuple[bytes, bytes, int, bool]
 """Event id, body, HTTP status, and whether the body is the whole answer, head and all (its id is not needed then)."""
 
+_log = logging.getLogger(__name__)
 _U32 = Struct("<I")
 BLOCK_BYTES = 2**20
 """Of the tensors in one block of the log."""
@@ -77,6 +79,7 @@ class Delivery:
         self._blocks = blocks
         self._max_tensor_bytes = max_tensor_bytes
         self._boot = spool.boot.encode()
+        self._apart: set[tuple[str, int]] = set()
         self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
         self._dropped = cells.counter("gateway_log_events_total", {"state": "dropped"})
         self._refused = cells.counter("gateway_log_events_total", {"state": "refused"})
@@ -122,6 +125,7 @@ class Delivery:
                     end = self._write_alike(batch, place, sequence=sequence, now=now, stamp=stamp)
                 except Exception:
                     # Whatever it is, it shall not cost more than what it concerns.
+                    self._note_apart(inferences[place])
                     apart = min(len(inferences), place + MAX_BLOCK)
             if end == place:
                 end += 1
@@ -158,6 +162,14 @@ class Delivery:
         batch.answers += _fill(stencil, alike, texts, sequence)
         batch.records += records
         return end
+
+    def _note_apart(self, inference: Inference) -> None:
+        # Said once: it may be so with every batch.
+        served = inference.served
+        if (served.model, served.version) not in self._apart:
+            self._apart.add((served.model, served.version))
+            text = "predictions of model '%s' version %d cannot be written down together, only one by one"
+            _log.exception(text, served.model, served.version)
 
     def _append(self, batch: _Batch) -> None:
         self._spool.append(batch.records)

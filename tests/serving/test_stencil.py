@@ -104,8 +104,8 @@ def test_what_is_written_together_is_what_is_written_one_by_one(
 
 
 @pytest.mark.parametrize("fault", [BlockError("too large"), OverflowError("too late")])
-def test_what_makes_no_block_is_logged_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+def test_what_makes_no_block_is_logged_one_by_one_and_that_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception
 ) -> None:
     def fails(*given: Any) -> bytes:
         raise fault
@@ -113,9 +113,13 @@ def test_what_makes_no_block_is_logged_one_by_one(
     monkeypatch.setattr(delivery, "encode_block", fails)
     front = _Front(tmp_path, Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
     answers = front.answers(batch_of(front, [None, "rider-7", None], [1, 2, 1], alike=True))
+    answers += front.answers(batch_of(front, [None], [3], alike=True))
     records = [orjson.loads(record) for record in front.records()]
     front.close()
-    assert [record["rows"] for record in records] == [1, 2, 1]
+    assert [record["rows"] for record in records] == [1, 2, 1, 3]
+    assert [record.getMessage() for record in caplog.records] == [
+        "predictions of model 'm%d' version 2 cannot be written down together, only one by one"
+    ]
     assert all(record["id"].encode() in answer for record, answer in zip(records, answers, strict=True))
 
 
