@@ -201,6 +201,8 @@ class KafkaBroker:
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
             "log.cleaner.dedupe.buffer.size": "33554432",
+            # Records of tests are years old: what looks for the outdated every five minutes would take them away.
+            "log.retention.check.interval.ms": "86400000",
         } | self._settings
         text = "".join(f"{name}={value}\n" for name, value in properties.items())
         (self._folder / "server.properties").write_text(text)
