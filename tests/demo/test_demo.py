@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,11 @@ def test_without_labels_drift_is_seen_and_nothing_is_rolled_back_for_it() -> Non
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_demo_that_is_stopped_leaves_nothing_behind(tmp_path: Path, by: signal.Signals) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as demo:
+    # Whoever runs the tests in the background may have them ignore what comes from the keyboard.
+    heeded = partial(signal.signal, by, signal.SIG_DFL)
+    with subprocess.Popen(
+        DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=heeded
+    ) as demo:
         assert demo.stdout is not None
         first = next(line for line in demo.stdout if b"answered" in line)
         [folder] = tmp_path.glob("gateway-demo-*")

@@ -19,7 +19,7 @@ def test_a_rollback_by_hand_leaves_the_canary_no_new_request_a_second_later(gate
         load.wait(100)
         gateway.cli("rollback", "bike-demand", "--reason", "a test of rollbacks")
         decision = gateway.last_decision("bike-demand")
-        eventually(lambda: load.answers[-1].sent > decision["at"] + 1.2, what="load after the decision")
+        eventually(lambda: load.answers[-1].sent > decision["at"] + 2.0, what="load after the decision")
     assert decision["kind"] == "rollback"
     assert decision["reason"] == "a test of rollbacks"
     assert not load.failed and not load.broken
@@ -51,7 +51,8 @@ def test_a_canary_that_fails_is_taken_back_by_the_system(gateway: RunningGateway
     assert decision["before"]["canary"] == canary and decision["before"]["weight"] == 50
     assert decision["after"]["canary"] is None and decision["after"]["weight"] == 0
     assert decision["evidence"]["metric"] == "errors"
-    assert "failed" in decision["reason"]
+    # Of its latest requests most failed, or more than chance explains: whichever the monitor saw first.
+    assert "units on the canary failed" in decision["reason"] or "events on the canary" in decision["reason"]
     assert {answer.version for answer in load.failed} == {str(canary)}
     assert {answer.status for answer in load.failed} == {500}
     assert f"model 'arithmetic' version {canary} failed on this request" in load.failed[0].body["error"]
