@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 
 from gateway.events.blocks import MAX_BLOCK, predictions_of
 from gateway.events.folding import FEWEST, fold
-from gateway.protocol.datatypes import NUMPY_OF
 from gateway.routing.table import hash_key
 from tests.blocks import BOOT, Batch, singles
-from tests.events.test_blocks import AXES, DATATYPES, MICROSECONDS, NAMES, of_any_bits
+from tests.events.test_blocks import batches
 
 
 def folded(payloads: list[bytes], sequence: int) -> list[tuple[int, bytes | None]]:
@@ -24,25 +23,6 @@ def folded(payloads: list[bytes], sequence: int) -> list[tuple[int, bytes | None
         place += count
     assert place == len(payloads)
     return pieces
-
-
-@st.composite
-def batches(draw: st.DrawFn) -> Batch:
-    datatypes = draw(st.tuples(st.sampled_from(DATATYPES), st.sampled_from(DATATYPES)))
-    rows = draw(st.lists(st.integers(0, 3), min_size=1, max_size=8) | st.sampled_from([[1] * 5, [2] * 4]))
-    axes = draw(st.tuples(AXES, AXES))
-    tensors = [
-        [draw(of_any_bits(NUMPY_OF[datatype], (row, *own))) for row in rows]
-        for datatype, own in zip(datatypes, axes, strict=True)
-    ]
-    return Batch(
-        *tensors,
-        names=draw(st.tuples(NAMES, NAMES, NAMES) | st.just(("m", '],"data":[', ']}],"outputs":['))),
-        datatypes=datatypes,
-        timings=[draw(st.tuples(MICROSECONDS, MICROSECONDS)) for _ in rows],
-        keys=[draw(st.none() | st.text(max_size=3).map(hash_key)) for _ in rows],
-        inference_us=draw(st.integers(0, 2**63)),
-    )
 
 
 @given(st.lists(batches(), min_size=1, max_size=3), st.integers(1, 2**40 - 100))
