@@ -13,7 +13,6 @@ from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 
 __all__ = (
     "CONTENT_TYPE",
-    "Header",
     "Headers",
     "common_headers_of",
     "headers_with",
@@ -22,8 +21,8 @@ __all__ = (
     "type_of",
 )
 
-Header = tuple[str, bytes]
-Headers = tuple[Header, ...]
+_Header = tuple[str, bytes]
+Headers = tuple[_Header, ...]
 
 CONTENT_TYPE = "application/json"
 
@@ -74,13 +73,13 @@ def common_headers_of(kind: int, envelope: Envelope) -> Headers:
     return source, _TYPE_HEADERS[kind], subject, ("ce_time", envelope.time.encode()), _CONTENT_TYPE_HEADER
 
 
-def headers_with(identity: bytes, common: Headers) -> list[Header]:
+def headers_with(identity: bytes, common: Headers) -> list[_Header]:
     """Return all Kafka headers of the record of this id."""
     return [_SPECVERSION, ("ce_id", identity), *common]
 
 
 @lru_cache(maxsize=1024)
-def _names(gateway: str, model: str, version: int | None) -> tuple[Header, Header]:
+def _names(gateway: str, model: str, version: int | None) -> tuple[_Header, _Header]:
     source = f"/gateway/{quote(gateway or 'gateway', safe='')}"
     subject = model if version is None else f"{model}/{version}"
     return ("ce_source", source.encode()), ("ce_subject", subject.encode())

@@ -49,5 +49,5 @@ def _letter_of(record: LogRecord, reason: str) -> DeadLetter:
         payload, encoding = record.payload.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:
         payload, encoding = base64.b64encode(record.payload).decode("ascii"), "base64"
-    identity = format_id(record.boot, record.sequence)
+    identity = format_id(*record.address)
     return DeadLetter(identity, record.kind, reason, len(record.payload), payload, encoding)

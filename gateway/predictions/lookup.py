@@ -86,7 +86,7 @@ class LogLookup:
                 index.extend()
             for offset in index.labels_of(boot, sequence):
                 found += [record for record in _read_at(path, offset) if record.kind == KIND_FEEDBACK]
-        return list({(record.boot, record.sequence): record for record in found}.values())
+        return list({record.address: record for record in found}.values())
 
     def _segments(self, since: float) -> list[tuple[Path, int]]:
         paths = []

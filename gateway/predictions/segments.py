@@ -71,6 +71,7 @@ class LogRecord(NamedTuple):
 
     @property
     def address(self) -> tuple[str, int]:
+        """Where it stands in the log; that of a block is its first prediction's."""
         return self.boot, self.sequence
 
     @property

@@ -329,11 +329,12 @@ class Shipper:
         What is no record is noted for the dead letters.
         """
         kind, boot, first, payload = record
+        single = kind != KIND_BLOCK
         payloads = [payload]
-        if kind == KIND_BLOCK:
+        if not single:
             kind, payloads = KIND_PREDICTION, predictions_of(payload, boot=boot, sequence=first)
         try:
-            common = self._common_of(kind, boot, payloads[0], single=record.kind != KIND_BLOCK)
+            common = self._common_of(kind, boot, payloads[0], single=single)
         except (RecordError, KeyError, UnicodeEncodeError) as error:
             for number, payload in enumerate(payloads, first):
                 refused = LogRecord(kind, boot, number, payload)
@@ -398,7 +399,7 @@ class Shipper:
         if dead:
             record, reason = dead[0]
             more = f" and {len(dead) - 1} more" if len(dead) > 1 else ""
-            self._note(f"dead letter {format_id(record.boot, record.sequence)}{more}: {reason}")
+            self._note(f"dead letter {format_id(*record.address)}{more}: {reason}")
 
     def _dead_among(self, records: list[LogRecord]) -> list[tuple[LogRecord, str]]:
         addresses = [
