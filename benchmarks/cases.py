@@ -22,6 +22,11 @@ class Placement:
     serving: tuple[int, ...]
     asking: tuple[int, ...]
 
+    @property
+    def apart(self) -> bool:
+        """Whether nothing that answers runs where the load does."""
+        return not set(self.serving) & set(self.asking)
+
 
 ONE_CORE = Placement("one core", (0,), (1,))
 SHARED_CORE = Placement("one core, load included", (0,), (0,))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Series
+from benchmarks.load import can_go_first
 from benchmarks.plots import Bar, Line, bars, lines
 from benchmarks.ratios import judge
 from benchmarks.run import Depth, Outcome
@@ -72,6 +73,7 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "load_goes_first": can_go_first(),
         "ours": {name: version(name) for name in _OURS},
         "peers": {path.stem: _pinned(path) for path in sorted((Path(__file__).parent / "peers").glob("*.txt"))},
     }
@@ -80,9 +82,12 @@ def _machine() -> dict[str, Any]:
 def _described(machine: dict[str, Any]) -> str:
     ours = ", ".join(f"{name} {number}" for name, number in machine["ours"].items())
     peers = ", ".join(f"{name} {number}" for name, number in machine["peers"].items())
+    load = (
+        "" if machine["load_goes_first"] else " The load may not go first: latencies hold what it waited for its core."
+    )
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}; {ours}; "
-        f"peers: {peers}."
+        f"peers: {peers}.{load}"
     )
 
 

@@ -211,6 +211,7 @@ class _Stage:
             connections=case.connections,
             seconds=seconds,
             cores=case.placement.asking,
+            first=case.placement.apart,
         )
         self._note(server, load.requests, case.connections)
         # The load leaves without its last answers, and what is beside may still have to work on what was asked. Who is

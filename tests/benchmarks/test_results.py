@@ -6,6 +6,8 @@ import json
 import xml.etree.ElementTree
 from pathlib import Path
 
+import pytest
+
 from benchmarks.results import write_results
 from benchmarks.run import Depth, Outcome
 from tests.benchmarks.series import series
@@ -60,3 +62,13 @@ def test_the_values_hold_every_round(tmp_path: Path) -> None:
     assert values["answers"] == {"checked": 400, "equal": 399, "answered": 600, "logged": 610, "in_flight": 64}
     judged = {each["text"]: (each["median"], each["verdict"]) for each in values["ratios"]}
     assert judged["everything on / bare handler, 1 row, 64 connections"] == (2.0, "does not hold")
+
+
+def test_the_table_says_when_the_load_may_have_waited_for_its_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for allowed in (True, False):
+        monkeypatch.setattr("benchmarks.results.can_go_first", lambda allowed=allowed: allowed)
+        said.append("latencies hold what it waited for its core" in written(tmp_path)[0].read_text())
+    assert said == [False, True]
