@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,13 +19,16 @@ from gateway.engine.errors import EngineGone, RunFailed, RunStopped
 from gateway.protocol.datatypes import FREE, Signature
 from gateway.repository.errors import ModelFileError
 from gateway.repository.manifest import Batching
+from gateway.repository.policy import BatchingPolicy
 from gateway.repository.probes import made_up_rows, other_lengths, take_rows, widened_rows
 from gateway.repository.runner import Array, Runner
 
 __all__ = ("examine_batching",)
 
-LARGE_BATCH_ROWS = 256  # kernels may take another path for large batches; 256 is the default of batching.max_rows
+# Kernels may take another path for large batches. A model that is slow with the first never shares a run with more.
+LARGE_BATCH_ROWS = (256, BatchingPolicy().max_rows)
 LARGE_BATCH_BYTES = 16 * 2**20
+LARGE_BATCH_SECONDS = 0.25
 SEED = 2012
 
 # Differences that only reordered floating-point sums make, relative to the size of the answer, by bytes of a float.
@@ -163,9 +167,9 @@ def _worse(one: Batching, other: Batching) -> Batching:
 
 
 def _groups(count: int, row_bytes: int, *, briefly: bool) -> Iterator[Array]:
-    """Row numbers to be run together: all in three orders, by one, two and seven in two, and one large batch.
+    """Row numbers to be run together: all in three orders, by one, two and seven in two, and large batches.
 
-    Briefly: all in one order, by two and seven in one, and the large batch.
+    Briefly: all in one order, by two and seven in one, and the large batches. These end with one whose run is slow.
     """
     generator = np.random.default_rng(SEED)
     natural = np.arange(count)
@@ -174,8 +178,12 @@ def _groups(count: int, row_bytes: int, *, briefly: bool) -> Iterator[Array]:
     for size in (2, 7) if briefly else (1, 2, 7):
         for order in (shuffled,) if briefly else (natural, shuffled):
             yield from (order[start : start + size] for start in range(0, count, size))
-    if row_bytes * LARGE_BATCH_ROWS <= LARGE_BATCH_BYTES:
-        yield generator.integers(count, size=LARGE_BATCH_ROWS)
+    for size in LARGE_BATCH_ROWS:
+        started = time.monotonic()
+        if row_bytes * size <= LARGE_BATCH_BYTES:
+            yield generator.integers(count, size=size)
+        if time.monotonic() - started > LARGE_BATCH_SECONDS:
+            break
 
 
 def _scales(answers: Array) -> Array:

@@ -54,7 +54,7 @@ class BatchingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     exact: bool = False
-    max_rows: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_rows: Annotated[int, msgspec.Meta(ge=1)] = 1024
     max_delay_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
 
 

@@ -63,7 +63,7 @@ def test_an_engine_says_what_it_chose_and_why(tmp_path: Path) -> None:
     assert "engine bike-demand/1: warning: CUDAExecutionProvider was asked for but is not installed" in said
     assert "engine bike-demand/1: loaded provider=CPUExecutionProvider" in said
     assert "cores that may be used" in said
-    assert 'warmed_up_on="rows like the reference, up to 256 at once"' in said
+    assert 'warmed_up_on="rows like the reference, up to 1024 at once"' in said
 
 
 def test_a_version_with_none_of_its_providers_installed_is_not_served_and_says_so(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -235,12 +236,25 @@ def _write(folder: Path, nodes: list[Any], constants: dict[str, Array]) -> Path:
     return folder / "model.onnx"
 
 
-@pytest.mark.parametrize("size", [2, 7, 32, 256])
+@pytest.mark.parametrize("size", [2, 7, 32, 256, 1024])
 def test_dependence_that_shows_in_runs_of_one_size_only_is_caught(size: int) -> None:
     def model(x: Array) -> Array:
         return x + x[:1] if len(x) == size else x
 
     assert examine_batching(FunctionRunner(model), rows(width=2)).verdict == "dependent"
+
+
+def test_a_model_that_is_slow_with_many_rows_is_not_run_with_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.repository.independence.LARGE_BATCH_SECONDS", 0.05)
+    sizes = set()
+
+    def model(x: Array) -> Array:
+        sizes.add(len(x))
+        time.sleep(0.1 if len(x) == 256 else 0)
+        return x
+
+    assert examine_batching(FunctionRunner(model), rows(width=2)).verdict == "equal"
+    assert max(sizes) == 256
 
 
 def test_dependence_on_the_place_in_a_run_is_caught() -> None:
