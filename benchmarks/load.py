@@ -78,7 +78,7 @@ def run_load(
     seconds : float
         Rounded up to a whole second, wrk's unit.
     cores : set of int
-        Where wrk runs, on one thread: the load is the same however many cores there are.
+        Where wrk runs, a thread for each.
     first : bool
         It has its core whenever it wants it, where the system allows that: clients stand elsewhere, so what it waits
         for the core is no latency of anybody's.
@@ -88,7 +88,8 @@ def run_load(
     WrongAnswer
         An answer was no success, or a connection broke.
     """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
+    threads = min(len(cores), connections)
+    command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
     command += ["-s", str(_SCRIPT), url, "--", str(body), content_type, str(json_length or 0)]
     try:
         done = subprocess.run(
