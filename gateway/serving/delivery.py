@@ -139,7 +139,7 @@ class Delivery:
                     record, body, status = self._finish(inference, event_id, now=now, stamp=stamp, sequence=sequence)
                 batch.records.append((KIND_PREDICTION, record))
                 batch.answers.append((event_id, body, status, False))
-            batch.spans.append((place, end))
+            batch.add_span(place, end)
             sequence += end - place
             place = end
         return batch
@@ -273,16 +273,14 @@ class Delivery:
                 body = inference.body_of(event_id, prepared.answer)
                 outputs = prepared.logged_outputs if sampled else outputs
             else:
-                said = inference.said()
+                said, results = inference.said(), inference.outputs
                 flats = [
-                    encode_flat(output) if said is None or position in said else None
-                    for position, output in enumerate(inference.outputs)
+                    encode_flat(result) if said is None or position in said else None
+                    for position, result in enumerate(results)
                 ]
                 body = inference.body_of(event_id, inference.outputs_of(flats))
                 if sampled:
-                    outputs = tensor_records(
-                        served.output_heads, inference.outputs, flats, max_bytes=self._max_tensor_bytes
-                    )
+                    outputs = tensor_records(served.output_heads, results, flats, max_bytes=self._max_tensor_bytes)
         else:
             error = str(failure)
             status = status_of(failure) if failure else 500
@@ -380,7 +378,7 @@ class _Batch:
     Attributes
     ----------
     spans : list of (int, int)
-        From and to: of each, all have one version, arm and status, and one record or block.
+        From and to: of each, all have one version, arm, status and run.
     texts : sequence of bytes or None
         The elements of each row of the output of the run `texts_of`, as JSON.
     """
@@ -394,6 +392,20 @@ class _Batch:
         self.spans: list[tuple[int, int]] = []
         self.texts: Sequence[bytes] | None = None
         self.texts_of: Run | None = None
+
+    def add_span(self, begin: int, end: int) -> None:
+        """Add those that have been written down now, all alike, to the span before them if they are like that too."""
+        if self.spans:
+            first, before = self.inferences[begin], self.spans[-1][0]
+            like = self.inferences[before]
+            if (
+                first.run is like.run
+                and first.choice.arm == like.choice.arm
+                and self.answers[begin][2] == self.answers[before][2]
+            ):
+                begin = before
+                self.spans.pop()
+        self.spans.append((begin, end))
 
     def cut(self, count: int) -> _Batch:
         """The first so many requests."""

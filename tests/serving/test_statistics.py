@@ -2,22 +2,27 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from gateway.engine.job import Run
+from gateway.serving.inference import Inference
 from gateway.serving.statistics import read_statistics
 from gateway.serving.tally import RunTally
 from gateway.telemetry.catalog import BATCH_ROWS
 from gateway.telemetry.cells import CellFile
+from tests.serving.fronts import ROW, door, post, run
 
 LABELS = {"model": "m", "version": "1"}
 
 
 def tally(counted: RunTally, *rows: int, batch_rows: int, time: float = 5.0) -> None:
     """Count one run, of a second, and the requests of so many rows that it answered."""
-    run, count = Run([], batch_rows, sent_at=10.75), len(rows)
-    run.inference_ns = 1_000_000_000
-    counted.add(run, count, sum(rows), arrived=10.0 * count, queued=10.25 * count, now=12.0)
-    counted.count_run(run, time=time)
+    finished, count = Run([], batch_rows, sent_at=10.75), len(rows)
+    finished.inference_ns = 1_000_000_000
+    counted.add(finished, count, sum(rows), arrived=10.0 * count, queued=10.25 * count, now=12.0)
+    counted.count_run(finished, time=time)
 
 
 def answered(cells: CellFile, count: int) -> None:
@@ -66,3 +71,35 @@ def test_callers_cannot_mint_series_by_odd_numbers_of_rows(tmp_path: Path) -> No
         [entry] = read_statistics(tmp_path, [("m", 1)])["model_stats"]
     assert entry["execution_count"] == len(sizes) and entry["inference_count"] == sum(sizes)
     assert {str(batch["batch_size"]) for batch in entry["batch_stats"]} <= set(BATCH_ROWS)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_requests_that_shared_a_run_are_counted_by_arm_and_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    written = Inference.outputs_of
+
+    def unless_bad(inference: Inference, flats: Any) -> bytes:
+        if inference.request_id == "bad":
+            raise ValueError("cannot be written")
+        return written(inference, flats)
+
+    monkeypatch.setattr(Inference, "outputs_of", unless_bad)
+
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            body = {"inputs": [ROW]} if plain else {"id": "good", "inputs": [ROW]}
+            asked = [
+                *[post(body)] * 2,
+                *[post(body, path="/v2/models/m/versions/1/infer")] * 3,
+                *[post({"id": "bad", "inputs": [ROW]})] * 4,
+                post(body),
+            ]
+            await d.send(b"".join(asked), read=len(asked))
+            served = d.front.versions["m", 1]
+            counted = [served.requests(*key).value for key in (("stable", 200), ("pinned", 200), ("stable", 500))]
+            assert counted == [3, 3, 4]
+            assert served.durations("stable").count == 7 and served.durations("pinned").count == 3
+            assert max(d.engine.batches) > 5, "they did not share a run"
+
+    run(test)
