@@ -106,10 +106,10 @@ class Connection:
         if not nbytes:
             self._over(self)
             return
-        if not reader.is_between_frames:
+        received = reader.beginning(nbytes)
+        if received is None:
             frames = reader.received(nbytes)
         else:
-            received = bytes(place[:nbytes])
             run = decode_run_of_one(received)
             if run is not None:
                 if not self._is_asked:

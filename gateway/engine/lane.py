@@ -224,7 +224,7 @@ class Lane:
         if line.pace.run_seconds < SHORT_SECONDS:
             # Two at a time would only be two small batches where one could go.
             most = 1
-            if len(line) > 1 and not self._in_flight and self._gathers():
+            if line.rows > 1 and len(line) > 1 and not self._in_flight and self._gathers():
                 self._flush_due = True
                 self._loop.call_soon(self._flush)
                 return
@@ -437,8 +437,8 @@ class _Link(asyncio.BufferedProtocol):
         lane, reader = self._lane, self._reader
         frames: Iterable[Frame]
         try:
-            if reader.is_between_frames:
-                received = bytes(reader.buffer()[:nbytes])
+            received = reader.beginning(nbytes)
+            if received is not None:
                 one = decode_result_of_one(received)
                 if one is not None:
                     lane._result(*one)  # noqa: SLF001

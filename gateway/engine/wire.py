@@ -285,10 +285,12 @@ class FrameReader:
         self._large_header = (0, 0, 0)
         self._filled = 0
 
-    @property
-    def is_between_frames(self) -> bool:
-        """Whether what comes next is the beginning of a frame."""
-        return self._large is None and not self._parts
+    def beginning(self, nbytes: int) -> bytes | None:
+        """So many bytes that lie in `buffer`, where a frame begins with them, to be looked at before `feed` has them.
+
+        None where they belong to a frame that has begun: `received` is to be told.
+        """
+        return None if self._parts or self._large is not None else bytes(self._scratch[:nbytes])
 
     def buffer(self) -> memoryview:
         """Where the next bytes of the stream are to be put; then tell `received` how many they are.

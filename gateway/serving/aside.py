@@ -197,7 +197,10 @@ def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_by
 
 def is_slow_to_answer(inference: Inference) -> bool:
     """Whether to write the answers of the run that this request was part of aside."""
-    size = sum([result.nbytes for result in inference.run.results]) if inference.run is not None else 0
+    size = 0
+    if inference.run is not None:
+        for result in inference.run.results:
+            size += result.nbytes
     if size <= SLOW_PLAIN_BYTES or (inference.prepared is not None and inference.prepared.answer is not None):
         return False
     if inference.accepts is not None:

@@ -156,7 +156,9 @@ class Delivery:
         stencil = self._stencil_of(first, run) if texts is not None else None
         if stencil is None or texts is None:
             return place
-        end = _end_of_alike(batch.inferences, place, row_bytes=stencil.row_bytes)
+        end = place + 1
+        if end < len(batch.inferences):
+            end = _end_of_alike(batch.inferences, place, row_bytes=stencil.row_bytes)
         alike = batch.inferences[place:end]
         records = self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
         batch.answers += _fill(stencil, alike, texts, sequence)

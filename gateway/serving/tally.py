@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.engine.job import Run
 from gateway.telemetry.catalog import BATCH_ROWS, STAGES
-from gateway.telemetry.cells import CellFile, Counter
+from gateway.telemetry.cells import CellFile, Counter, add_all
 
 __all__ = ("RunTally", "batch_label")
 
@@ -25,7 +25,8 @@ class RunTally:
         self._cells = cells
         self._rows = cells.counter("gateway_rows_total", labels)
         self._last = cells.gauge("gateway_last_inference_timestamp_seconds", labels)
-        self._stages = [cells.counter("gateway_stage_seconds_total", {**labels, "stage": stage}) for stage in STAGES]
+        stages = [cells.counter("gateway_stage_seconds_total", {**labels, "stage": stage}) for stage in STAGES]
+        self._added = (*stages, self._rows)
         self._batches: dict[int, tuple[Counter, Counter]] = {}
 
     def __repr__(self) -> str:
@@ -45,12 +46,9 @@ class RunTally:
             When they were answered.
         """
         seconds = run.inference_ns / 1e9
-        read, waited, ran, written = self._stages
-        read.inc(max(0.0, queued - arrived))
-        waited.inc(max(0.0, count * run.sent_at - queued))
-        ran.inc(count * seconds)
-        written.inc(max(0.0, count * (now - run.sent_at - seconds)))
-        self._rows.inc(rows)
+        read, waited = max(0.0, queued - arrived), max(0.0, count * run.sent_at - queued)
+        written = max(0.0, count * (now - run.sent_at - seconds))
+        add_all(self._added, (read, waited, count * seconds, written, rows))
 
     def count_run(self, run: Run, *, time: float) -> None:
         """Count a run that has answered requests by `time`, in seconds since 1970."""
@@ -58,8 +56,7 @@ class RunTally:
         batches = self._batches.get(run.rows)
         if batches is None:
             batches = self._open(run.rows)
-        batches[0].inc()
-        batches[1].inc(run.inference_ns / 1e9)
+        add_all(batches, (1.0, run.inference_ns / 1e9))
 
     def _open(self, rows: int) -> tuple[Counter, Counter]:
         labels = {**self._labels, "rows": batch_label(rows)}

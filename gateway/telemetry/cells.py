@@ -31,7 +31,7 @@ from .layout import (
     write_series,
 )
 
-__all__ = ("CellFile", "Counter", "Gauge", "Histogram", "MetricError", "MetricFileError")
+__all__ = ("CellFile", "Counter", "Gauge", "Histogram", "MetricError", "MetricFileError", "add_all")
 
 LOCK_SECONDS = 1.0
 
@@ -57,6 +57,12 @@ class Counter:
 
     def __repr__(self) -> str:
         return f"Counter({self.value:g})"
+
+
+def add_all(counters: Sequence[Counter], amounts: Sequence[float]) -> None:
+    """Add to each counter its amount, finite and not negative; cheaper than one by one."""
+    for counter, amount in zip(counters, amounts, strict=True):
+        counter._cells[counter._index] += amount  # noqa: SLF001
 
 
 class Gauge:
