@@ -31,6 +31,7 @@ from uvicorn.server import ServerState
 from benchmarks.models import model_file
 from benchmarks.workloads import rows_of
 from gateway.predictions.spool import SpoolWriter
+from gateway.repository.policy import BatchingPolicy
 from gateway.routing.table import Route
 from gateway.serving.front import Front
 from gateway.serving.protocol import GatewayProtocol
@@ -83,8 +84,8 @@ async def measure(arguments: argparse.Namespace, place: Path) -> None:
             await asyncio.sleep(0.05)
         # The engine was started bare, without a manifest that says so.
         assert lane.hello is not None
-        lane.hello = msgspec.structs.replace(lane.hello, batchable=True, max_rows=256)
-        lane.line.join_up_to(256, free_axes=False)
+        lane.hello = msgspec.structs.replace(lane.hello, batchable=True, max_rows=BatchingPolicy().max_rows)
+        lane.line.join_up_to(lane.hello.max_rows, free_axes=False)
         front.versions["tabular", 1].greeted(lane.hello)
         connections = [connect(front) for _ in range(arguments.per_pass)]
         body = rows_of(arguments.rows).body(0)[0]

@@ -47,12 +47,12 @@ def check_installed() -> None:
 
 def can_go_first() -> bool:
     """Whether this process may put a load before whatever else runs on its core."""
-    before = os.sched_getscheduler(0)
+    before, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except OSError:
         return False
-    os.sched_setscheduler(0, before, os.sched_param(0))
+    os.sched_setscheduler(0, before, parameter)
     return True
 
 
@@ -65,6 +65,7 @@ def run_load(
     connections: int,
     seconds: float,
     cores: Collection[int],
+    threads: int = 1,
     first: bool = False,
 ) -> Load:
     """Send one request on all connections until the time is over.
@@ -78,7 +79,9 @@ def run_load(
     seconds : float
         Rounded up to a whole second, wrk's unit.
     cores : set of int
-        Where wrk runs, a thread for each.
+        Where wrk runs.
+    threads : int
+        Of wrk, which share the connections.
     first : bool
         It has its core whenever it wants it, where the system allows that: clients stand elsewhere, so what it waits
         for the core is no latency of anybody's.
@@ -88,7 +91,7 @@ def run_load(
     WrongAnswer
         An answer was no success, or a connection broke.
     """
-    threads = min(len(cores), connections)
+    threads = min(threads, connections)
     command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
     command += ["-s", str(_SCRIPT), url, "--", str(body), content_type, str(json_length or 0)]
     try:

@@ -211,6 +211,7 @@ class _Stage:
             connections=case.connections,
             seconds=seconds,
             cores=case.placement.asking,
+            threads=len(case.placement.asking),
             first=case.placement.apart,
         )
         self._note(server, load.requests, case.connections)

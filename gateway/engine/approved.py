@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -15,14 +16,18 @@ from gateway.engine.process import run_engine
 from gateway.engine.providers import choose_providers
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
+from gateway.protocol.datatypes import FREE, NUMPY_OF, Signature
 from gateway.repository.labels import read_labels
-from gateway.repository.manifest import PROFILE_NAME, load_version
+from gateway.repository.manifest import PROFILE_NAME, TRIED_ROWS, load_version
 from gateway.repository.policy import load_policy
 from gateway.repository.redaction import redaction_of
 from gateway.repository.staging import stage
 from gateway.telemetry.log import ProcessLog
 
-__all__ = ("run_approved",)
+__all__ = ("WIDE_BYTES", "rows_written_at_once", "run_approved")
+
+WIDE_BYTES = 2**18
+"""Outputs of one run that are larger are written aside by a front, request by request (`SLOW_JSON_BYTES` there)."""
 
 
 def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
@@ -50,10 +55,12 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         log.warn(f"{providers[0].name} is installed but could not be started; {session.provider} is taken")
     batching = version.manifest.batching
     batchable = batching.allows(exact=policy.batching.exact)
+    most = batching.shared_rows(policy.batching.max_rows, exact=policy.batching.exact)
+    most = min(most, max(TRIED_ROWS, rows_written_at_once(session.signature)))
     warm = warm_up(
         session,
         profile=_profile(model_file.parent, log),
-        max_rows=policy.batching.max_rows if batchable else 1,
+        max_rows=most,
         max_seconds=order.start_timeout_seconds / 2,
     )
     floor = Floor(lambda: session.shrink(warm.row, until=time.monotonic() + order.hang_seconds))
@@ -75,7 +82,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         version=order.version,
         digest=order.digest,
         batchable=batchable,
-        max_rows=policy.batching.max_rows,
+        max_rows=most,
         max_delay_us=policy.batching.max_delay_us,
         batching=f"{batching.verdict}: {batching.reason}",
         redact=redaction.inputs,
@@ -93,6 +100,21 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         drain_seconds=order.drain_seconds,
         beat_path=Path(order.beat),
     )
+
+
+def rows_written_at_once(signature: Signature) -> int:
+    """Rows of a run whose outputs are no larger than `WIDE_BYTES`; 0 where their size is not known beforehand.
+
+    >>> from gateway.protocol.datatypes import TensorSpec
+    >>> rows_written_at_once(Signature((), (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("z", "INT64", (-1,)))))
+    16384
+    """
+    row_bytes = 0
+    for spec in signature.outputs:
+        if spec.datatype == "BYTES" or FREE in spec.shape[1:]:
+            return 0
+        row_bytes += math.prod(spec.shape[1:]) * NUMPY_OF[spec.datatype].itemsize
+    return WIDE_BYTES // max(1, row_bytes)
 
 
 def _profile(folder: Path, log: ProcessLog) -> Profile | None:

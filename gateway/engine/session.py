@@ -68,9 +68,13 @@ class ModelSession:
         if not self.signature.outputs:
             raise EngineStartFailed(f"{model_file.name} has no output that is a tensor")
         self.omitted = {node.name: node.type for node in self._session.get_outputs() if node.type not in ONNX_OF}
-        # The package puts a method before its session's own that looks at names and owners of inputs, which are checked
-        # long before, and goes on with another provider, unasked, where one fails. It takes 2.5 us, of 20 for a frame.
-        self._run = getattr(self._session, "_sess", self._session).run
+        # Unasked it would go on with another provider when one fails in a run.
+        self._session.disable_fallback()
+        self._run = self._session.run
+        if self.provider == CPU:
+            # The package looks at names and owners of inputs before it asks its own session. They are checked long
+            # before, and a small model pays a tenth of its frame for it (`python -m benchmarks.engine_cost`).
+            self._run = getattr(self._session, "_sess", self._session).run
         self._options = ort.RunOptions()
         self._watch = RunWatch(self._stop_run)
         self._output_names = [spec.name for spec in self.signature.outputs]

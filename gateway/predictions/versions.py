@@ -50,7 +50,7 @@ def open_version(models: Path, model: str, version: int, *, threads: int) -> Ite
     with tempfile.TemporaryDirectory(prefix="gateway-replay-") as folder:
         file = stage(found, Path(folder) / "staged", expected_digest=found.digest)
         with _LastingEngine(file, threads=threads) as engine:
-            rows = policy.batching.max_rows if batching.allows(exact=True) else 1
+            rows = batching.shared_rows(policy.batching.max_rows, exact=True)
             yield OpenVersion(ReplayVersion(version, engine, rows), found.digest, batching.verdict)
 
 

@@ -162,15 +162,16 @@ def _look(
     reference: Path | None,
     report: Callable[[str], None],
 ) -> _Seen:
+    most = policy.batching.max_rows
     try:
         with open_runner(staging / MODEL_FILE_NAME) as runner:
             if reference is None:
                 report("running made-up rows together and apart; without reference rows there is no profile")
-                return _Seen(runner.signature, examine_batching(runner, None), None, None)
+                return _Seen(runner.signature, examine_batching(runner, None, max_rows=most), None, None)
             report("reading the reference rows")
             rows = read_reference(reference, signature=runner.signature, label=policy.quality.output)
             report("running rows together and apart")
-            batching = examine_batching(runner, rows.inputs)
+            batching = examine_batching(runner, rows.inputs, max_rows=most)
             report(f"profiling {rows.file.rows} reference rows")
             profile = profile_reference(runner, rows, batching=batching, quality=policy.quality)
             return _Seen(runner.signature, batching, profile, rows.file)

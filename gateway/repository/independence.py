@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -18,15 +18,13 @@ import numpy as np
 from gateway.engine.errors import EngineGone, RunFailed, RunStopped
 from gateway.protocol.datatypes import FREE, Signature
 from gateway.repository.errors import ModelFileError
-from gateway.repository.manifest import Batching
-from gateway.repository.policy import BatchingPolicy
+from gateway.repository.manifest import TRIED_ROWS, Batching
 from gateway.repository.probes import made_up_rows, other_lengths, take_rows, widened_rows
 from gateway.repository.runner import Array, Runner
 
 __all__ = ("examine_batching",)
 
-# Kernels may take another path for large batches. A model that is slow with the first never shares a run with more.
-LARGE_BATCH_ROWS = (256, BatchingPolicy().max_rows)
+# Kernels may take another path for large batches. One that takes long gains nothing from being larger.
 LARGE_BATCH_BYTES = 16 * 2**20
 LARGE_BATCH_SECONDS = 0.25
 SEED = 2012
@@ -40,7 +38,7 @@ class _NotBatchable(Exception):
     """Raised with the reason."""
 
 
-def examine_batching(runner: Runner, reference: Mapping[str, Array] | None) -> Batching:
+def examine_batching(runner: Runner, reference: Mapping[str, Array] | None, *, max_rows: int = TRIED_ROWS) -> Batching:
     """Run rows together, apart and regrouped, and compare each row's answers bit for bit.
 
     Where axes beside the first are free, rows of some other lengths are run too, as far as the model takes them:
@@ -51,6 +49,9 @@ def examine_batching(runner: Runner, reference: Mapping[str, Array] | None) -> B
     runner : Runner
     reference : mapping of input name to array, shape [rows, ...], optional
         Without it rows are made up from the signature.
+    max_rows : int
+        Of the largest run that is wanted. More than `TRIED_ROWS` are tried last, where rows are small and runs short;
+        what fails or takes long is only not done when requests come.
 
     Raises
     ------
@@ -62,15 +63,15 @@ def examine_batching(runner: Runner, reference: Mapping[str, Array] | None) -> B
     try:
         _check_axes(runner.signature)
         rows, alone = _rows_that_run(runner, reference)
-        seen = _compare(runner, rows, alone)
+        seen = _compare(runner, rows, alone, _groups(rows))
         for others in other_lengths(rows, runner.signature.inputs):
             if seen.verdict == "dependent":
                 break
             with contextlib.suppress(_NotBatchable):
                 kept, answers = _run_alone(runner, others)
                 if answers:
-                    seen = _worse(seen, _compare(runner, kept, _stack(answers), briefly=True))
-        return seen
+                    seen = _worse(seen, _compare(runner, kept, _stack(answers), _groups(kept, briefly=True)))
+        return seen if seen.verdict == "dependent" else _with_more(runner, rows, alone, seen, most=max_rows)
     except _NotBatchable as reason:
         return Batching("not_batchable", reason=str(reason))
 
@@ -125,11 +126,36 @@ def _stack(answers: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
-def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array], *, briefly: bool = False) -> Batching:
-    count = len(next(iter(rows.values())))
+def _with_more(
+    runner: Runner, rows: dict[str, Array], alone: dict[str, Array], seen: Batching, *, most: int
+) -> Batching:
+    if most <= TRIED_ROWS or _row_bytes(rows) * most > LARGE_BATCH_BYTES:
+        return seen
+    group = np.random.default_rng(SEED).integers(_count(rows), size=most)
+    try:
+        started = time.monotonic()
+        runner.run(take_rows(rows, group[:TRIED_ROWS]))
+        if time.monotonic() - started > LARGE_BATCH_SECONDS:
+            return seen
+        more = _compare(runner, rows, alone, [group])
+    except (_NotBatchable, RunFailed, RunStopped):
+        return seen
+    return msgspec.structs.replace(_worse(seen, more), rows=seen.rows, most_rows=most)
+
+
+def _count(rows: dict[str, Array]) -> int:
+    return len(next(iter(rows.values())))
+
+
+def _row_bytes(rows: dict[str, Array]) -> int:
+    return sum(tensor[:1].nbytes for tensor in rows.values())
+
+
+def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array], groups: Iterable[Array]) -> Batching:
+    count = _count(rows)
     scales = {name: _scales(answers) for name, answers in alone.items()}
     largest, largest_relative, same = 0.0, 0.0, True
-    for group in _groups(count, sum(tensor[:1].nbytes for tensor in rows.values()), briefly=briefly):
+    for group in groups:
         try:
             together = runner.run(take_rows(rows, group))
         except RunFailed:
@@ -166,24 +192,20 @@ def _worse(one: Batching, other: Batching) -> Batching:
     )
 
 
-def _groups(count: int, row_bytes: int, *, briefly: bool) -> Iterator[Array]:
-    """Row numbers to be run together: all in three orders, by one, two and seven in two, and large batches.
+def _groups(rows: dict[str, Array], *, briefly: bool = False) -> Iterator[Array]:
+    """Row numbers to be run together: all in three orders, by one, two and seven in two, and one large batch.
 
-    Briefly: all in one order, by two and seven in one, and the large batches. These end with one whose run is slow.
+    Briefly: all in one order, by two and seven in one, and the large batch.
     """
-    generator = np.random.default_rng(SEED)
+    generator, count = np.random.default_rng(SEED), _count(rows)
     natural = np.arange(count)
     shuffled = generator.permutation(count)
     yield from (shuffled,) if briefly else (natural, natural[::-1], shuffled)
     for size in (2, 7) if briefly else (1, 2, 7):
         for order in (shuffled,) if briefly else (natural, shuffled):
             yield from (order[start : start + size] for start in range(0, count, size))
-    for size in LARGE_BATCH_ROWS:
-        started = time.monotonic()
-        if row_bytes * size <= LARGE_BATCH_BYTES:
-            yield generator.integers(count, size=size)
-        if time.monotonic() - started > LARGE_BATCH_SECONDS:
-            break
+    if _row_bytes(rows) * TRIED_ROWS <= LARGE_BATCH_BYTES:
+        yield generator.integers(count, size=TRIED_ROWS)
 
 
 def _scales(answers: Array) -> Array:

@@ -27,6 +27,7 @@ __all__ = (
     "MANIFEST_NAME",
     "MODEL_FILE_NAME",
     "PROFILE_NAME",
+    "TRIED_ROWS",
     "Batching",
     "FileEntry",
     "Manifest",
@@ -44,6 +45,9 @@ CARD_NAME = "card.md"
 MANIFEST_NAME = "manifest.json"
 MODEL_FILE_NAME = "model.onnx"
 PROFILE_NAME = "profile.json"
+
+TRIED_ROWS = 256
+"""Of the largest run that any version was tried with, whose manifest says nothing else."""
 
 MAX_FILE_BYTES = 2 * 2**30  # what a protobuf can hold
 MAX_FOLDER_BYTES = 4 * 2**30
@@ -82,6 +86,8 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Distinct rows that were tried.
     reason : str
         What was seen, in a sentence.
+    most_rows : int
+        Of the largest run that was tried: requests share no larger one.
     """
 
     verdict: Literal["equal", "within", "dependent", "not_batchable"]
@@ -90,6 +96,15 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: Count = 0
     reason: str = ""
     tolerance: float = 0.0
+    most_rows: Count = TRIED_ROWS
+
+    def shared_rows(self, max_rows: int, *, exact: bool) -> int:
+        """Of a run that several requests may share, when no more than `max_rows` are wanted; 1 where they may not.
+
+        >>> Batching("equal").shared_rows(1024, exact=True), Batching("within").shared_rows(1024, exact=True)
+        (256, 1)
+        """
+        return min(max_rows, self.most_rows) if self.allows(exact=exact) else 1
 
     def allows(self, *, exact: bool) -> bool:
         """Tell whether requests may be put together; `exact` asks for equal bits.

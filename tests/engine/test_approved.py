@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from gateway.engine.approved import WIDE_BYTES, rows_written_at_once
 from gateway.engine.notes import read_note
 from gateway.engine.oneshot import connect_engine
 from gateway.engine.order import EngineOrder
+from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.repository.manifest import load_version
+from gateway.serving.aside import SLOW_JSON_BYTES
 from tests.gateways import eventually
 
 BIKE_DEMAND = Path(__file__).parents[2] / "models" / "bike-demand"
@@ -63,7 +67,7 @@ def test_an_engine_says_what_it_chose_and_why(tmp_path: Path) -> None:
     assert "engine bike-demand/1: warning: CUDAExecutionProvider was asked for but is not installed" in said
     assert "engine bike-demand/1: loaded provider=CPUExecutionProvider" in said
     assert "cores that may be used" in said
-    assert 'warmed_up_on="rows like the reference, up to 1024 at once"' in said
+    assert 'warmed_up_on="rows like the reference, up to 256 at once"' in said
 
 
 def test_a_version_with_none_of_its_providers_installed_is_not_served_and_says_so(tmp_path: Path) -> None:
@@ -91,3 +95,33 @@ def test_an_engine_that_is_told_to_end_takes_its_socket_away_and_waits_for_who_i
             assert engine.run(row)["count"].shape[0] == 1
             assert process.poll() is None
         assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(("wanted", "greeted"), [(8, 8), (4096, 256)])
+def test_a_version_shares_no_larger_runs_than_its_manifest_says_were_tried(
+    tmp_path: Path, wanted: int, greeted: int
+) -> None:
+    with started(tmp_path, f"[batching]\nmax_rows = {wanted}\n") as (_, order, _):
+        eventually(Path(order.socket).exists, seconds=60, what="the engine")
+        with connect_engine(Path(order.socket)) as engine:
+            assert engine.hello.batchable and engine.hello.max_rows == greeted
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows"),
+    [
+        ((("y", "FP32", (-1,)),), 65536),
+        ((("y", "FP32", (-1, 64)),), 1024),
+        ((("y", "INT64", (-1, 10)), ("z", "BOOL", (-1, 3, 2))), 2**18 // 86),
+        ((("y", "FP32", (-1, 2)), ("z", "FP32", (-1, -1))), 0),
+        ((("y", "BYTES", (-1, 1)),), 0),
+        ((("y", "FP32", (-1, 0)),), 2**18),
+    ],
+)
+def test_rows_are_shared_as_far_as_their_answers_are_surely_written_at_once(outputs: Any, rows: int) -> None:
+    signature = Signature((), tuple(TensorSpec(*output) for output in outputs))
+    assert rows_written_at_once(signature) == rows
+
+
+def test_no_run_beyond_this_is_written_aside_for_its_size() -> None:
+    assert WIDE_BYTES == SLOW_JSON_BYTES

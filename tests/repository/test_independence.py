@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from gateway.engine.errors import EngineGone, RunFailed
+from gateway.engine.errors import EngineGone, RunFailed, RunStopped
 from gateway.engine.oneshot import open_engine
 from gateway.engine.session import ModelSession
 from gateway.protocol.datatypes import Signature, TensorSpec
@@ -241,7 +241,41 @@ def test_dependence_that_shows_in_runs_of_one_size_only_is_caught(size: int) -> 
     def model(x: Array) -> Array:
         return x + x[:1] if len(x) == size else x
 
-    assert examine_batching(FunctionRunner(model), rows(width=2)).verdict == "dependent"
+    assert examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024).verdict == "dependent"
+
+
+@pytest.mark.parametrize("wanted", [1, 256, 257, 1024])
+def test_the_largest_run_that_was_tried_is_stated(wanted: int) -> None:
+    sizes = set()
+
+    def model(x: Array) -> Array:
+        sizes.add(len(x))
+        return x
+
+    seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=wanted)
+    assert seen.verdict == "equal" and seen.most_rows == max(sizes) == max(wanted, 256)
+    assert seen.rows == examine_batching(FunctionRunner(model), rows(width=2)).rows
+    assert seen.shared_rows(10_000, exact=True) == seen.most_rows
+    assert seen.shared_rows(8, exact=True) == 8
+
+
+@pytest.mark.parametrize("failure", [RunFailed("too many"), RunStopped("too long")])
+def test_more_rows_than_a_model_takes_are_not_shared_and_fewer_are(failure: Exception) -> None:
+    def model(x: Array) -> Array:
+        if len(x) > 512:
+            raise failure
+        return x
+
+    seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024)
+    assert seen.verdict == "equal" and seen.most_rows == 256
+
+
+def test_rounding_that_shows_with_many_rows_only_is_stated() -> None:
+    def model(x: Array) -> Array:
+        return np.nextafter(x, np.float32(np.inf)) if len(x) > 256 else x
+
+    seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024)
+    assert seen.verdict == "within" and seen.most_rows == 1024
 
 
 def test_a_model_that_is_slow_with_many_rows_is_not_run_with_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +287,8 @@ def test_a_model_that_is_slow_with_many_rows_is_not_run_with_more_of_them(monkey
         time.sleep(0.1 if len(x) == 256 else 0)
         return x
 
-    assert examine_batching(FunctionRunner(model), rows(width=2)).verdict == "equal"
-    assert max(sizes) == 256
+    seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024)
+    assert seen.verdict == "equal" and seen.most_rows == max(sizes) == 256
 
 
 def test_dependence_on_the_place_in_a_run_is_caught() -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gateway.engine.job import Run
+from gateway.protocol.errors import ModelFailed
+from gateway.routing.table import choose
 from gateway.serving.inference import Inference
 from gateway.serving.statistics import read_statistics
 from gateway.serving.tally import RunTally
@@ -101,5 +104,25 @@ def test_requests_that_shared_a_run_are_counted_by_arm_and_outcome(
             assert counted == [3, 3, 4]
             assert served.durations("stable").count == 7 and served.durations("pinned").count == 3
             assert max(d.engine.batches) > 5, "they did not share a run"
+
+    run(test)
+
+
+def test_what_two_runs_lost_is_counted_with_the_time_of_each(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            served = d.front.versions["m", 1]
+            inferences = []
+            for waited in (1.0, 2.0, 4.0):
+                inference = Inference(SimpleNamespace(answered=lambda inference: None), "m")
+                inference.served, inference.route = served, d.front.routes["m"]
+                inference.choice = choose(inference.route, 0.0, sticky=False)
+                inference.arrived = inference.queued_at = 10.0
+                inference.run = Run([inference], 1, sent_at=10.0 + waited)
+                inference.failure = ModelFailed("the engine ended")
+                inferences.append(inference)
+            d.front.delivery.deliver(inferences)
+            assert served.requests("stable", 500).value == 3
+            assert (served.queue_seconds.count, served.queue_seconds.sum) == (3, 7.0)
 
     run(test)
