@@ -194,6 +194,7 @@ def live(place: Path, broker: KafkaBroker, arguments: argparse.Namespace) -> int
                     connections=LIVE_CONNECTIONS,
                     seconds=seconds,
                     cores=cores,
+                    threads=len(cores),
                 )
             )
 

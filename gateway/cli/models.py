@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -207,6 +208,7 @@ def _print_json(content: Any) -> None:
 
 
 def _print_added(added: ModelVersion) -> None:
+    import msgspec
     from rich.console import Console
 
     manifest = added.manifest
@@ -215,7 +217,8 @@ def _print_added(added: ModelVersion) -> None:
     console.print(f"added {added.model}/{added.version} in {added.folder}", markup=False, soft_wrap=True)
     console.print(f"  digest    {added.digest}", markup=False, soft_wrap=True)
     console.print(f"  files     {len(manifest.files)}, {size} bytes", markup=False, soft_wrap=True)
-    console.print(f"  batching  {manifest.batching.verdict}: {manifest.batching.reason}", markup=False, soft_wrap=True)
+    batching = _batching_of(msgspec.structs.asdict(manifest.batching))
+    console.print(f"  batching  {batching}", markup=False, soft_wrap=True)
     rows = manifest.lineage.reference
     profile = f"{rows.rows} reference rows" if rows else "none: drift of this version cannot be told"
     console.print(f"  profile   {profile}", markup=False, soft_wrap=True)
@@ -266,11 +269,21 @@ def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
                 (side[:-1], f"{spec['name']} {spec['datatype']} {spec['shape']}")
                 for spec in manifest["signature"][side]
             ]
-        facts.append(("batching", f"{manifest['batching']['verdict']}: {manifest['batching']['reason']}"))
+        facts.append(("batching", _batching_of(manifest["batching"])))
         facts += [(name, _flat(value)) for name, value in manifest["lineage"].items() if value]
     if profile is not None:
         facts.append(("reference", f"{profile['rows']} rows, {len(profile['features'])} features"))
     return facts
+
+
+def _batching_of(batching: Mapping[str, Any]) -> str:
+    """What a manifest says of batching, in a line."""
+    from gateway.repository.manifest import TRIED_ROWS
+
+    said = f"{batching['verdict']}: {batching['reason']}"
+    if batching["verdict"] not in ("equal", "within"):
+        return said
+    return f"{said}; tried with up to {batching.get('most_rows', TRIED_ROWS)} rows"
 
 
 def _flat(value: object) -> object:

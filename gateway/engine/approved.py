@@ -27,7 +27,8 @@ from gateway.telemetry.log import ProcessLog
 __all__ = ("WIDE_BYTES", "rows_written_at_once", "run_approved")
 
 WIDE_BYTES = 2**18
-"""Outputs of one run that are larger are written aside by a front, request by request (`SLOW_JSON_BYTES` there)."""
+"""Larger outputs of one run are written aside by a front, request by request (`SLOW_JSON_BYTES` there); compressed ones
+sooner."""
 
 
 def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
@@ -71,6 +72,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
             "provider": session.provider,
             "threads": why,
             "warmed_up_on": warm.said,
+            "shared_rows": most,
             "resident_bytes": resident_bytes(),
             "max_resident_bytes": order.max_resident_bytes,
         },

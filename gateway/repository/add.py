@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.drift.profile import Profile, encode_profile
-from gateway.engine.errors import EngineError
+from gateway.engine.errors import EngineError, EngineGone
 from gateway.protocol.datatypes import Signature
 from gateway.repository.card import write_card
 from gateway.repository.errors import ModelFileError, RepositoryError, VersionExistsError
@@ -31,6 +31,7 @@ from gateway.repository.manifest import (
     MAX_FOLDER_FILES,
     MODEL_FILE_NAME,
     PROFILE_NAME,
+    TRIED_ROWS,
     Batching,
     FileEntry,
     Manifest,
@@ -164,19 +165,36 @@ def _look(
 ) -> _Seen:
     most = policy.batching.max_rows
     try:
-        with open_runner(staging / MODEL_FILE_NAME) as runner:
-            if reference is None:
-                report("running made-up rows together and apart; without reference rows there is no profile")
-                return _Seen(runner.signature, examine_batching(runner, None, max_rows=most), None, None)
-            report("reading the reference rows")
-            rows = read_reference(reference, signature=runner.signature, label=policy.quality.output)
-            report("running rows together and apart")
-            batching = examine_batching(runner, rows.inputs, max_rows=most)
-            report(f"profiling {rows.file.rows} reference rows")
-            profile = profile_reference(runner, rows, batching=batching, quality=policy.quality)
-            return _Seen(runner.signature, batching, profile, rows.file)
+        with contextlib.suppress(EngineGone):
+            return _run(staging, open_runner, policy=policy, reference=reference, report=report, most=most)
+        # More rows than it has memory for may have ended it, and these nobody needs.
+        report("the engine ended; trying again with smaller runs")
+        most = min(most, TRIED_ROWS)
+        return _run(staging, open_runner, policy=policy, reference=reference, report=report, most=most)
     except EngineError as error:
         raise ModelFileError(f"the model cannot be used: {error}") from None
+
+
+def _run(
+    staging: Path,
+    open_runner: OpenRunner,
+    *,
+    policy: ModelPolicy,
+    reference: Path | None,
+    report: Callable[[str], None],
+    most: int,
+) -> _Seen:
+    with open_runner(staging / MODEL_FILE_NAME) as runner:
+        if reference is None:
+            report("running made-up rows together and apart; without reference rows there is no profile")
+            return _Seen(runner.signature, examine_batching(runner, None, max_rows=most), None, None)
+        report("reading the reference rows")
+        rows = read_reference(reference, signature=runner.signature, label=policy.quality.output)
+        report("running rows together and apart")
+        batching = examine_batching(runner, rows.inputs, max_rows=most)
+        report(f"profiling {rows.file.rows} reference rows")
+        profile = profile_reference(runner, rows, batching=batching, quality=policy.quality)
+        return _Seen(runner.signature, batching, profile, rows.file)
 
 
 def _copy_model(model_file: Path, staging: Path) -> list[FileEntry]:

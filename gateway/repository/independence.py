@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from gateway.engine.errors import EngineGone, RunFailed, RunStopped
+from gateway.protocol.binary import pack_strings
 from gateway.protocol.datatypes import FREE, Signature
 from gateway.repository.errors import ModelFileError
 from gateway.repository.manifest import TRIED_ROWS, Batching
@@ -50,8 +51,8 @@ def examine_batching(runner: Runner, reference: Mapping[str, Array] | None, *, m
     reference : mapping of input name to array, shape [rows, ...], optional
         Without it rows are made up from the signature.
     max_rows : int
-        Of the largest run that is wanted. More than `TRIED_ROWS` are tried last, where rows are small and runs short;
-        what fails or takes long is only not done when requests come.
+        Of the largest run that is wanted. Beyond `TRIED_ROWS` twice as many are tried again and again, where only the
+        first axes are free, as long as rows are small, runs short, and the verdict stays as it is.
 
     Raises
     ------
@@ -71,7 +72,7 @@ def examine_batching(runner: Runner, reference: Mapping[str, Array] | None, *, m
                 kept, answers = _run_alone(runner, others)
                 if answers:
                     seen = _worse(seen, _compare(runner, kept, _stack(answers), _groups(kept, briefly=True)))
-        return seen if seen.verdict == "dependent" else _with_more(runner, rows, alone, seen, most=max_rows)
+        return _with_more(runner, rows, alone, seen, most=max_rows)
     except _NotBatchable as reason:
         return Batching("not_batchable", reason=str(reason))
 
@@ -129,18 +130,24 @@ def _stack(answers: list[dict[str, Array]]) -> dict[str, Array]:
 def _with_more(
     runner: Runner, rows: dict[str, Array], alone: dict[str, Array], seen: Batching, *, most: int
 ) -> Batching:
-    if most <= TRIED_ROWS or _row_bytes(rows) * most > LARGE_BATCH_BYTES:
-        return seen
-    group = np.random.default_rng(SEED).integers(_count(rows), size=most)
-    try:
+    if any(FREE in spec.shape[1:] for spec in runner.signature.inputs):
+        return seen  # more rows of one length would tell nothing of other lengths
+    generator = np.random.default_rng(SEED)
+    row_bytes, seconds = _row_bytes(rows) + _row_bytes(alone), 0.0
+    while seen.verdict in ("equal", "within") and TRIED_ROWS <= seen.most_rows < most and seconds < LARGE_BATCH_SECONDS:
+        size = min(2 * seen.most_rows, most)
+        if row_bytes * size > LARGE_BATCH_BYTES:
+            break
         started = time.monotonic()
-        runner.run(take_rows(rows, group[:TRIED_ROWS]))
-        if time.monotonic() - started > LARGE_BATCH_SECONDS:
-            return seen
-        more = _compare(runner, rows, alone, [group])
-    except (_NotBatchable, RunFailed, RunStopped):
-        return seen
-    return msgspec.structs.replace(_worse(seen, more), rows=seen.rows, most_rows=most)
+        try:
+            more = _compare(runner, rows, alone, [generator.integers(_count(rows), size=size)])
+        except (_NotBatchable, RunStopped):
+            break
+        if more.verdict == "within" and seen.verdict == "equal":
+            break
+        seen = msgspec.structs.replace(_worse(seen, more), rows=seen.rows, most_rows=size)
+        seconds = time.monotonic() - started
+    return seen
 
 
 def _count(rows: dict[str, Array]) -> int:
@@ -148,14 +155,18 @@ def _count(rows: dict[str, Array]) -> int:
 
 
 def _row_bytes(rows: dict[str, Array]) -> int:
-    return sum(tensor[:1].nbytes for tensor in rows.values())
+    return sum(
+        tensor[:1].nbytes if tensor.dtype != object else max(len(pack_strings(row)) for row in tensor)
+        for tensor in rows.values()
+    )
 
 
 def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array], groups: Iterable[Array]) -> Batching:
     count = _count(rows)
     scales = {name: _scales(answers) for name, answers in alone.items()}
-    largest, largest_relative, same = 0.0, 0.0, True
+    largest, largest_relative, same, most = 0.0, 0.0, True, 0
     for group in groups:
+        most = max(most, len(group))
         try:
             together = runner.run(take_rows(rows, group))
         except RunFailed:
@@ -175,10 +186,11 @@ def _compare(runner: Runner, rows: dict[str, Array], alone: dict[str, Array], gr
                 reason = f"output {name!r} of a row changes with {company}"
                 return Batching("dependent", _finite(largest), _finite(largest_relative), count, reason)
     if same:
-        return Batching("equal", rows=count, reason="a row has the same answer, bit for bit, in any company")
+        reason = "a row has the same answer, bit for bit, in any company"
+        return Batching("equal", rows=count, reason=reason, most_rows=most)
     tolerance = max(map(_tolerance, alone.values()))
     reason = f"a row's answer differs by rounding with its company, by no more than {tolerance:g} of its size"
-    return Batching("within", largest, largest_relative, count, reason, tolerance)
+    return Batching("within", largest, largest_relative, count, reason, tolerance, most)
 
 
 def _worse(one: Batching, other: Batching) -> Batching:
@@ -189,6 +201,7 @@ def _worse(one: Batching, other: Batching) -> Batching:
         max_difference=max(one.max_difference, other.max_difference),
         max_relative_difference=max(one.max_relative_difference, other.max_relative_difference),
         rows=one.rows + other.rows,
+        most_rows=min(one.most_rows, other.most_rows),
     )
 
 

@@ -47,7 +47,7 @@ MODEL_FILE_NAME = "model.onnx"
 PROFILE_NAME = "profile.json"
 
 TRIED_ROWS = 256
-"""Of the largest run that any version was tried with, whose manifest says nothing else."""
+"""Of the largest run that a version is tried with whatever it takes, if its rows are no large ones."""
 
 MAX_FILE_BYTES = 2 * 2**30  # what a protobuf can hold
 MAX_FOLDER_BYTES = 4 * 2**30
@@ -87,7 +87,7 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason : str
         What was seen, in a sentence.
     most_rows : int
-        Of the largest run that was tried: requests share no larger one.
+        Of the largest run that was tried, which requests share at most; `TRIED_ROWS` where a manifest does not say.
     """
 
     verdict: Literal["equal", "within", "dependent", "not_batchable"]
@@ -96,7 +96,7 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: Count = 0
     reason: str = ""
     tolerance: float = 0.0
-    most_rows: Count = TRIED_ROWS
+    most_rows: Annotated[int, msgspec.Meta(ge=1)] = TRIED_ROWS
 
     def shared_rows(self, max_rows: int, *, exact: bool) -> int:
         """Of a run that several requests may share, when no more than `max_rows` are wanted; 1 where they may not.

@@ -48,7 +48,7 @@ class BatchingPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which requests share a run.
 
     `exact`: only where answers are equal bit for bit to those of each request alone.
-    `max_rows`: of the requests that share a run; a larger request goes alone.
+    `max_rows`: of the requests that share a run, where a version was tried with so many; a larger request goes alone.
     `max_delay_us`: a request waits so long for others, in microseconds, when an engine is free (Triton's
     `max_queue_delay_microseconds`, 0 there too).
     """

@@ -12,24 +12,31 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gateway.engine.approved import WIDE_BYTES, rows_written_at_once
 from gateway.engine.notes import read_note
-from gateway.engine.oneshot import connect_engine
+from gateway.engine.oneshot import connect_engine, open_engine
 from gateway.engine.order import EngineOrder
 from gateway.protocol.datatypes import Signature, TensorSpec
+from gateway.repository.add import add_version
+from gateway.repository.lineage import Lineage
 from gateway.repository.manifest import load_version
+from gateway.repository.policy import ModelPolicy
 from gateway.serving.aside import SLOW_JSON_BYTES
+from tests.engines import save_model
 from tests.gateways import eventually
 
 BIKE_DEMAND = Path(__file__).parents[2] / "models" / "bike-demand"
 
 
 @contextmanager
-def started(tmp_path: Path, policy: str = "") -> Iterator[tuple[subprocess.Popen[bytes], EngineOrder, Path]]:
-    """An engine of bike-demand's first version, as the supervisor starts it; what it says goes to the file."""
+def started(
+    tmp_path: Path, policy: str = "", *, version: Path = BIKE_DEMAND / "1"
+) -> Iterator[tuple[subprocess.Popen[bytes], EngineOrder, Path]]:
+    """An engine of this version 1, as the supervisor starts it; what it says goes to the file."""
     model = tmp_path / "models" / "bike-demand"
-    shutil.copytree(BIKE_DEMAND / "1", model / "1")
+    shutil.copytree(version, model / "1")
     (model / "model.toml").write_text(policy)
     run = tmp_path / "run"
     run.mkdir()
@@ -107,6 +114,26 @@ def test_a_version_shares_no_larger_runs_than_its_manifest_says_were_tried(
             assert engine.hello.batchable and engine.hello.max_rows == greeted
 
 
+@pytest.mark.parametrize(("width", "greeted"), [(1, 1024), (100, 2**18 // 400), (1000, 256)])
+def test_more_rows_share_a_run_as_far_as_its_answers_are_small(tmp_path: Path, width: int, greeted: int) -> None:
+    weights = numpy_helper.from_array(np.ones((2, width), "f4"), "w")
+    file = save_model(
+        tmp_path / "model.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        inputs={"x": (TensorProto.FLOAT, ["n", 2])},
+        outputs={"y": (TensorProto.FLOAT, ["n", width])},
+        weights=[weights],
+    )
+    added = add_version(
+        tmp_path / "made", "bike-demand", file, open_runner=open_engine, policy=ModelPolicy(), lineage=Lineage()
+    )
+    with started(tmp_path, version=added.folder) as (_, order, log):
+        eventually(Path(order.socket).exists, seconds=60, what="the engine")
+        with connect_engine(Path(order.socket)) as engine:
+            assert engine.hello.max_rows == greeted
+        assert f"shared_rows={greeted}" in log.read_text()
+
+
 @pytest.mark.parametrize(
     ("outputs", "rows"),
     [
@@ -123,5 +150,5 @@ def test_rows_are_shared_as_far_as_their_answers_are_surely_written_at_once(outp
     assert rows_written_at_once(signature) == rows
 
 
-def test_no_run_beyond_this_is_written_aside_for_its_size() -> None:
+def test_the_bound_is_the_size_from_which_a_front_writes_answers_aside() -> None:
     assert WIDE_BYTES == SLOW_JSON_BYTES

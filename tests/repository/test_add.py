@@ -30,8 +30,8 @@ from gateway.repository.errors import (
     VersionExistsError,
 )
 from gateway.repository.lineage import Lineage, Source
-from gateway.repository.manifest import ModelVersion, scan, verify
-from gateway.repository.policy import ModelPolicy, QualityPolicy
+from gateway.repository.manifest import ModelVersion, load_version, scan, verify
+from gateway.repository.policy import BatchingPolicy, ModelPolicy, QualityPolicy
 from gateway.repository.profiling import losses_of
 from gateway.repository.runner import Runner
 
@@ -70,6 +70,37 @@ def add(models: Path, model_file: Path, **changes: Any) -> ModelVersion:
 def reference_file(folder: Path, text: str = "a,b,y\n1,2,3\n3,4,9\n5,6,11\n") -> Path:
     (folder / "rows.csv").write_text(text)
     return folder / "rows.csv"
+
+
+@pytest.mark.parametrize(("wanted", "tried"), [(8, 256), (1024, 1024), (2000, 2000)])
+def test_the_manifest_says_how_many_rows_were_run_together(
+    tmp_path: Path, model_file: Path, wanted: int, tried: int
+) -> None:
+    policy = ModelPolicy(batching=BatchingPolicy(max_rows=wanted), quality=LABELLED.quality)
+    for models, reference in ((tmp_path / "made-up", None), (tmp_path / "models", reference_file(tmp_path))):
+        added = add(models, model_file, policy=policy, reference=reference, open_runner=open_engine)
+        assert load_version(added.folder).manifest.batching.most_rows == tried
+
+
+def test_a_model_that_ends_its_engine_with_more_rows_than_all_are_tried_with_is_added(
+    tmp_path: Path, model_file: Path
+) -> None:
+    opened = []
+
+    @contextmanager
+    def small(model_file: Path) -> Iterator[Runner]:
+        class Small(SumRunner):
+            def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+                if len(inputs["x"]) > 256:
+                    raise EngineGone("the engine ended")
+                return super().run(inputs)
+
+        opened.append(model_file)
+        yield Small()
+
+    added = add(tmp_path, model_file, open_runner=small, reference=reference_file(tmp_path))
+    assert added.manifest.batching.verdict == "equal" and added.manifest.batching.most_rows == 256
+    assert len(opened) == 2
 
 
 def test_an_added_version_has_manifest_profile_and_card(tmp_path: Path, model_file: Path) -> None:

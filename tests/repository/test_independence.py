@@ -244,7 +244,7 @@ def test_dependence_that_shows_in_runs_of_one_size_only_is_caught(size: int) -> 
     assert examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024).verdict == "dependent"
 
 
-@pytest.mark.parametrize("wanted", [1, 256, 257, 1024])
+@pytest.mark.parametrize("wanted", [1, 256, 257, 1024, 1500])
 def test_the_largest_run_that_was_tried_is_stated(wanted: int) -> None:
     sizes = set()
 
@@ -262,33 +262,66 @@ def test_the_largest_run_that_was_tried_is_stated(wanted: int) -> None:
 @pytest.mark.parametrize("failure", [RunFailed("too many"), RunStopped("too long")])
 def test_more_rows_than_a_model_takes_are_not_shared_and_fewer_are(failure: Exception) -> None:
     def model(x: Array) -> Array:
-        if len(x) > 512:
+        if len(x) > 600:
             raise failure
         return x
+
+    seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=10**9)
+    assert seen.verdict == "equal" and seen.most_rows == 512
+
+
+def test_rounding_that_shows_with_many_rows_only_bounds_a_run_and_spoils_no_verdict() -> None:
+    def model(x: Array) -> Array:
+        return np.nextafter(x, np.float32(np.inf)) if len(x) > 300 else x
 
     seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024)
     assert seen.verdict == "equal" and seen.most_rows == 256
 
 
-def test_rounding_that_shows_with_many_rows_only_is_stated() -> None:
-    def model(x: Array) -> Array:
-        return np.nextafter(x, np.float32(np.inf)) if len(x) > 256 else x
-
-    seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024)
-    assert seen.verdict == "within" and seen.most_rows == 1024
-
-
-def test_a_model_that_is_slow_with_many_rows_is_not_run_with_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.repository.independence.LARGE_BATCH_SECONDS", 0.05)
+def test_large_rows_are_tried_as_far_as_they_go_and_no_more_are_shared() -> None:
     sizes = set()
 
     def model(x: Array) -> Array:
         sizes.add(len(x))
-        time.sleep(0.1 if len(x) == 256 else 0)
+        return x[:, :1]
+
+    runner = FunctionRunner(model)
+    runner.signature = Signature((TensorSpec("x", "FP32", (-1, 40_000)),), (TensorSpec("y", "FP32", (-1, 1)),))
+    seen = examine_batching(runner, rows(width=40_000, count=3), max_rows=1024)
+    assert seen.verdict == "equal" and seen.most_rows == max(sizes) < 256
+
+
+def test_long_strings_count_with_all_their_bytes() -> None:
+    sizes = set()
+
+    def model(x: Array) -> Array:
+        sizes.add(len(x))
+        return np.array([[len(text)] * 2 for text in x[:, 0]], np.float32)
+
+    words = {"x": np.array([["a" * 40_000, str(number)] for number in range(9)], dtype=object)}
+    seen = examine_batching(FunctionRunner(model, datatype="BYTES"), words, max_rows=1024)
+    assert seen.verdict == "equal" and seen.most_rows == max(sizes) == 256
+
+
+def test_where_other_axes_are_free_no_more_rows_are_shared_than_of_every_length_that_was_tried() -> None:
+    runner = FunctionRunner(lambda x: x + x[:1] if len(x) > 256 and x.shape[1] > 9 else x)
+    free = (TensorSpec("x", "FP32", (-1, -1)),), (TensorSpec("y", "FP32", (-1, -1)),)
+    runner.signature = Signature(*free)
+    seen = examine_batching(runner, rows(width=3), max_rows=1024)
+    assert seen.verdict == "equal" and seen.most_rows <= 256
+
+
+def test_a_model_that_is_slow_with_many_rows_is_not_run_with_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.repository.independence.LARGE_BATCH_SECONDS", 0.1)
+    sizes = set()
+
+    def model(x: Array) -> Array:
+        sizes.add(len(x))
+        time.sleep(0.2 if len(x) == 512 else 0)
         return x
 
     seen = examine_batching(FunctionRunner(model), rows(width=2), max_rows=1024)
-    assert seen.verdict == "equal" and seen.most_rows == max(sizes) == 256
+    assert seen.verdict == "equal" and seen.most_rows == max(sizes) == 512
 
 
 def test_dependence_on_the_place_in_a_run_is_caught() -> None:

@@ -108,7 +108,7 @@ def test_requests_that_shared_a_run_are_counted_by_arm_and_outcome(
     run(test)
 
 
-def test_what_two_runs_lost_is_counted_with_the_time_of_each(tmp_path: Path) -> None:
+def test_what_several_runs_lost_is_counted_with_the_time_of_each(tmp_path: Path) -> None:
     async def test() -> None:
         async with door(tmp_path) as d:
             served = d.front.versions["m", 1]
