@@ -438,7 +438,8 @@ async def _admin(settings: Settings) -> None:
 def _stop_signal() -> asyncio.Event:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
 
 
@@ -485,6 +486,8 @@ def _become(name: str) -> None:
     setproctitle.setproctitle(f"gateway: {name}")
     parent = os.environ.get("_GATEWAY_PARENT")
     if parent:
+        # Ctrl-C reaches every process of a terminal. The supervisor ends its children, in order.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         die_with_parent(int(parent))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -50,6 +52,26 @@ def test_kill_9_of_the_supervisor_ends_every_process_and_loses_no_answer(
         gateway.kill()
         eventually(lambda: not [pid for pid in children if is_running(pid)], what="the end of all children")
     assert not load.failed
+    answered |= answers_of(load)
+    assert answered <= logged(gateway)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P13")
+def test_ctrl_c_which_reaches_every_process_ends_them_in_order(gateway: RunningGateway, answered: Answered) -> None:
+    before = len(gateway.output.read_text())
+    with Load(gateway.http_port, connections=16, pause_seconds=0.0) as load:
+        load.wait(200)
+        children = gateway.titles()
+        for pid in children.values():
+            os.kill(pid, signal.SIGINT)
+        time.sleep(1)
+        assert gateway.titles() == children, "only the supervisor ends them"
+        gateway.process.send_signal(signal.SIGINT)
+        assert gateway.process.wait(DRAIN_SECONDS + 20) == 0
+    said = gateway.output.read_text()[before:]
+    assert "gateway: stopped" in said and "starting it again" not in said
+    assert {answer.status for answer in load.answers} == {200}
     answered |= answers_of(load)
     assert answered <= logged(gateway)
 
