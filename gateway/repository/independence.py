@@ -156,7 +156,9 @@ def _count(rows: dict[str, Array]) -> int:
 
 def _row_bytes(rows: dict[str, Array]) -> int:
     return sum(
-        tensor[:1].nbytes if tensor.dtype != object else max(len(pack_strings(row)) for row in tensor)
+        tensor[:1].nbytes
+        if tensor.dtype != object
+        else max(len(pack_strings(tensor[row : row + 1])) for row in range(len(tensor)))
         for tensor in rows.values()
     )
 

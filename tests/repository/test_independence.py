@@ -291,15 +291,18 @@ def test_large_rows_are_tried_as_far_as_they_go_and_no_more_are_shared() -> None
     assert seen.verdict == "equal" and seen.most_rows == max(sizes) < 256
 
 
-def test_long_strings_count_with_all_their_bytes() -> None:
+@pytest.mark.parametrize("axes", [(-1,), (-1, 1)])
+def test_long_strings_count_with_all_their_bytes(axes: tuple[int, ...]) -> None:
     sizes = set()
 
     def model(x: Array) -> Array:
         sizes.add(len(x))
-        return np.array([[len(text)] * 2 for text in x[:, 0]], np.float32)
+        return np.array([[len(text)] for text in x.ravel()], np.float32)
 
-    words = {"x": np.array([["a" * 40_000, str(number)] for number in range(9)], dtype=object)}
-    seen = examine_batching(FunctionRunner(model, datatype="BYTES"), words, max_rows=1024)
+    runner = FunctionRunner(model)
+    runner.signature = Signature((TensorSpec("x", "BYTES", axes),), (TensorSpec("y", "FP32", (-1, 1)),))
+    texts = np.array(["a", *[f"{number} {'b' * 40_000}" for number in range(8)]], dtype=object)
+    seen = examine_batching(runner, {"x": texts.reshape(-1, *axes[1:])}, max_rows=1024)
     assert seen.verdict == "equal" and seen.most_rows == max(sizes) == 256
 
 
