@@ -49,7 +49,7 @@ def can_go_first() -> bool:
     """Whether this process may put a load before whatever else runs on its core."""
     before, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        _go_first()
     except OSError:
         return False
     os.sched_setscheduler(0, before, parameter)
@@ -119,4 +119,8 @@ def _take_place(cores: Collection[int], *, first: bool) -> None:
     os.sched_setaffinity(0, cores)
     if first:
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            _go_first()
+
+
+def _go_first() -> None:
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))

@@ -224,7 +224,7 @@ class Lane:
         if line.pace.run_seconds < SHORT_SECONDS:
             # Two at a time would only be two small batches where one could go.
             most = 1
-            if line.rows > 1 and len(line) > 1 and not self._in_flight and self._gathers():
+            if len(line) > 1 and not self._in_flight and self._gathers():
                 self._flush_due = True
                 self._loop.call_soon(self._flush)
                 return

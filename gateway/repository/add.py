@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -130,7 +131,10 @@ def add_version(
     try:
         report("copying the model")
         files = _copy_model(model_file, staging)
-        seen = _look(staging, open_runner, policy=policy, reference=reference, report=report)
+        try:
+            seen = _look(staging, open_runner, policy=policy, reference=reference, report=report)
+        except EngineError as error:
+            raise ModelFileError(f"the model cannot be used: {error}") from None
         lineage = msgspec.structs.replace(lineage, reference=seen.reference)
         if seen.profile is not None:
             files.append(_write(staging, PROFILE_NAME, encode_profile(seen.profile)))
@@ -163,16 +167,16 @@ def _look(
     reference: Path | None,
     report: Callable[[str], None],
 ) -> _Seen:
+    run = partial(_run, staging, open_runner, policy=policy, reference=reference, report=report)
     most = policy.batching.max_rows
     try:
-        with contextlib.suppress(EngineGone):
-            return _run(staging, open_runner, policy=policy, reference=reference, report=report, most=most)
+        return run(most=most)
+    except EngineGone:
+        if most <= TRIED_ROWS:
+            raise
         # More rows than it has memory for may have ended it, and these nobody needs.
         report("the engine ended; trying again with smaller runs")
-        most = min(most, TRIED_ROWS)
-        return _run(staging, open_runner, policy=policy, reference=reference, report=report, most=most)
-    except EngineError as error:
-        raise ModelFileError(f"the model cannot be used: {error}") from None
+        return run(most=TRIED_ROWS)
 
 
 def _run(

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from gateway.engine.errors import EngineGone, RunFailed, RunStopped
-from gateway.protocol.binary import pack_strings
+from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.datatypes import FREE, Signature
 from gateway.repository.errors import ModelFileError
 from gateway.repository.manifest import TRIED_ROWS, Batching
@@ -108,7 +108,7 @@ def _run_alone(runner: Runner, rows: dict[str, Array]) -> tuple[dict[str, Array]
     """Those of the rows that run by themselves, with their answers; none when only one row does."""
     kept: list[int] = []
     answers: list[dict[str, Array]] = []
-    for row in range(len(next(iter(rows.values())))):
+    for row in range(_count(rows)):
         try:
             answers.append(runner.run(take_rows(rows, np.array([row]))))
         except RunFailed:
@@ -155,11 +155,9 @@ def _count(rows: dict[str, Array]) -> int:
 
 
 def _row_bytes(rows: dict[str, Array]) -> int:
+    """Of the largest row of each tensor."""
     return sum(
-        tensor[:1].nbytes
-        if tensor.dtype != object
-        else max(len(pack_strings(tensor[row : row + 1])) for row in range(len(tensor)))
-        for tensor in rows.values()
+        max(len(tensor_to_bytes(tensor[row : row + 1])) for row in range(_count(rows))) for tensor in rows.values()
     )
 
 

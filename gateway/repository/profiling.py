@@ -35,7 +35,7 @@ def profile_reference(runner: Runner, reference: Reference, *, batching: Batchin
     ReferenceFileError
         Labels do not fit the output, or no profile can be made of the rows.
     """
-    outputs = _run_all(runner, reference, RUN_ROWS if batching.allows(exact=False) else 1)
+    outputs = _run_all(runner, reference, batching.shared_rows(RUN_ROWS, exact=False))
     loss = None
     if reference.labels is not None:
         loss = _loss(outputs, reference.labels, quality)

@@ -157,7 +157,7 @@ class Delivery:
         if stencil is None or texts is None:
             return place
         end = place + 1
-        if end < len(batch.inferences):
+        if end < len(batch.inferences):  # one that comes alone is spared the look
             end = _end_of_alike(batch.inferences, place, row_bytes=stencil.row_bytes)
         alike = batch.inferences[place:end]
         records = self._block_of(stencil, alike, run=run, now=now, stamp=stamp)

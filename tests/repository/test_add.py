@@ -103,6 +103,22 @@ def test_a_model_that_ends_its_engine_with_more_rows_than_all_are_tried_with_is_
     assert len(opened) == 2
 
 
+def test_a_model_that_ends_its_engine_is_not_tried_again_where_no_more_rows_were_wanted(
+    tmp_path: Path, model_file: Path
+) -> None:
+    opened = []
+
+    @contextmanager
+    def ending(model_file: Path) -> Iterator[Runner]:
+        opened.append(model_file)
+        raise EngineGone("the engine ended")
+        yield SumRunner()
+
+    with pytest.raises(ModelFileError, match="the engine ended"):
+        add(tmp_path, model_file, open_runner=ending, policy=ModelPolicy(batching=BatchingPolicy(max_rows=256)))
+    assert len(opened) == 1
+
+
 def test_an_added_version_has_manifest_profile_and_card(tmp_path: Path, model_file: Path) -> None:
     steps: list[str] = []
     added = add(
