@@ -75,7 +75,9 @@ async def measure(arguments: argparse.Namespace, place: Path) -> None:
     cells = CellFile(place / "front.cells")
     spool = SpoolWriter(place / "spool" / "front-0", slot=0, settings=settings.spool)
     try:
-        front = Front(settings, name="bench", spool=spool, cells=cells, sockets=lambda _model, _version: engine_socket)
+        front = Front(
+            settings, name="bench", spool=spool, cells=cells, sockets=lambda _model, _version: [engine_socket]
+        )
         front.follow(1, {"tabular": Route("tabular", stable=1)}, {("tabular", 1): DIGEST})
         lane = front.versions["tabular", 1].lane
         for _ in range(200):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.cases import Round, Series
 from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF
-from benchmarks.suites import TWO_FRONTS, WITH_KAFKA
-from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32
+from benchmarks.suites import SLOW_FRONTS, TWO_FRONTS, WITH_KAFKA
+from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW
 
 __all__ = ("ASKED", "Asked", "Verdict", "judge")
 
@@ -110,7 +110,6 @@ def _against(text: str, peer: str, *, limits: tuple[float | None, float | None])
 
 _BARE = "bare handler"
 _ALONE = _tabular(EVERYTHING_ON, connections=1)
-_ONE_FRONT = ("fronts", ONE_ROW.name, 64, EVERYTHING_ON)
 _SHIPPING = ("shipping", ONE_ROW.name, 64, WITH_KAFKA)
 
 ASKED: tuple[Asked, ...] = (
@@ -130,12 +129,13 @@ ASKED: tuple[Asked, ...] = (
     *_against("everything on / mosec", "mosec", limits=(1.5, None)),
     *[
         Asked(
-            f"two fronts on two cores / one on one core, 1 row, {text}",
-            ("fronts", ONE_ROW.name, connections, TWO_FRONTS),
-            _ONE_FRONT,
+            f"two fronts on two cores / one on one core, {work.name}, {text}",
+            (stage, work.name, connections, TWO_FRONTS),
+            (stage, work.name, 64, EVERYTHING_ON),
             _rate,
             1.7,
         )
+        for stage, work in (("fronts", ONE_ROW), ("fronts", ROWS_32), (SLOW_FRONTS, SLOW))
         for text, connections in (("64 connections a front", 128), ("64 in all", 64))
     ],
     Asked(

@@ -14,11 +14,12 @@ from benchmarks.models import model_file
 from benchmarks.others import PEERS, running_peer, running_triton
 from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF, Variant, add_model, running_gateway
 from benchmarks.servers import Running
-from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW, rows_of
+from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW, Workload, rows_of
 
-__all__ = ("SUITES", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
+__all__ = ("SLOW_FRONTS", "SUITES", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
 
 TWO_FRONTS = "gateway, two fronts"
+SLOW_FRONTS = "fronts, 3 ms model"
 WITH_KAFKA = "gateway, shipping to Kafka"
 _OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
 _APART = tuple(Variant(f"without {part}", (part,)) for part in (*PARTS, "monitor"))
@@ -100,7 +101,7 @@ def _ratios(triton: Path | None) -> tuple[Stage, ...]:
     return (
         Stage("tabular", tuple(sources), (Case(ONE_ROW, 64), Case(ROWS_32, 64), alone)),
         _images((16,)),
-        _fronts(),
+        *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
     )
 
@@ -123,7 +124,7 @@ def _full(triton: Path | None) -> tuple[Stage, ...]:
         ),
         _images((64, 16, 1)),
         Stage("3 ms model", tuple(slow), tuple(Case(SLOW, count) for count in (16, 1))),
-        _fronts(),
+        *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
         Stage("rows", both, tuple(Case(rows_of(2**power), 16) for power in range(9))),
         Stage("connections", both, tuple(Case(ONE_ROW, 2**power) for power in range(10))),
@@ -144,16 +145,20 @@ def _images(connections: Sequence[int]) -> Stage:
     return Stage("image", (_gateway("image"), _peer(_BARE, "image")), cases)
 
 
-def _fronts() -> Stage:
+def _fronts() -> tuple[Stage, Stage]:
     # One front and its load on one core against two of both: were the load apart, two cores would
     # have to carry it and both fronts, and the machine would be measured, not the fronts. Two fronts
     # get as much each, and beside that what the one got, so that their batches are half as large.
-    sources = (_gateway("tabular"), _gateway("tabular", name=TWO_FRONTS, fronts=2))
+    return _two_against_one("fronts", "tabular", (ONE_ROW, ROWS_32)), _two_against_one(SLOW_FRONTS, "slow", (SLOW,))
+
+
+def _two_against_one(stage: str, model: str, works: Sequence[Workload]) -> Stage:
+    sources = (_gateway(model), _gateway(model, name=TWO_FRONTS, fronts=2))
     cases = []
-    for work in (ONE_ROW, ROWS_32):
+    for work in works:
         cases.append(Case(work, 64, (EVERYTHING_ON,), SHARED_CORE))
         cases += [Case(work, count, (TWO_FRONTS,), TWO_CORES) for count in (64, 128)]
-    return Stage("fronts", sources, tuple(cases))
+    return Stage(stage, sources, tuple(cases))
 
 
 SUITES: dict[str, Callable[[Path | None], tuple[Stage, ...]]] = {

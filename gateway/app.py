@@ -114,7 +114,9 @@ async def _front(
         name=gateway_name(settings),
         spool=spool,
         cells=cells,
-        sockets=lambda model, version: EnginePaths(settings.run_dir, model, version).socket,
+        sockets=lambda model, version: EnginePaths(settings.run_dir, model, version).sockets(
+            slot, settings.engine.instances
+        ),
         commit=commit if settings.spool.fsync == "always" else None,
     )
 

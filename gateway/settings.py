@@ -102,6 +102,14 @@ class EngineSettings(_Section):
         description="onnxruntime's intra-op threads of one engine; 0: as many as there are cores by affinity and by "
         "the quota of the control groups, beyond which it never goes.",
     )
+    instances: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="Processes of one engine, among which fronts are divided; the model's weights are in memory once. "
+        "0: one for each front, but no more than there are cores. A model on several threads or on another provider "
+        "than the CPU has one.",
+    )
     start_timeout_seconds: float = Field(30.0, gt=0, description="Time to load and warm up a version.")
     hang_seconds: float = Field(
         10.0,

@@ -21,6 +21,7 @@ import setproctitle
 from gateway.app import gateway_name, metrics_dir, write_json
 from gateway.child import STOP_SECONDS, Child
 from gateway.control.store import Refused, Snapshot, Store, StoreError
+from gateway.engine.cores import usable_cores
 from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
 from gateway.predictions.archive import Archive, ArchiveError
@@ -159,6 +160,7 @@ class Supervisor:
             "metrics_port": metrics,
             "admin_port": admin,
         }
+        resolved["engine"]["instances"] = settings.engine.instances or min(server.fronts, usable_cores())
         resolved["models"] = str(settings.models.absolute())
         resolved["state_dir"] = str(settings.state_dir.absolute())
         run_dir = settings.run_dir

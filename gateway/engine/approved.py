@@ -7,13 +7,19 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+import setproctitle
+
 from gateway.drift.profile import Profile, ProfileError, decode_profile
 from gateway.engine.cores import choose_threads, usable_cores
+from gateway.engine.instances import Others, choose_instances, run_instances
 from gateway.engine.loading import hold_memory, load_session, warm_up
 from gateway.engine.memory import Floor, resident_bytes
+from gateway.engine.notes import socket_of
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
 from gateway.engine.providers import choose_providers
+from gateway.engine.pulse import Pulse, lay_out_beats
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import Hello
 from gateway.protocol.datatypes import FREE, NUMPY_OF, Signature
@@ -64,13 +70,14 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         max_rows=most,
         max_seconds=order.start_timeout_seconds / 2,
     )
-    floor = Floor(lambda: session.shrink(warm.row, until=time.monotonic() + order.hang_seconds))
     hold_memory(order.max_resident_bytes)
+    instances, of_those = choose_instances(order.instances, session)
     log.note(
         "loaded",
         {
             "provider": session.provider,
             "threads": why,
+            "instances": of_those,
             "warmed_up_on": warm.said,
             "shared_rows": most,
             "resident_bytes": resident_bytes(),
@@ -79,7 +86,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
     )
     hello = Hello(
         signature=session.signature,
-        pid=os.getpid(),
+        pid=0,
         model=order.model,
         version=order.version,
         digest=order.digest,
@@ -93,15 +100,27 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         labels=read_labels(version.folder.parent, policy.labels),
         omitted=session.omitted,
     )
-    run_engine(
-        session,
-        Path(order.socket),
-        hello=hello,
-        floor=floor,
-        max_run_seconds=order.hang_seconds,
-        drain_seconds=order.drain_seconds,
-        beat_path=Path(order.beat),
-    )
+    lay_out_beats(Path(order.beat), instances)
+    sockets = [socket_of(Path(order.socket), number) for number in range(instances)]
+
+    def serve(number: int, others: Others) -> None:
+        if number:
+            session.watch_again()
+            setproctitle.setproctitle(f"{setproctitle.getproctitle()} instance {number}")
+        floor = Floor(lambda: session.shrink(warm.row, until=time.monotonic() + order.hang_seconds))
+        others.await_files(sockets[1 : 1 + len(others.descriptors)], seconds=order.start_timeout_seconds)
+        run_engine(
+            session,
+            sockets[number],
+            hello=msgspec.structs.replace(hello, pid=os.getpid()),
+            floor=floor,
+            max_run_seconds=order.hang_seconds,
+            drain_seconds=order.drain_seconds,
+            pulse=Pulse(Path(order.beat), number),
+            others=others,
+        )
+
+    run_instances(instances, serve)
 
 
 def rows_written_at_once(signature: Signature) -> int:

@@ -69,8 +69,8 @@ class Lane:
     ----------
     model, version
         What is served.
-    socket_path : Path
-        The engine's socket; it may come and go.
+    socket_paths : sequence of Path
+        Where the engine is looked for, in this order; its sockets may come and go.
     done : callable
         Called with the jobs of a finished frame, answered or failed, in order.
     read : callable
@@ -94,7 +94,7 @@ class Lane:
         model: str,
         version: int,
         *,
-        socket_path: Path,
+        socket_paths: Sequence[Path],
         done: Callable[[list[Any]], None],
         read: Callable[[list[Any]], tuple[list[Array] | None, list[Any]]] = _nothing_to_read,
         greeted: Callable[[Hello], bool],
@@ -108,7 +108,7 @@ class Lane:
         self.hello: Hello | None = None
         self.refusing: str | None = None
         self.line = WaitingLine(f"model '{model}' version {version}", limits=limits)
-        self._socket_path = socket_path
+        self._socket_paths = socket_paths
         self._done = done
         self._read = read
         self._greeted = greeted
@@ -170,13 +170,12 @@ class Lane:
         if self._link is not None or self._greeting or self._closing:
             return self._link is not None
         link = self._greeting = _Link(self)
-        try:
-            with short_address(self._socket_path) as address:
+        for path in self._socket_paths:
+            with contextlib.suppress(OSError), short_address(path) as address:
                 await self._loop.create_unix_connection(lambda: link, address)
-        except OSError:
-            self._greeting = None
-            return False
-        return True
+                return True
+        self._greeting = None
+        return False
 
     def expire(self, now: float) -> None:
         """Fail every job whose deadline is past; drop what waits for callers that have gone."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-__all__ = ("EngineNote", "EnginePaths", "EngineState", "read_note", "refusal", "write_note")
+__all__ = ("EngineNote", "EnginePaths", "EngineState", "read_note", "refusal", "socket_of", "write_note")
 
 EngineState = Literal["starting", "ready", "failed", "circuit_open"]
 
@@ -26,6 +27,24 @@ class EnginePaths:
         self.socket = run_dir / f"{stem}.sock"
         self.state = run_dir / f"{stem}.json"
         self.beat = run_dir / f"{stem}.beat"
+
+    def __repr__(self) -> str:
+        return f"<EnginePaths {self.socket}>"
+
+    def sockets(self, slot: int, instances: int) -> tuple[Path, ...]:
+        """Where the front in a slot looks for the engine: at its instance among so many, then at the first."""
+        number = slot % max(1, instances)
+        return (socket_of(self.socket, number), self.socket) if number else (self.socket,)
+
+    def unlink_sockets(self) -> None:
+        """Remove what an engine that has ended may have left."""
+        for path in (self.socket, *self.socket.parent.glob(f"{glob.escape(self.socket.stem)}.*.sock")):
+            path.unlink(missing_ok=True)
+
+
+def socket_of(socket: Path, instance: int) -> Path:
+    """Where one instance is found; the first has the engine's own socket, which is the last to appear."""
+    return socket.with_name(f"{socket.stem}.{instance}{socket.suffix}") if instance else socket
 
 
 class EngineNote(msgspec.Struct, frozen=True):

@@ -12,10 +12,11 @@ class EngineOrder(msgspec.Struct, frozen=True):
 
     `folder` is the version's folder, `staged` the private folder its files are copied to while they are hashed;
     only the version with `digest` is loaded. An engine that cannot serve the version leaves `{"state": "failed",
-    "reason"}` in the file `state`: another attempt would fail in the same way. `hang_seconds`: the longest run.
-    `max_resident_bytes`: a run that would take the engine beyond it fails. `drain_seconds`: how long an engine that is
-    told to end goes on for those that are connected. `start_timeout_seconds`: all that comes before it is ready; half
-    of it is for the warm-up. `json_lines`: how it writes its process log.
+    "reason"}` in the file `state`: another attempt would fail in the same way. `instances`: how many processes it may
+    have, where the model allows it. `hang_seconds`: the longest run. `max_resident_bytes`: a run that would take an
+    instance beyond it fails. `drain_seconds`: how long an engine that is told to end goes on for those that are
+    connected. `start_timeout_seconds`: all that comes before it is ready; half of it is for the warm-up. `json_lines`:
+    how it writes its process log.
     """
 
     model: str
@@ -27,6 +28,7 @@ class EngineOrder(msgspec.Struct, frozen=True):
     beat: str
     state: str
     threads: int
+    instances: int
     hang_seconds: float
     max_resident_bytes: int
     drain_seconds: float

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import mmap
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ import numpy as np
 from gateway.engine.address import short_address
 from gateway.engine.connection import Connection
 from gateway.engine.errors import RunFailed, RunStopped
+from gateway.engine.instances import Others
 from gateway.engine.memory import Floor
+from gateway.engine.pulse import Pulse
 from gateway.engine.readiness import READABLE, open_readiness
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import (
-    BEAT,
     Hello,
     encode_failure,
     encode_hello,
@@ -38,7 +39,6 @@ from gateway.engine.wire import (
 
 __all__ = ("run_engine",)
 
-BEAT_SECONDS = 0.2
 FLOOR_SECONDS = 1.0
 DRAIN_LOOK_SECONDS = 0.02
 QUIET_SECONDS = 2.0
@@ -59,7 +59,8 @@ def run_engine(
     floor: Floor | None = None,
     max_run_seconds: float = math.inf,
     drain_seconds: float = 0.0,
-    beat_path: Path | None = None,
+    pulse: Pulse | None = None,
+    others: Others | None = None,
 ) -> None:
     """Serve `session` on `socket_path` until SIGTERM; the socket appears only once everything is ready.
 
@@ -77,9 +78,12 @@ def run_engine(
         A run is stopped at the deadline that came with it, and after this time at the latest.
     drain_seconds : float
         How long the engine goes on after SIGTERM for those that are connected and still ask.
-    beat_path : Path, optional
-        Where the engine leaves its pulse for the supervisor (see `BEAT`).
+    pulse : Pulse, optional
+        For the supervisor.
+    others : Others, optional
+        The instances that end with this one, and this one with them.
     """
+    others = others or Others()
     with _order_to_end() as order, _door_at(socket_path) as door:
         engine = _Engine(
             session,
@@ -87,13 +91,16 @@ def run_engine(
             order=order,
             greeting=encode_hello(msgspec.structs.replace(hello, shared_memory=True)),
             max_run_seconds=max_run_seconds,
-            pulse=_Pulse(beat_path),
+            pulse=pulse or Pulse(None),
+            others=others,
             floor=floor,
         )
         engine.serve()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(socket_path)
+        end = time.monotonic() + drain_seconds
         engine.drain(drain_seconds)
+        others.wait(end - time.monotonic())
 
 
 @contextlib.contextmanager
@@ -136,7 +143,8 @@ class _Engine:
         order: socket.socket,
         greeting: bytes,
         max_run_seconds: float,
-        pulse: _Pulse,
+        pulse: Pulse,
+        others: Others,
         floor: Floor | None,
     ) -> None:
         self._session = session
@@ -146,6 +154,7 @@ class _Engine:
         self._greeting = greeting
         self._max_run_seconds = max_run_seconds
         self._pulse = pulse
+        self._others = others
         self._floor = floor
         self._floor_at = 0.0
         self._seconds_per_byte = math.inf  # of the last run of what lay in several places
@@ -154,6 +163,8 @@ class _Engine:
         self._connections: set[Connection] = set()
         self._readiness = open_readiness()
         self._attend: dict[int, Callable[[int], object]] = {door.fileno(): self._let_in, order.fileno(): self._be_ended}
+        for descriptor in others.descriptors:
+            self._attend[descriptor] = partial(self._other_ended, descriptor)
         for descriptor in self._attend:
             self._readiness.register(descriptor, READABLE)
 
@@ -208,6 +219,14 @@ class _Engine:
     def _be_ended(self, _: int) -> None:
         self._is_to_end = True
         self._readiness.unregister(self._order.fileno())
+        for descriptor in self._others.descriptors:
+            self._readiness.unregister(descriptor)
+        self._others.end()
+
+    def _other_ended(self, descriptor: int, _: int) -> None:
+        self._others.end_as(descriptor)
+        if not self._is_to_end:
+            self._be_ended(READABLE)
 
     def _let_in(self, _: int) -> bool:
         """Let one in; False where nobody stands at the door, or there is no room."""
@@ -288,26 +307,3 @@ class _Engine:
                 if not output.ndim or len(output) != count or output.shape[1:] != first.shape[1:]:
                     return None
         return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
-
-
-class _Pulse:
-    """Tells the supervisor when the engine was last seen between two runs.
-
-    Attributes
-    ----------
-    due : float
-        The moment of the next beat, in seconds of `time.monotonic`.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.due = -math.inf
-        if path is None:
-            self._map = mmap.mmap(-1, BEAT.size)
-            return
-        path.write_bytes(BEAT.pack(time.monotonic()))
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), BEAT.size)
-
-    def beat(self, now: float) -> None:
-        BEAT.pack_into(self._map, 0, now)
-        self.due = now + BEAT_SECONDS

@@ -54,12 +54,14 @@ class ModelSession:
         # It would note a session id in the temporary folder; nothing of ours is to be reported anywhere.
         ort.disable_telemetry_events()
         # The path must not change what is loaded: weights are looked for beside the file, in its private folder.
+        threads_before = _threads()
         try:
             self._session = ort.InferenceSession(
                 os.fspath(model_file), sess_options=options, providers=[tuple(provider) for provider in providers]
             )
         except Exception as error:  # onnxruntime has no exception base of its own
             raise EngineStartFailed(f"onnxruntime cannot load {model_file.name}: {error}") from None
+        self.has_threads = _threads() > threads_before
         self.provider = _started(self._session.get_providers(), providers)
         self.signature = Signature(
             inputs=tuple(_spec(node) for node in self._session.get_inputs()),
@@ -150,6 +152,10 @@ class ModelSession:
         finally:
             self._options = plain
 
+    def watch_again(self) -> None:
+        """Call in a fork: the thread that stops runs is not there."""
+        self._watch = RunWatch(self._stop_run)
+
     def _stop_run(self) -> None:
         self._options.terminate = True
 
@@ -157,6 +163,14 @@ class ModelSession:
         # onnxruntime hands out no numpy array of bfloat16 and takes none, but its values can be made of the bits.
         values = {name: _value(array) for name, array in inputs.items()}
         return [_array(value) for value in self._session.run_with_ort_values(self._output_names, values, self._options)]
+
+
+def _threads() -> int:
+    """Of this process, onnxruntime's and numpy's too; 0 where the system does not tell."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return 0
 
 
 def _value(array: Array) -> Any:

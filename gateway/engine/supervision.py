@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import struct
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from gateway.child import STOP_SECONDS, Child
 from gateway.engine.memory import resident_bytes
 from gateway.engine.notes import EngineNote, EnginePaths, EngineState, refusal, write_note
 from gateway.engine.order import EngineOrder
-from gateway.engine.wire import BEAT
+from gateway.engine.pulse import read_beats
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.log import ProcessLog
@@ -101,7 +100,7 @@ class EngineSupervision:
         model, version = key
         settings = self._settings
         paths = EnginePaths(settings.run_dir, model, version)
-        paths.socket.unlink(missing_ok=True)
+        paths.unlink_sockets()
         order = EngineOrder(
             model=model,
             version=version,
@@ -112,6 +111,7 @@ class EngineSupervision:
             beat=str(paths.beat),
             state=str(paths.state),
             threads=settings.engine.threads,
+            instances=settings.engine.instances,
             hang_seconds=settings.engine.hang_seconds,
             max_resident_bytes=settings.engine.max_resident_bytes,
             drain_seconds=self._drain_seconds,
@@ -143,7 +143,8 @@ class EngineSupervision:
         engine.paths.state.unlink(missing_ok=True)
         try:
             await engine.child.stop(seconds=self._drain_seconds + STOP_SECONDS)
-            for path in (engine.paths.socket, engine.paths.state, engine.paths.beat):
+            engine.paths.unlink_sockets()
+            for path in (engine.paths.state, engine.paths.beat):
                 path.unlink(missing_ok=True)
             await asyncio.to_thread(shutil.rmtree, self._staged(key), ignore_errors=True)
             self._cells.remove("gateway_engine_resident_bytes", _labels(key))
@@ -155,7 +156,7 @@ class EngineSupervision:
         engine = self._engines.get(key)
         if engine is None:
             return
-        engine.paths.socket.unlink(missing_ok=True)
+        engine.paths.unlink_sockets()
         refused = refusal(engine.paths.state)
         if refused is not None:
             self._give_up(key, engine, "failed", refused)
@@ -200,12 +201,14 @@ class EngineSupervision:
             elif now - engine.child.started > limits.start_timeout_seconds:
                 self._replace(key, engine, f"was not ready within {limits.start_timeout_seconds:g} s")
             return
-        resident = resident_bytes(process.pid)
+        beats = read_beats(engine.paths.beat)
+        # What instances share is in the memory of each.
+        resident = max(map(resident_bytes, {process.pid, *beats}))
         self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
         still = limits.hang_seconds + STOP_RUN_SECONDS
         if resident > limits.max_resident_bytes:
             self._replace(key, engine, f"holds {resident} bytes (engine.max_resident_bytes)")
-        elif now - _beat(engine.paths.beat, now) > still:
+        elif now - min(beats.values(), default=now) > still:
             self._replace(key, engine, f"did not move for {still:g} s")
 
     def _replace(self, key: Key, engine: _Engine, why: str) -> None:
@@ -244,10 +247,3 @@ class _Engine:
 
 def _labels(key: Key) -> dict[str, str]:
     return {"model": key[0], "version": str(key[1])}
-
-
-def _beat(path: Path, now: float) -> float:
-    try:
-        return float(BEAT.unpack(path.read_bytes())[0])
-    except (OSError, struct.error):  # not there yet, or half written
-        return now

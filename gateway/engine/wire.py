@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = (
     "ARENA",
-    "BEAT",
     "FAILURE",
     "HEADER",
     "HELLO",
@@ -64,8 +63,6 @@ __all__ = (
 )
 
 HEADER = struct.Struct("<IBxHQ")
-BEAT = struct.Struct("<d")
-"""A beat file holds the monotonic time, in seconds, at which the engine was last seen between two runs."""
 
 HELLO, RUN, RESULT, FAILURE, STOPPED, ARENA = 1, 2, 3, 4, 5, 6
 MAX_FRAME_BYTES = 2**31

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ class Front:
     cells : CellFile
         This front's metrics.
     sockets : callable
-        (model, version) to the path of the engine's socket.
+        (model, version) to the paths at which its engine is looked for, in this order.
     commit : GroupCommit, optional
         Of the spool, where an answer leaves only when its record would survive a power loss.
     """
@@ -79,7 +79,7 @@ class Front:
         name: str,
         spool: SpoolWriter,
         cells: CellFile,
-        sockets: Callable[[str, int], Path],
+        sockets: Callable[[str, int], Sequence[Path]],
         draw: Callable[[], float] = random.random,
         commit: GroupCommit | None = None,
     ) -> None:
@@ -288,7 +288,7 @@ class Front:
         served.lane = Lane(
             model,
             version,
-            socket_path=self._sockets(model, version),
+            socket_paths=self._sockets(model, version),
             done=self.delivery.deliver,
             read=read_batch,
             greeted=served.greeted,

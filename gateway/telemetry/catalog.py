@@ -249,7 +249,7 @@ CATALOG: Mapping[str, Metric] = _table(
         Metric(
             "gateway_engine_resident_bytes",
             "gauge",
-            "Bytes of memory that a version's engine holds.",
+            "Bytes of memory that a version's engine holds; of its largest instance, with what they share.",
             ("model", "version"),
         ),
         Metric(

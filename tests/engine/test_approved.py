@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -17,53 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.engine.approved import WIDE_BYTES, rows_written_at_once
 from gateway.engine.notes import read_note
 from gateway.engine.oneshot import connect_engine, open_engine
-from gateway.engine.order import EngineOrder
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.repository.add import add_version
 from gateway.repository.lineage import Lineage
-from gateway.repository.manifest import load_version
 from gateway.repository.policy import ModelPolicy
 from gateway.serving.aside import SLOW_JSON_BYTES
 from tests.engines import save_model
 from tests.gateways import eventually
-
-BIKE_DEMAND = Path(__file__).parents[2] / "models" / "bike-demand"
-
-
-@contextmanager
-def started(
-    tmp_path: Path, policy: str = "", *, version: Path = BIKE_DEMAND / "1"
-) -> Iterator[tuple[subprocess.Popen[bytes], EngineOrder, Path]]:
-    """An engine of this version 1, as the supervisor starts it; what it says goes to the file."""
-    model = tmp_path / "models" / "bike-demand"
-    shutil.copytree(version, model / "1")
-    (model / "model.toml").write_text(policy)
-    run = tmp_path / "run"
-    run.mkdir()
-    order = EngineOrder(
-        model="bike-demand",
-        version=1,
-        digest=load_version(model / "1").digest,
-        folder=str(model / "1"),
-        staged=str(tmp_path / "loaded"),
-        socket=str(run / "e.sock"),
-        beat=str(run / "e.beat"),
-        state=str(run / "e.json"),
-        threads=0,
-        hang_seconds=10.0,
-        max_resident_bytes=2**30,
-        drain_seconds=10.0,
-        start_timeout_seconds=30.0,
-        json_lines=False,
-    )
-    command = [sys.executable, "-m", "gateway.engine", msgspec.json.encode(order).decode()]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield process, order, tmp_path / "log"
-        finally:
-            process.kill()
-            process.wait()
+from tests.orders import started
 
 
 def test_an_engine_says_what_it_chose_and_why(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def world(
         lane = Lane(
             "m",
             1,
-            socket_path=engine.path,
+            socket_paths=[engine.path],
             done=done.extend,
             greeted=lambda hello: True,
             limits=QueueLimits(max_requests=max_queue),
@@ -506,7 +506,7 @@ def test_a_lane_that_is_closed_while_it_connects_is_left_without_a_connection(tm
             lane = Lane(
                 "m",
                 1,
-                socket_path=w.engine.path,
+                socket_paths=[w.engine.path],
                 done=w.done.extend,
                 greeted=lambda hello: True,
                 limits=QueueLimits(),
@@ -537,7 +537,7 @@ def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: P
         lane = Lane(
             "m",
             1,
-            socket_path=tmp_path / "e.sock",
+            socket_paths=[tmp_path / "e.sock"],
             done=lambda jobs: None,
             greeted=lambda hello: True,
             limits=QueueLimits(),

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.engine.arena import Arena
 from gateway.engine.errors import EngineGone
 from gateway.engine.oneshot import connect_engine
-from gateway.engine.process import BEAT_SECONDS, _order_to_end
+from gateway.engine.process import _order_to_end
+from gateway.engine.pulse import BEAT_SECONDS, read_beats
 from gateway.engine.wire import (
-    BEAT,
     HEADER,
     HELLO,
     RESULT,
@@ -43,13 +43,15 @@ import select, sys
 from pathlib import Path
 from gateway.engine.loading import load_session
 from gateway.engine.process import run_engine
+from gateway.engine.pulse import Pulse, lay_out_beats
 from gateway.engine.wire import Hello
 model, socket, beat, drain_seconds, poll = sys.argv[1:]
 if poll == "without epoll":
     del select.epoll
 session = load_session(Path(model), threads=1)
 hello = Hello(signature=session.signature, pid=1)
-run_engine(session, Path(socket), hello=hello, drain_seconds=float(drain_seconds), beat_path=Path(beat))
+lay_out_beats(Path(beat), 1)
+run_engine(session, Path(socket), hello=hello, drain_seconds=float(drain_seconds), pulse=Pulse(Path(beat)))
 """
 ROW = np.array([[1, 2, 3]], "f4")
 
@@ -275,7 +277,8 @@ def test_bytes_that_are_no_frame_end_their_connection_and_no_other(tmp_path: Pat
 
 
 def beat_of(e: Engine) -> float:
-    return float(BEAT.unpack(e.beat.read_bytes())[0])
+    [moment] = read_beats(e.beat).values()
+    return moment
 
 
 def test_the_pulse_goes_on_while_nothing_comes_and_while_things_come_that_are_not_run(tmp_path: Path) -> None:

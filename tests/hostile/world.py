@@ -179,7 +179,7 @@ async def hostile_world(tmp_path: Path, **sections: dict[str, Any]) -> AsyncIter
             name="g",
             spool=spool,
             cells=cells,
-            sockets=lambda model, version: tmp_path / f"{model}-{version}.sock",
+            sockets=lambda model, version: [tmp_path / f"{model}-{version}.sock"],
         )
         front.follow(
             1, {model: Route(model, stable=1) for model in INPUTS}, {(model, 1): "sha256:01" for model in INPUTS}

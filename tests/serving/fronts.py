@@ -138,7 +138,7 @@ async def door(
             name="g",
             spool=spool,
             cells=cells,
-            sockets=lambda model, version: tmp_path / f"{model}-{version}.sock",
+            sockets=lambda model, version: [tmp_path / f"{model}-{version}.sock"],
             commit=commit,
         )
         digest = "sha256:01" if model_file is None else ""  # an engine of a bare file has none

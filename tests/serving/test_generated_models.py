@@ -65,7 +65,7 @@ async def port_of(version: ModelVersion, folder: Path) -> AsyncIterator[int]:
         name="g",
         spool=spool,
         cells=cells,
-        sockets=lambda model, number: EnginePaths(options.run_dir, model, number).socket,
+        sockets=lambda model, number: EnginePaths(options.run_dir, model, number).sockets(0, 1),
     )
     engines.follow(approved, approved)
     front.follow(1, {"m": Route("m", stable=1)}, approved)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from gateway.engine.errors import EngineGone, RunStopped
+from gateway.engine.notes import EnginePaths, socket_of
+from gateway.engine.oneshot import BlockingEngine, connect_engine, open_engine
+from gateway.engine.pulse import read_beats
+from gateway.repository.add import add_version
+from gateway.repository.lineage import Lineage
+from gateway.repository.policy import ModelPolicy
+from tests.engines import save_divider, save_looper, save_model
+from tests.gateways import eventually, running_gateway
+from tests.load import Load
+from tests.orders import started
+from tests.processes import holding
+
+ROW = {"features": np.array([[0.0, 9.0, 3.0, 20.0, 50.0, 10.0]], "f4")}
+SMALLEST = -(2**63)
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="instances need Linux")
+
+
+def add(tmp_path: Path, file: Path) -> Path:
+    """The folder of a version made of this file."""
+    made = add_version(
+        tmp_path / "made", "bike-demand", file, open_runner=open_engine, policy=ModelPolicy(), lineage=Lineage()
+    )
+    return made.folder
+
+
+def reach(socket: str, instance: int, *, timeout_seconds: float = 10.0) -> BlockingEngine:
+    eventually(Path(socket).exists, seconds=60, what="the engine")
+    return connect_engine(socket_of(Path(socket), instance), timeout_seconds=timeout_seconds)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_each_instance_answers_at_a_place_of_its_own_as_the_model_does(tmp_path: Path) -> None:
+    with started(tmp_path, instances=3) as (process, order, log), contextlib.ExitStack() as connected:
+        engines = [connected.enter_context(reach(order.socket, number)) for number in range(3)]
+        assert 'instances="3: as many as fronts can be divided among"' in log.read_text()
+        assert engines[0].hello.pid == process.pid
+        assert len({engine.hello.pid for engine in engines}) == 3
+        with open_engine(Path(order.staged) / "model.onnx") as alone:
+            expected = alone.run(ROW)
+        for engine in engines:
+            assert {name: array.tolist() for name, array in engine.run(ROW).items()} == {
+                name: array.tolist() for name, array in expected.items()
+            }
+        titles = [Path(f"/proc/{engine.hello.pid}/cmdline").read_text().rstrip("\0 ") for engine in engines]
+        assert titles == [f"gateway: engine bike-demand/1{end}" for end in ("", " instance 1", " instance 2")]
+        eventually(lambda: set(read_beats(Path(order.beat))) == {engine.hello.pid for engine in engines}, what="beats")
+
+
+def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(np.random.default_rng(0).random((4096, 4096), "f4"), "w")
+    file = save_model(
+        tmp_path / "model.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        inputs={"x": (TensorProto.FLOAT, ["n", 4096])},
+        outputs={"y": (TensorProto.FLOAT, ["n", 4096])},
+        weights=[weights],
+    )
+    with started(tmp_path, version=add(tmp_path, file), instances=2) as (_, order, _):
+        for number in (0, 1):
+            with reach(order.socket, number) as engine:
+                engine.run({"x": np.ones((8, 4096), "f4")})
+                assert holding(engine.hello.pid).private_bytes < weights.ByteSize() / 2
+
+
+@pytest.mark.parametrize(("threads", "asked", "said"), [(2, 2, '"1: the model runs on several threads"'), (1, 1, "1 ")])
+def test_a_model_that_cannot_have_several_has_one_and_says_why(
+    tmp_path: Path, threads: int, asked: int, said: str
+) -> None:
+    if len(os.sched_getaffinity(0)) < threads:
+        pytest.skip("needs two cores")
+    with started(tmp_path, threads=threads, instances=asked) as (_, order, log):
+        with reach(order.socket, 0) as engine:
+            engine.run(ROW)
+        assert f"instances={said}" in log.read_text()
+        assert not socket_of(Path(order.socket), 1).exists()
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P5")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_the_engine_ends_as_any_of_its_instances_does(tmp_path: Path, number: signal.Signals) -> None:
+    with started(tmp_path, instances=3) as (process, order, _):
+        others = []
+        for instance in (1, 2):
+            with reach(order.socket, instance) as engine:
+                others.append(engine.hello.pid)
+        os.kill(others[1], number)
+        assert process.wait(30) == -number
+        eventually(lambda: not any(map(is_running, others)), what="the end of all")
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P5")
+def test_the_instances_end_with_the_first(tmp_path: Path) -> None:
+    with started(tmp_path, instances=2) as (process, order, _):
+        with reach(order.socket, 1) as engine:
+            process.kill()
+            eventually(lambda: not is_running(engine.hello.pid), what="the end of the other")
+            with pytest.raises(EngineGone):
+                engine.run(ROW)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P5")
+def test_an_input_that_kills_its_instance_ends_the_engine_with_that_signal(tmp_path: Path) -> None:
+    version = add(tmp_path, save_divider(tmp_path / "divider.onnx"))
+    with started(tmp_path, version=version, instances=2) as (process, order, _):
+        with reach(order.socket, 1) as engine, pytest.raises(EngineGone):
+            engine.run({"a": np.array([SMALLEST]), "b": np.array([-1])})
+        assert process.wait(30) == -signal.SIGFPE
+
+
+def test_a_run_of_any_instance_is_stopped_at_its_deadline(tmp_path: Path) -> None:
+    version = add(tmp_path, save_looper(tmp_path / "looper.onnx"))
+    with started(tmp_path, version=version, instances=2) as (process, order, _):
+        for number in (0, 1):
+            with reach(order.socket, number, timeout_seconds=0.5) as engine:
+                with pytest.raises(RunStopped):
+                    engine.run({"n": np.array([2**62])})
+                assert engine.run({"n": np.array([8])})["y"].tolist() == [8]
+        assert process.poll() is None
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P13")
+@pytest.mark.parametrize("told", [0, 1])
+def test_all_instances_answer_who_is_connected_before_they_end(tmp_path: Path, told: int) -> None:
+    with started(tmp_path, instances=2) as (process, order, _):
+        engines = [reach(order.socket, number) for number in (0, 1)]
+        os.kill(engines[told].hello.pid, signal.SIGTERM)
+        sockets = [socket_of(Path(order.socket), number) for number in (0, 1)]
+        eventually(lambda: not sockets[told].exists(), what="the end of the socket")
+        assert engines[told].run(ROW) and process.poll() is None
+        if told == 0:
+            eventually(lambda: not sockets[1].exists(), what="the end of the other socket")
+            assert engines[1].run(ROW) and process.poll() is None
+        for engine in engines:
+            engine.close()
+        assert process.wait(30) == 0
+        assert not is_running(engines[1].hello.pid)
+        assert not any(path.exists() for path in sockets)
+
+
+@pytest.mark.fault
+def test_an_instance_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    with started(tmp_path, instances=2) as (process, order, _):
+        with reach(order.socket, 1) as engine:
+            os.kill(engine.hello.pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(order.drain_seconds + 10) == 0
+        eventually(lambda: not is_running(engine.hello.pid), what="the end of the other")
+
+
+def test_a_front_looks_for_its_instance_and_then_for_the_first(tmp_path: Path) -> None:
+    paths = EnginePaths(tmp_path, "m", 3)
+    first = tmp_path / "engine-m-3.sock"
+    assert paths.sockets(0, 4) == paths.sockets(4, 4) == paths.sockets(3, 1) == (first,)
+    assert paths.sockets(5, 4) == (tmp_path / "engine-m-3.1.sock", first)
+
+
+def waits_of(pid: int) -> int:
+    """How often a process has waited for something."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("voluntary")))
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_fronts_are_divided_among_instances_and_a_frozen_one_is_replaced(tmp_path: Path) -> None:
+    settings = {"GATEWAY_ENGINE__INSTANCES": "2", "GATEWAY_ENGINE__HANG_SECONDS": "1"}
+    with running_gateway(tmp_path, fronts=2, environment=settings) as gateway:
+        beats = gateway.state_dir / "run" / "engine-bike-demand-1.beat"
+        eventually(lambda: len(read_beats(beats)) == 2, what="both instances")
+        pids = set(read_beats(beats))
+        before = {pid: waits_of(pid) for pid in pids}
+        load = Load(gateway.http_port, version=1, fresh=True, headers={"Gateway-Timeout-Ms": "700"})
+        with load:
+            eventually(
+                lambda: min(waits_of(pid) - before[pid] for pid in pids) > 100, what="work for both, of a front each"
+            )
+            assert not load.failed
+            [victim] = pids - set(gateway.children("engine bike-demand/1"))
+            os.kill(victim, signal.SIGSTOP)
+            eventually(lambda: not pids & set(read_beats(beats)), seconds=30, what="another engine")
+            moment = time.time()
+            eventually(
+                lambda: len([each for each in list(load.answers) if each.sent > moment and each.status == 200]) > 200,
+                seconds=30,
+                what="answers again",
+            )
+        assert not load.broken
+        assert load.failed and {answer.status for answer in load.failed} <= {500, 503, 504}
+        assert max(answer.received - answer.sent for answer in load.failed) < 5
+        assert gateway.cli("models", "list").count("ready")
