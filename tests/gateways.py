@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gateway.engine.notes import EnginePaths
+from gateway.engine.pulse import read_beats
 from gateway.events.encoding import Record, decode, seconds_of
 from gateway.events.records import DecisionRecord, PredictionRecord
 from gateway.predictions.reader import SpoolReader
@@ -77,6 +79,10 @@ class RunningGateway:
                 if title.startswith("gateway: "):
                     found[title.removeprefix("gateway: ")] = int(child)
         return found
+
+    def instances(self, model: str, version: int) -> list[int]:
+        """Process ids of all instances of an engine, once each has been seen."""
+        return list(read_beats(EnginePaths(self.state_dir / "run", model, version).beat))
 
     def is_ready(self) -> bool:
         """Whether some front says that it is ready."""

@@ -153,6 +153,8 @@ def test_all_instances_answer_who_is_connected_before_they_end(tmp_path: Path, t
         assert engines[told].run(ROW) and process.poll() is None
         if told == 0:
             eventually(lambda: not sockets[1].exists(), what="the end of the other socket")
+            engines[0].close()
+            time.sleep(0.5)  # long enough for the first, which nobody asks any more
             assert engines[1].run(ROW) and process.poll() is None
         for engine in engines:
             engine.close()
@@ -189,9 +191,8 @@ def waits_of(pid: int) -> int:
 def test_fronts_are_divided_among_instances_and_a_frozen_one_is_replaced(tmp_path: Path) -> None:
     settings = {"GATEWAY_ENGINE__INSTANCES": "2", "GATEWAY_ENGINE__HANG_SECONDS": "1"}
     with running_gateway(tmp_path, fronts=2, environment=settings) as gateway:
-        beats = gateway.state_dir / "run" / "engine-bike-demand-1.beat"
-        eventually(lambda: len(read_beats(beats)) == 2, what="both instances")
-        pids = set(read_beats(beats))
+        eventually(lambda: len(gateway.instances("bike-demand", 1)) == 2, what="both instances")
+        pids = set(gateway.instances("bike-demand", 1))
         before = {pid: waits_of(pid) for pid in pids}
         load = Load(gateway.http_port, version=1, fresh=True, headers={"Gateway-Timeout-Ms": "700"})
         with load:
@@ -201,7 +202,7 @@ def test_fronts_are_divided_among_instances_and_a_frozen_one_is_replaced(tmp_pat
             assert not load.failed
             [victim] = pids - set(gateway.children("engine bike-demand/1"))
             os.kill(victim, signal.SIGSTOP)
-            eventually(lambda: not pids & set(read_beats(beats)), seconds=30, what="another engine")
+            eventually(lambda: not pids & set(gateway.instances("bike-demand", 1)), seconds=30, what="another engine")
             moment = time.time()
             eventually(
                 lambda: len([each for each in list(load.answers) if each.sent > moment and each.status == 200]) > 200,

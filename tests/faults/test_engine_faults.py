@@ -39,6 +39,14 @@ def wrong(answers: list[Answer], expected: list[list[float]]) -> list[Answer]:
     ]
 
 
+def stop_all(gateway: RunningGateway, model: str, version: int) -> None:
+    """Freeze an engine whole, whichever front is asked."""
+    instances = eventually(lambda: gateway.instances(model, version), what="the engine's instances")
+    assert len(instances) == 2
+    for pid in instances:
+        os.kill(pid, signal.SIGSTOP)
+
+
 def answered_again(load: Load, moment: float) -> float:
     """Seconds from `moment` to the first good answer to a request sent after it."""
     good = eventually(
@@ -62,7 +70,7 @@ def test_a_killed_engine_costs_what_it_was_running_and_serves_again(gateway: Run
             (victim,) = gateway.children(f"engine {MODEL}/2")
             if freeze:
                 # So that requests are certainly running in it when it dies.
-                os.kill(victim, signal.SIGSTOP)
+                stop_all(gateway, MODEL, 2)
                 time.sleep(0.3)
             failed_before, killed = len(load.failed), time.time()
             os.kill(victim, signal.SIGKILL)
@@ -94,7 +102,7 @@ def test_a_frozen_engine_is_replaced_and_its_requests_end_in_time(gateway: Runni
         load.wait(50)
         (victim,) = gateway.children(f"engine {MODEL}/2")
         frozen = time.time()
-        os.kill(victim, signal.SIGSTOP)
+        stop_all(gateway, MODEL, 2)
         eventually(
             lambda: gateway.children(f"engine {MODEL}/2") not in ([], [victim]), seconds=30, what="another engine"
         )
@@ -131,8 +139,11 @@ def test_however_an_engine_ends_its_requests_end_in_time_and_the_others_stay_rig
         return status == 200 and answer["outputs"][0]["data"] == [8]
 
     def signalled(number: int) -> int:
-        (victim,) = gateway.children("engine fragile")
-        os.kill(victim, number)
+        if number == signal.SIGSTOP:
+            stop_all(gateway, "fragile", 1)
+        else:
+            (victim,) = gateway.children("engine fragile")
+            os.kill(victim, number)
         return call(urls["fragile"], harmless["fragile"], headers={"Gateway-Timeout-Ms": "1000"})[0]
 
     def asked(model: str, **values: int) -> int:
