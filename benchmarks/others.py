@@ -142,7 +142,7 @@ def running_triton(program: Path, model: Path, *, place: Path) -> Iterator[list[
     parameters = '{ key: "intra_op_thread_count" value: { string_value: "1" } }'
     (folder / "models" / "m" / "config.pbtxt").write_text(
         f'backend: "onnxruntime"\nmax_batch_size: {_TRITON_ROWS}\ninstance_group [{{ count: 1 kind: KIND_CPU }}]\n'
-        f"parameters {parameters}\n"
+        f"parameters {parameters}\ndynamic_batching {{ }}\n"
     )
     port, log = free_port(), folder / "output.log"
     options = ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false", "--allow-metrics=false"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.cases import Round, Series
 from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF
-from benchmarks.suites import SLOW_FRONTS, TWO_FRONTS, WITH_KAFKA
+from benchmarks.suites import SLOW_FRONTS, TRITON, TWO_FRONTS, WITH_KAFKA
 from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW
 
 __all__ = ("ASKED", "Asked", "Verdict", "judge")
@@ -127,6 +127,7 @@ ASKED: tuple[Asked, ...] = (
     *_against("everything on / FastAPI", "FastAPI", limits=(6, 3)),
     *_against("everything on / MLServer", "MLServer", limits=(20, 5)),
     *_against("everything on / mosec", "mosec", limits=(1.5, None)),
+    *_against("everything on / Triton", TRITON, limits=(2, None)),
     *[
         Asked(
             f"two fronts on two cores / one on one core, {work.name}, {text}",
@@ -153,6 +154,13 @@ ASKED: tuple[Asked, ...] = (
         ("image", IMAGE_BINARY.name, 16, _BARE),
         _rate,
         0.9,
+    ),
+    Asked(
+        "everything on / Triton, image in binary, 16 connections",
+        ("image", IMAGE_BINARY.name, 16, EVERYTHING_ON),
+        ("image", IMAGE_BINARY.name, 16, TRITON),
+        _rate,
+        1.2,
     ),
     Asked(
         "everything on / bare handler with orjson, image in JSON, 16 connections",

@@ -16,9 +16,10 @@ from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF, Variant, add_model, 
 from benchmarks.servers import Running
 from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW, Workload, rows_of
 
-__all__ = ("SLOW_FRONTS", "SUITES", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
+__all__ = ("SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
 
 TWO_FRONTS = "gateway, two fronts"
+TRITON = "Triton"
 SLOW_FRONTS = "fronts, 3 ms model"
 WITH_KAFKA = "gateway, shipping to Kafka"
 _OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
@@ -77,7 +78,7 @@ def _triton(model: str) -> Source:
             raise ServerFailed("name its binary with --triton")
         return running_triton(bench.triton, model_file(model, bench.cache), place=bench.place)
 
-    return Source(("Triton",), start)
+    return Source((TRITON,), start)
 
 
 def _smoke(triton: Path | None) -> tuple[Stage, ...]:
@@ -97,10 +98,10 @@ def _ratios(triton: Path | None) -> tuple[Stage, ...]:
     sources = [_gateway("tabular", variants=(_OFF,)), *[_peer(name, "tabular") for name in peers]]
     if triton is not None:
         sources.append(_triton("tabular"))
-    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE))
+    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE, TRITON))
     return (
         Stage("tabular", tuple(sources), (Case(ONE_ROW, 64), Case(ROWS_32, 64), alone)),
-        _images((16,)),
+        _images((16,), triton),
         *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
     )
@@ -122,7 +123,7 @@ def _full(triton: Path | None) -> tuple[Stage, ...]:
             (_gateway("tabular", variants=(_OFF, *_APART)),),
             tuple(Case(work, count) for work in (ONE_ROW, ROWS_32) for count in (64, 1)),
         ),
-        _images((64, 16, 1)),
+        _images((64, 16, 1), triton),
         Stage("3 ms model", tuple(slow), tuple(Case(SLOW, count) for count in (16, 1))),
         *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
@@ -140,9 +141,12 @@ def _counted(copies: int) -> str:
     return "gateway, 1 model" if copies == 1 else f"gateway, {copies} models"
 
 
-def _images(connections: Sequence[int]) -> Stage:
+def _images(connections: Sequence[int], triton: Path | None) -> Stage:
     cases = tuple(Case(work, count) for work in (IMAGE_BINARY, IMAGE_JSON) for count in connections)
-    return Stage("image", (_gateway("image"), _peer(_BARE, "image")), cases)
+    sources = [_gateway("image"), _peer(_BARE, "image")]
+    if triton is not None:
+        sources.append(_triton("image"))
+    return Stage("image", tuple(sources), cases)
 
 
 def _fronts() -> tuple[Stage, Stage]:
