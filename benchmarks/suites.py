@@ -98,7 +98,7 @@ def _ratios(triton: Path | None) -> tuple[Stage, ...]:
     sources = [_gateway("tabular", variants=(_OFF,)), *[_peer(name, "tabular") for name in peers]]
     if triton is not None:
         sources.append(_triton("tabular"))
-    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE, TRITON))
+    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE, *([TRITON] if triton is not None else [])))
     return (
         Stage("tabular", tuple(sources), (Case(ONE_ROW, 64), Case(ROWS_32, 64), alone)),
         _images((16,), triton),

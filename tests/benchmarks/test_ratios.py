@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.ratios import ASKED, judge
 from benchmarks.suites import SUITES
 from tests.benchmarks.series import series
@@ -43,7 +45,7 @@ def test_nothing_is_said_of_what_the_run_was_not_about() -> None:
 def test_the_ratios_suite_measures_everything_that_is_asked() -> None:
     measured = {
         (stage.name, case.workload.name, case.connections, server)
-        for stage in SUITES["ratios"](None)
+        for stage in SUITES["ratios"](Path("tritonserver"))
         for case in stage.cases
         for server in case.servers or [name for source in stage.sources for name in source.names]
     }
