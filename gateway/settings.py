@@ -107,8 +107,8 @@ class EngineSettings(_Section):
         ge=0,
         le=256,
         description="Processes of one engine, among which fronts are divided; the model's weights are in memory once. "
-        "0: one for each front, but no more than there are cores. A model on several threads or on another provider "
-        "than the CPU has one.",
+        "0: as many as cores may be used. There are no more than fronts, and a model on several threads or on another "
+        "provider than the CPU has one.",
     )
     start_timeout_seconds: float = Field(30.0, gt=0, description="Time to load and warm up a version.")
     hang_seconds: float = Field(
@@ -120,8 +120,8 @@ class EngineSettings(_Section):
     max_resident_bytes: int = Field(
         2**30,
         ge=2**27,
-        description="Memory of one engine: a run that would take it beyond fails, a model that needs more to be loaded "
-        "is not served, and an engine that got beyond all the same is replaced.",
+        description="Memory of an engine, or of each of its instances: a run that would take it beyond fails, a model "
+        "that needs more to be loaded is not served, and an engine that got beyond all the same is replaced.",
     )
     crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
     crash_window_seconds: float = Field(60.0, gt=0)

@@ -160,7 +160,7 @@ class Supervisor:
             "metrics_port": metrics,
             "admin_port": admin,
         }
-        resolved["engine"]["instances"] = settings.engine.instances or min(server.fronts, usable_cores())
+        resolved["engine"]["instances"] = min(settings.engine.instances or usable_cores(), server.fronts)
         resolved["models"] = str(settings.models.absolute())
         resolved["state_dir"] = str(settings.state_dir.absolute())
         run_dir = settings.run_dir

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.engine.order import EngineOrder
+from gateway.engine.pulse import read_beats
 from gateway.repository.manifest import load_version
 
 __all__ = ("started",)
@@ -54,3 +58,6 @@ def started(
         finally:
             process.kill()
             process.wait()
+            for pid in read_beats(Path(order.beat)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

@@ -70,6 +70,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         max_rows=most,
         max_seconds=order.start_timeout_seconds / 2,
     )
+    floor = Floor(lambda: session.shrink(warm.row, until=time.monotonic() + order.hang_seconds))
     hold_memory(order.max_resident_bytes)
     instances, of_those = choose_instances(order.instances, session)
     log.note(
@@ -107,8 +108,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         if number:
             session.watch_again()
             setproctitle.setproctitle(f"{setproctitle.getproctitle()} instance {number}")
-        floor = Floor(lambda: session.shrink(warm.row, until=time.monotonic() + order.hang_seconds))
-        others.await_files(sockets[1 : 1 + len(others.descriptors)], seconds=order.start_timeout_seconds)
+        others.await_files(sockets[1 : 1 + len(others)], seconds=order.start_timeout_seconds)
         run_engine(
             session,
             sockets[number],
@@ -120,7 +120,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
             others=others,
         )
 
-    run_instances(instances, serve)
+    run_instances(instances, serve, warn=log.warn)
 
 
 def rows_written_at_once(signature: Signature) -> int:

@@ -13,8 +13,10 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -33,93 +35,90 @@ def choose_instances(asked: int, session: ModelSession) -> tuple[int, str]:
     """How many instances a model can have, and a few words on why."""
     if asked < 2:
         return 1, "1"
-    if session.provider != CPU:
-        return 1, f"1: {session.provider} cannot be shared"
+    if session.providers != [CPU]:
+        return 1, f"1: what {', '.join(session.providers)} have cannot be forked"
     if session.has_threads:
         return 1, "1: the model runs on several threads"
-    if not hasattr(os, "pidfd_open"):
+    if not _can_wait():
         return 1, "1: this system does not tell when one ends"
-    return asked, f"{asked}: as many as fronts can be divided among"
+    return asked, f"{asked}: fronts are divided among them"
 
 
 class Others:
-    """The instances besides the first, as the first knows them; none, as every other does.
-
-    Attributes
-    ----------
-    descriptors : list of int
-        One for each; it can be read from once that has ended.
-    """
+    """The instances besides the first, as the first knows them; none, as every other does."""
 
     def __init__(self, pids: Sequence[int] = ()) -> None:
         self._pids = {os.pidfd_open(pid): pid for pid in pids}
-        self.descriptors = list(self._pids)
+        self._are_to_end = False
 
     def __repr__(self) -> str:
         return f"<Others {', '.join(map(str, self._pids.values())) or 'none'}>"
 
+    def __len__(self) -> int:
+        return len(self._pids)
+
+    def watch(self) -> None:
+        """End this process as soon as one of them has ended, be it in the middle of a run."""
+        if self._pids:
+            threading.Thread(target=self._watch, name="instances", daemon=True).start()
+
     def await_files(self, paths: Sequence[Path], *, seconds: float) -> None:
-        """Wait until all of them are there.
+        """Wait until all of them are there; end this process when an instance has ended before.
 
         Raises
         ------
         EngineStartFailed
-            They are not in time, or an instance has ended.
+            They are not in time.
         """
         deadline = time.monotonic() + seconds
         while not all([path.exists() for path in paths]):
-            if self._ended(0.0) or time.monotonic() > deadline:
-                raise EngineStartFailed("an instance of the engine did not become ready")
+            if ended := _readable(list(self._pids), 0.0):
+                _end_as(ended[0])
+            if time.monotonic() > deadline:
+                raise EngineStartFailed(f"its instances were not ready within {seconds:g} s")
             time.sleep(LOOK_SECONDS)
 
     def end(self) -> None:
         """Tell them to end, as the supervisor tells the first."""
-        for descriptor in self.descriptors:
-            _send(descriptor, signal.SIGTERM)
+        self._are_to_end = True
+        for descriptor in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
 
     def wait(self, seconds: float) -> None:
-        """Wait for them, so long at most; kill who is left."""
+        """Wait for them, so long at most: who is left ends with this process."""
         deadline = time.monotonic() + seconds
-        left = self.descriptors
-        while left and time.monotonic() < deadline:
-            ended = self._ended(max(0.0, deadline - time.monotonic()))
-            left = [descriptor for descriptor in left if descriptor not in ended]
-            if left:
-                time.sleep(LOOK_SECONDS)
-        for descriptor in left:
-            _send(descriptor, signal.SIGKILL)
+        left = list(self._pids)
+        while left and (ended := _readable(left, max(0.0, deadline - time.monotonic()))):
+            for descriptor in ended:
+                left.remove(descriptor)
+                with contextlib.suppress(ChildProcessError):  # the one that was seen to end has been waited for
+                    os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
 
-    def end_as(self, descriptor: int) -> None:
-        """End this process in the way in which the instance did; return where that was in order."""
-        told = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
-        if told is None or (told.si_code == os.CLD_EXITED and told.si_status == 0):
-            return
-        if told.si_code == os.CLD_EXITED:
-            os._exit(told.si_status)
-        if told.si_status != signal.SIGKILL:
-            signal.signal(told.si_status, signal.SIG_DFL)
-        os.kill(os.getpid(), told.si_status)
-
-    def _ended(self, seconds: float) -> list[int]:
-        poll = select.poll()
-        for descriptor in self.descriptors:
-            poll.register(descriptor, select.POLLIN)
-        return [descriptor for descriptor, _ in poll.poll(1000 * seconds)]
+    def _watch(self) -> None:
+        ended = _readable(list(self._pids), None)
+        if not self._are_to_end:
+            _end_as(ended[0])
 
 
-def run_instances(count: int, serve: Callable[[int, Others], None]) -> None:
-    """Call `serve` in so many processes, each with its number: in this one, which is the first, and in forks of it."""
+def run_instances(count: int, serve: Callable[[int, Others], None], *, warn: Callable[[str], None]) -> None:
+    """Call `serve` in so many processes, each with its number: in this one, which is the first, and in forks of it.
+
+    Where the system refuses one there are fewer, and `warn` is told; fronts go to the first where theirs is not there.
+    """
     # What is there now is for all of them: a collection would write to its pages, and each would have its own.
     gc.collect()
     gc.freeze()
     parent = os.getpid()
-    pids = []
+    pids: list[int] = []
     for number in range(1, count):
         try:
-            pid = os.fork()
+            with warnings.catch_warnings():
+                # Python 3.12 warns of other threads. The session has none, and what watches its runs is made again.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
         except OSError as error:
-            # Fronts go to the first where theirs is not there.
-            print(f"an instance of the engine could not be started: {error.strerror}", file=sys.stderr)
+            warn(f"it has {number} of {count} instances: {error.strerror}")
             break
         if pid == 0:
             _be(number, serve, parent=parent)
@@ -141,6 +140,38 @@ def _be(number: int, serve: Callable[[int, Others], None], *, parent: int) -> No
         os._exit(status)
 
 
-def _send(descriptor: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(descriptor, number)
+def _end_as(descriptor: int) -> None:
+    """End this process in the way in which an instance did: at once, or in order where it was told to."""
+    told = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
+    if told is None or (told.si_code == os.CLD_EXITED and told.si_status == 0):
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif told.si_code == os.CLD_EXITED:
+        os._exit(told.si_status)
+    else:
+        # To this thread, so that nothing comes between. It returns from a signal that this process does not end from.
+        signal.pthread_kill(threading.get_ident(), told.si_status)
+        if told.si_status != signal.SIGTERM:
+            os._exit(1)
+
+
+def _can_wait() -> bool:
+    try:
+        descriptor = os.pidfd_open(os.getpid())
+    except (AttributeError, OSError):  # Linux before 5.3, or a sandbox
+        return False
+    try:
+        os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return True
+    except (AttributeError, OSError):
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _readable(descriptors: Sequence[int], seconds: float | None) -> list[int]:
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(None if seconds is None else 1000 * seconds)]

@@ -70,7 +70,7 @@ class Lane:
     model, version
         What is served.
     socket_paths : sequence of Path
-        Where the engine is looked for, in this order; its sockets may come and go.
+        Where the engine is looked for, in this order; its sockets may come and go, the last of these comes last.
     done : callable
         Called with the jobs of a finished frame, answered or failed, in order.
     read : callable
@@ -169,6 +169,9 @@ class Lane:
         """Try once to reach the engine; True when it is connected, or connecting and about to greet."""
         if self._link is not None or self._greeting or self._closing:
             return self._link is not None
+        if not self._socket_paths[-1].exists():
+            # It is the last to appear: were another looked for before, it might come in between, and be passed over.
+            return False
         link = self._greeting = _Link(self)
         for path in self._socket_paths:
             with contextlib.suppress(OSError), short_address(path) as address:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +38,11 @@ class EnginePaths:
 
     def unlink_sockets(self) -> None:
         """Remove what an engine that has ended may have left."""
-        for path in (self.socket, *self.socket.parent.glob(f"{glob.escape(self.socket.stem)}.*.sock")):
-            path.unlink(missing_ok=True)
+        # Another model's name may begin with this one's and a dot: `m-1.5` is not an instance of `m`, version 1.
+        own = re.compile(re.escape(self.socket.stem) + r"(\.[0-9]+)?\.sock")
+        for path in self.socket.parent.glob("engine-*.sock"):
+            if own.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def socket_of(socket: Path, instance: int) -> Path:

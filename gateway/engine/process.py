@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +94,7 @@ def run_engine(
             others=others,
             floor=floor,
         )
+        others.watch()
         engine.serve()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(socket_path)
@@ -163,8 +163,6 @@ class _Engine:
         self._connections: set[Connection] = set()
         self._readiness = open_readiness()
         self._attend: dict[int, Callable[[int], object]] = {door.fileno(): self._let_in, order.fileno(): self._be_ended}
-        for descriptor in others.descriptors:
-            self._attend[descriptor] = partial(self._other_ended, descriptor)
         for descriptor in self._attend:
             self._readiness.register(descriptor, READABLE)
 
@@ -219,14 +217,7 @@ class _Engine:
     def _be_ended(self, _: int) -> None:
         self._is_to_end = True
         self._readiness.unregister(self._order.fileno())
-        for descriptor in self._others.descriptors:
-            self._readiness.unregister(descriptor)
         self._others.end()
-
-    def _other_ended(self, descriptor: int, _: int) -> None:
-        self._others.end_as(descriptor)
-        if not self._is_to_end:
-            self._be_ended(READABLE)
 
     def _let_in(self, _: int) -> bool:
         """Let one in; False where nobody stands at the door, or there is no room."""

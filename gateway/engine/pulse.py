@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import struct
+import time
 from pathlib import Path
 
 __all__ = ("BEAT_SECONDS", "Pulse", "lay_out_beats", "read_beats")
@@ -49,15 +49,15 @@ class Pulse:
     """
 
     def __init__(self, path: Path | None, number: int = 0) -> None:
-        self.due = -math.inf
         self._pid = os.getpid()
         self._offset = _BEAT.size * number
         if path is None:
             self._offset = 0
             self._map = mmap.mmap(-1, _BEAT.size)
-            return
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), 0)
+        else:
+            with path.open("r+b") as file:
+                self._map = mmap.mmap(file.fileno(), 0)
+        self.beat(time.monotonic())
 
     def __repr__(self) -> str:
         return f"<Pulse of {self._pid}, due {self.due:.3f}>"

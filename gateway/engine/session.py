@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# It would note ids of this machine and a database in the home directory, beginning with the import, on a thread of its
+# own; nothing of ours is to be reported anywhere.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 
 from gateway.engine.errors import EngineStartFailed, RunFailed, RunStopped
@@ -51,7 +56,6 @@ class ModelSession:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # It would note a session id in the temporary folder; nothing of ours is to be reported anywhere.
         ort.disable_telemetry_events()
         # The path must not change what is loaded: weights are looked for beside the file, in its private folder.
         threads_before = _threads()
@@ -61,8 +65,9 @@ class ModelSession:
             )
         except Exception as error:  # onnxruntime has no exception base of its own
             raise EngineStartFailed(f"onnxruntime cannot load {model_file.name}: {error}") from None
-        self.has_threads = _threads() > threads_before
-        self.provider = _started(self._session.get_providers(), providers)
+        self.has_threads = threads > 1 or _threads() > threads_before
+        self.providers: list[str] = self._session.get_providers()
+        self.provider = _started(self.providers, providers)
         self.signature = Signature(
             inputs=tuple(_spec(node) for node in self._session.get_inputs()),
             outputs=tuple(_spec(node) for node in self._session.get_outputs() if node.type in ONNX_OF),

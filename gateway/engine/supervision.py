@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import time
@@ -52,6 +53,7 @@ class EngineSupervision:
         self._cells = cells
         self._engines: dict[Key, _Engine] = {}
         self._leaving: dict[Key, asyncio.Task[None]] = {}
+        self._orphans: set[int] = set()
 
     def __repr__(self) -> str:
         engines = ", ".join(
@@ -90,6 +92,7 @@ class EngineSupervision:
             now = time.monotonic()
             for key, engine in self._engines.items():
                 self._look_at(key, engine, now)
+            self._orphans = {pid for pid in self._orphans if _is_left(pid)}
 
     async def stop(self) -> None:
         """End all engines; those that asked something of them have ended before."""
@@ -143,6 +146,7 @@ class EngineSupervision:
         engine.paths.state.unlink(missing_ok=True)
         try:
             await engine.child.stop(seconds=self._drain_seconds + STOP_SECONDS)
+            self._orphans |= read_beats(engine.paths.beat).keys()
             engine.paths.unlink_sockets()
             for path in (engine.paths.state, engine.paths.beat):
                 path.unlink(missing_ok=True)
@@ -157,6 +161,8 @@ class EngineSupervision:
         if engine is None:
             return
         engine.paths.unlink_sockets()
+        self._orphans |= read_beats(engine.paths.beat).keys()
+        engine.paths.beat.unlink(missing_ok=True)
         refused = refusal(engine.paths.state)
         if refused is not None:
             self._give_up(key, engine, "failed", refused)
@@ -243,6 +249,14 @@ class _Engine:
         self.state = "starting"
         self.crashes.clear()
         self.child.start()
+
+
+def _is_left(pid: int) -> bool:
+    """Whether an instance whose engine has ended is still to be waited for, as whoever is process 1 has to."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == 0
+    except ChildProcessError:
+        return False
 
 
 def _labels(key: Key) -> dict[str, str]:

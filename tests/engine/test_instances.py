@@ -3,6 +3,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,7 +55,7 @@ def is_running(pid: int) -> bool:
 def test_each_instance_answers_at_a_place_of_its_own_as_the_model_does(tmp_path: Path) -> None:
     with started(tmp_path, instances=3) as (process, order, log), contextlib.ExitStack() as connected:
         engines = [connected.enter_context(reach(order.socket, number)) for number in range(3)]
-        assert 'instances="3: as many as fronts can be divided among"' in log.read_text()
+        assert 'instances="3: fronts are divided among them"' in log.read_text()
         assert engines[0].hello.pid == process.pid
         assert len({engine.hello.pid for engine in engines}) == 3
         with open_engine(Path(order.staged) / "model.onnx") as alone:
@@ -164,13 +167,100 @@ def test_all_instances_answer_who_is_connected_before_they_end(tmp_path: Path, t
 
 
 @pytest.mark.fault
-def test_an_instance_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+@pytest.mark.promise("P13")
+def test_an_engine_that_is_told_twice_drains_once(tmp_path: Path) -> None:
+    version = add(tmp_path, save_looper(tmp_path / "looper.onnx"))
+    with started(tmp_path, version=version, instances=2) as (process, order, _):
+        with reach(order.socket, 0, timeout_seconds=1.0) as engine, reach(order.socket, 1) as other:
+            running = threading.Thread(target=lambda: pytest.raises(RunStopped, engine.run, {"n": np.array([2**62])}))
+            running.start()
+            time.sleep(0.2)
+            os.kill(other.hello.pid, signal.SIGTERM)
+            other.close()
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            running.join()
+            assert engine.run({"n": np.array([8])})["y"].tolist() == [8]
+        assert process.wait(30) == 0
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P5")
+def test_a_crash_of_an_instance_is_seen_during_a_run_of_the_first(tmp_path: Path) -> None:
+    version = add(tmp_path, save_looper(tmp_path / "looper.onnx"))
+    with started(tmp_path, version=version, instances=2) as (process, order, _):
+        with reach(order.socket, 0) as engine, reach(order.socket, 1) as other:
+            running = threading.Thread(target=lambda: pytest.raises(EngineGone, engine.run, {"n": np.array([2**62])}))
+            running.start()
+            time.sleep(0.2)
+            os.kill(other.hello.pid, signal.SIGKILL)
+            assert process.wait(order.hang_seconds / 2) == -signal.SIGKILL
+            running.join()
+
+
+@pytest.mark.fault
+def test_an_instance_that_does_not_end_in_time_ends_with_the_first(tmp_path: Path) -> None:
     with started(tmp_path, instances=2) as (process, order, _):
         with reach(order.socket, 1) as engine:
             os.kill(engine.hello.pid, signal.SIGSTOP)
         process.send_signal(signal.SIGTERM)
         assert process.wait(order.drain_seconds + 10) == 0
         eventually(lambda: not is_running(engine.hello.pid), what="the end of the other")
+
+
+FORKS = """
+import os, sys, time
+from gateway.engine.instances import run_instances
+fork, forks = os.fork, []
+def counted():
+    forks.append(1)
+    if len(forks) == 2:
+        raise BlockingIOError(11, "no room for another")
+    return fork()
+os.fork = counted
+def serve(number, others):
+    if sys.argv[1] == "dies" and number:
+        os.kill(os.getpid(), 9)
+    if sys.argv[1] == "fails" and number:
+        raise RuntimeError("an instance's fault")
+    if not number:
+        others.await_files([] if sys.argv[1] == "refused" else [__import__("pathlib").Path("never")], seconds=20)
+        print("others", len(others))
+run_instances(3, serve, warn=print)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "said"),
+    [
+        ("refused", 0, "it has 2 of 3 instances: no room for another\nothers 1\n"),
+        ("dies", -signal.SIGKILL, ""),
+        ("fails", 1, "an instance's fault"),
+    ],
+)
+def test_a_fork_that_is_refused_is_done_without_and_one_that_ends_before_it_is_ready_ends_the_engine(
+    what: str, status: int, said: str
+) -> None:
+    command = [sys.executable, "-u", "-W", "error", "-c", FORKS, what]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+
+
+def test_an_instance_has_no_thread_of_onnxruntime_to_miss(tmp_path: Path) -> None:
+    with started(tmp_path, instances=2) as (process, order, _), reach(order.socket, 1) as engine:
+        # Beside the first one: what watches the runs, and in the first instance what watches the other.
+        assert (holding(process.pid).threads, holding(engine.hello.pid).threads) == (3, 2)
+        files = [os.readlink(path) for path in Path(f"/proc/{engine.hello.pid}/fd").iterdir()]
+        assert not [file for file in files if "onnxruntime" in file.lower()]
+
+
+def test_only_the_sockets_of_an_engine_itself_are_removed(tmp_path: Path) -> None:
+    others = ["engine-m-1.5-2.sock", "engine-m-1.5-2.1.sock", "engine-m-11.sock", "engine-mm-1.sock", "engine-m-1.json"]
+    for name in (*others, "engine-m-1.sock", "engine-m-1.1.sock", "engine-m-1.12.sock"):
+        (tmp_path / name).touch()
+    EnginePaths(tmp_path, "m", 1).unlink_sockets()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_front_looks_for_its_instance_and_then_for_the_first(tmp_path: Path) -> None:

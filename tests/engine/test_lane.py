@@ -570,3 +570,36 @@ def test_a_batch_that_cannot_be_read_for_whatever_reason_is_answered(tmp_path: P
             assert w.lane.idle
 
     run(test)
+
+
+def test_a_lane_looks_for_its_engine_only_once_the_last_of_its_sockets_is_there(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with fake_engine(tmp_path / "own.sock") as own, fake_engine(tmp_path / "first.sock") as first:
+            first.hello = msgspec.structs.replace(first.hello, pid=2)
+            own.path.rename(tmp_path / "own")
+            first.path.rename(tmp_path / "first")
+            lane = Lane(
+                "m",
+                1,
+                socket_paths=[own.path, first.path],
+                done=lambda jobs: None,
+                greeted=lambda hello: True,
+                limits=QueueLimits(),
+                frames_in_flight=2,
+            )
+
+            async def reached() -> int | None:
+                for _ in range(20):
+                    await lane.connect()
+                    await asyncio.sleep(0.005)
+                return lane.hello.pid if lane.ready and lane.hello else None
+
+            assert await reached() is None
+            (tmp_path / "own").rename(own.path)
+            assert await reached() is None, "were it the other way round, the first would be taken for good"
+            own.path.rename(tmp_path / "own")
+            (tmp_path / "first").rename(first.path)
+            assert await reached() == 2
+            lane.close()
+
+    run(test)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import io
 import os
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+from gateway.engine import supervision
 from gateway.engine.notes import EnginePaths, read_note
 from gateway.engine.oneshot import connect_engine
+from gateway.engine.pulse import read_beats
 from gateway.engine.supervision import EngineSupervision
 from gateway.repository.manifest import load_version
 from gateway.settings import load_settings
@@ -22,9 +28,10 @@ KEY = ("m", 1)
 
 
 class World:
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, *, instances: int) -> None:
+        engine = {"crash_limit": 2, "instances": instances}
         self.settings = load_settings(
-            overrides={"models": tmp_path / "models", "state_dir": tmp_path / "state", "engine": {"crash_limit": 2}}
+            overrides={"models": tmp_path / "models", "state_dir": tmp_path / "state", "engine": engine}
         )
         self.settings.run_dir.mkdir(parents=True)
         shutil.copytree(BIKE_DEMAND / "1", self.settings.models / "m" / "1")
@@ -47,8 +54,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+async def world(tmp_path: Path, *, instances: int = 1) -> AsyncIterator[World]:
+    made = World(tmp_path, instances=instances)
     watching = asyncio.create_task(made.engines.watch())
     try:
         yield made
@@ -113,3 +120,41 @@ def test_a_version_that_cannot_be_loaded_is_given_up_with_the_engines_own_words(
             assert "model.onnx has 7 bytes: the manifest says" in repr(w.engines)
 
     asyncio.run(test())
+
+
+def test_each_instance_is_held_to_the_memory_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with world(tmp_path, instances=2) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines) and len(read_beats(w.paths.beat)) == 2)
+            with connect_engine(w.paths.socket) as engine:
+                [other] = read_beats(w.paths.beat).keys() - {engine.hello.pid}
+            monkeypatch.setattr(supervision, "resident_bytes", lambda pid: 2**40 if pid == other else 1)
+            await w.until(lambda: "crashes 1" in repr(w.engines))
+            assert f"engine m/1 holds {2**40} bytes (engine.max_resident_bytes); it is replaced" in w.said.getvalue()
+
+    asyncio.run(test())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl(2)")
+def test_instances_whose_engine_has_ended_are_waited_for_by_a_supervisor_that_is_process_1(tmp_path: Path) -> None:
+    set_child_subreaper = 36
+    libc = ctypes.CDLL(None)
+
+    async def test() -> None:
+        async with world(tmp_path, instances=3) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines) and len(read_beats(w.paths.beat)) == 3)
+            pids = list(read_beats(w.paths.beat))
+            w.kill()
+            await w.until(lambda: "m/1 ready, crashes 1" in repr(w.engines) and len(read_beats(w.paths.beat)) == 3)
+            pids += read_beats(w.paths.beat)
+            w.engines.follow({}, {})
+            await w.until(lambda: repr(w.engines) == "<EngineSupervision none | leaving 0>")
+            await w.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+    libc.prctl(set_child_subreaper, 1, 0, 0, 0)
+    try:
+        asyncio.run(test())
+    finally:
+        libc.prctl(set_child_subreaper, 0, 0, 0, 0)
