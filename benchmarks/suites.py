@@ -20,7 +20,7 @@ __all__ = ("SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITH_KAFKA", "stage
 
 TWO_FRONTS = "gateway, two fronts"
 TRITON = "Triton"
-SLOW_FRONTS = "fronts, 3 ms model"
+SLOW_FRONTS = "slow fronts"
 WITH_KAFKA = "gateway, shipping to Kafka"
 _OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
 _APART = tuple(Variant(f"without {part}", (part,)) for part in (*PARTS, "monitor"))
