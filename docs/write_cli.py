@@ -79,6 +79,8 @@ def _flags(option: Any) -> str:
 def _default(option: Any) -> str:
     if option.required:
         return " Required."
+    if isinstance(option.show_default, str):
+        return f" Default: {option.show_default}."
     if option.default in (None, "", False) or callable(option.default):
         return ""
     return f" Default: {'yes' if option.default is True else option.default}."

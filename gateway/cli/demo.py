@@ -37,8 +37,8 @@ def demo(
         Path | None, typer.Option(help="Keep models, state and log in this folder, which must not exist.")
     ] = None,
     speed: Annotated[float, typer.Option(min=10, max=5000, help="Hours that are replayed in a second, at most.")] = 400,
-    models: Annotated[Path | None, typer.Option(help="Folder of model folders.  [default: the checkout's]")] = None,
-    hours: Annotated[Path | None, typer.Option(help="The hours to replay.  [default: the checkout's]")] = None,
+    models: Annotated[Path | None, typer.Option(help="Folder of model folders.", show_default="the checkout's")] = None,
+    hours: Annotated[Path | None, typer.Option(help="The hours to replay.", show_default="the checkout's")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay real hours of bike sharing through a gateway of its own, and prove that all of it was logged.

@@ -35,10 +35,11 @@ __all__ = ("export",)
 
 def export(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; its end tells the format. [default: JSON lines]")
+        Path | None,
+        typer.Option("--output", "-o", help="The file; its end tells the format.", show_default="JSON lines"),
     ] = None,
     form: Annotated[
-        Literal["jsonl", "parquet"] | None, typer.Option("--format", help="[default: as the file's end tells]")
+        Literal["jsonl", "parquet"] | None, typer.Option("--format", show_default="as the file's end tells")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Only what this version answered.")] = None,
@@ -48,7 +49,7 @@ def export(
     failed: Annotated[bool, typer.Option("--failed", help="Failed predictions too.")] = False,
     labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Join the labels that have come by now.")] = True,
     source: Source = "spool",
-    models: Annotated[Path | None, typer.Option(help="Model folders. [default: as the settings have it]")] = None,
+    models: Annotated[Path | None, typer.Option(help="Model folders.", show_default="as the settings have it")] = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:

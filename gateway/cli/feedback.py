@@ -38,7 +38,7 @@ def send(
     file: Annotated[
         Path | None, typer.Option(help=f"A CSV file with the columns {', '.join(COLUMNS)} in place of one label.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="The inference port.  [default: the gateway here]")] = None,
+    url: Annotated[str | None, typer.Option(help="The inference port.", show_default="the gateway here")] = None,
 ) -> None:
     """Send one label, or those of a file; sending one again changes nothing."""
     if file is not None:

@@ -13,6 +13,7 @@ import typer
 from gateway.cli.client import APPROVE_SECONDS, CommandError, open_client
 from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, print_facts, print_json, print_table
+from gateway.cli.window import settings_of
 
 if TYPE_CHECKING:
     from gateway.repository.lineage import Lineage
@@ -24,7 +25,9 @@ app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help="Add, list, approve and verify model versions."
 )
 
-ModelsDir = Annotated[Path, typer.Option("--models", help="The folder of all models.")]
+ModelsDir = Annotated[
+    Path | None, typer.Option("--models", help="The folder of all models.", show_default="as the settings have it")
+]
 Name = Annotated[str, typer.Argument(help="The model.")]
 Number = Annotated[int, typer.Argument(min=1, help="The version.")]
 Why = Annotated[str, typer.Option("--reason", help="Why; it goes into the audit trail.")]
@@ -83,8 +86,12 @@ def approve(
     if engine["state"] != "ready":
         why = f": {engine['reason']}" if engine["reason"] else ""
         raise CommandError(f"{name} version {version} is approved, but its engine is {engine['state']}{why}")
-    if not as_json:
-        typer.echo(f"{clean(name)} version {version} is approved and ready ({body['digest']})")
+    if as_json:
+        return
+    typer.echo(f"{clean(name)} version {version} is approved and ready ({body['digest']})")
+    versions = open_client().get(f"/models/{quote(name, safe='')}")["versions"]
+    if not any(known["arm"] for known in versions):
+        typer.echo(f"next: gateway route set {clean(name)} --stable {version}")
 
 
 @app.command()
@@ -104,7 +111,7 @@ def add(
     version: Annotated[int | None, typer.Option(min=1, help="Left out: one more than the highest.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Reference rows: .csv, .npz or .parquet.")] = None,
     lineage: Annotated[Path | None, typer.Option(help="Where the version comes from: .toml or .json.")] = None,
-    models: ModelsDir = Path("models"),
+    models: ModelsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy an ONNX file into the repository as a new version, with manifest, reference profile and card."""
@@ -116,6 +123,7 @@ def add(
     from gateway.repository.policy import PolicyError, load_policy
 
     console = Console(stderr=True, highlight=False)
+    models = models or settings_of(None, None).models
     try:
         with console.status(f"{name}: adding") as status:
             added = add_version(
@@ -141,13 +149,14 @@ def add(
 def verify_versions(
     name: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
     version: Annotated[int | None, typer.Argument(help="Only this version.", min=1)] = None,
-    models: ModelsDir = Path("models"),
+    models: ModelsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Hash every file and compare with the manifests; fails when a version is not as it was added."""
     from gateway.repository.errors import RepositoryError
     from gateway.repository.manifest import scan
 
+    models = models or settings_of(None, None).models
     try:
         found, refused = scan(models)
     except RepositoryError as error:

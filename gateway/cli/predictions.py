@@ -41,7 +41,8 @@ def tail(
         str | None,
         typer.Option(
             "--from",
-            help="start, now, or a time such as 2026-05-01T06:00 (UTC). [default: now; start with --no-follow]",
+            help="start, now, or a time such as 2026-05-01T06:00 (UTC).",
+            show_default="now; start with --no-follow",
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Go on as predictions are made.")] = True,

@@ -39,7 +39,7 @@ def replay(
     model: Annotated[str, typer.Option(help="The model.")],
     version: Annotated[int, typer.Option(min=1, help="Run this version; it need not be approved.")],
     against: Annotated[
-        int | None, typer.Option(min=1, help="Compare with this version's answers.  [default: the logged answers]")
+        int | None, typer.Option(min=1, help="Compare with this version's answers.", show_default="the logged answers")
     ] = None,
     since: Since = None,
     until: Until = None,
@@ -52,7 +52,7 @@ def replay(
     ] = None,
     source: Source = "spool",
     as_json: AsJson = False,
-    models: Annotated[Path | None, typer.Option(help="Model folders. [default: as the settings have it]")] = None,
+    models: Annotated[Path | None, typer.Option(help="Model folders.", show_default="as the settings have it")] = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:

@@ -31,7 +31,7 @@ def start(
     name: Name,
     canary: Annotated[int, typer.Option(min=1, help="The version on trial.")],
     steps: Annotated[
-        str | None, typer.Option(help="Weights in percent, such as 5,25,50.  [default: from model.toml]")
+        str | None, typer.Option(help="Weights in percent, such as 5,25,50.", show_default="from model.toml")
     ] = None,
     reason: Reason = "",
     allow_signature_change: Annotated[

@@ -14,8 +14,8 @@ from gateway.settings import Settings, SettingsError, load_settings
 __all__ = ("admin_process", "check", "front", "monitor", "serve", "ship")
 
 Config = Annotated[Path | None, typer.Option(help="Settings file; gateway.toml here is taken when there is one.")]
-Models = Annotated[Path | None, typer.Option(help="Folder of model folders.  [default: models]")]
-StateDir = Annotated[Path | None, typer.Option(help="Spool, store and sockets.  [default: .gateway]")]
+Models = Annotated[Path | None, typer.Option(help="Folder of model folders.", show_default="models")]
+StateDir = Annotated[Path | None, typer.Option(help="Spool, store and sockets.", show_default=".gateway")]
 Resolved = Annotated[Path | None, typer.Option(hidden=True)]
 
 
@@ -23,14 +23,14 @@ def serve(
     config: Config = None,
     models: Models = None,
     state_dir: StateDir = None,
-    host: Annotated[str | None, typer.Option(help="Address of the inference port.  [default: 127.0.0.1]")] = None,
-    http_port: Annotated[int | None, typer.Option(help="Inference; 0 picks a free port.  [default: 8000]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the inference port.", show_default="127.0.0.1")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Inference; 0 picks a free port.", show_default="8000")] = None,
     grpc_port: Annotated[
-        int | None, typer.Option(help="Inference over gRPC; 0 picks a free port.  [default: 8001]")
+        int | None, typer.Option(help="Inference over gRPC; 0 picks a free port.", show_default="8001")
     ] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics.  [default: 8002]")] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Admin API.  [default: 8003]")] = None,
-    fronts: Annotated[int | None, typer.Option(help="Front processes.  [default: 2]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus metrics.", show_default="8002")] = None,
+    admin_port: Annotated[int | None, typer.Option(help="Admin API.", show_default="8003")] = None,
+    fronts: Annotated[int | None, typer.Option(help="Front processes.", show_default="2")] = None,
 ) -> None:
     """Run the gateway: fronts, an engine for each approved version, monitor, admin API, and the shipper with Kafka."""
     server = {
@@ -126,7 +126,7 @@ def archive(
     state_dir: StateDir = None,
     once: Annotated[bool, typer.Option("--once", help="Move what is due now, and end.")] = False,
     older_than_hours: Annotated[
-        float | None, typer.Option(min=0, help="With --once: due is what is older. [default: spool.max_age_hours]")
+        float | None, typer.Option(min=0, help="With --once: due is what is older.", show_default="spool.max_age_hours")
     ] = None,
 ) -> None:
     """Run the archiver by itself: it moves what is due from the spool to spool.archive_url, as Parquet."""

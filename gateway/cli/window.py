@@ -41,12 +41,14 @@ _TELL_SECONDS = 0.5
 
 Since = Annotated[
     str | None,
-    typer.Option(help="From this time on: 2026-05-01T06:00 (UTC), or 90s, 30m, 12h, 7d ago. [default: all]"),
+    typer.Option(help="From this time on: 2026-05-01T06:00 (UTC), or 90s, 30m, 12h, 7d ago.", show_default="all"),
 ]
-Until = Annotated[str | None, typer.Option(help="Before this time; as --since. [default: now]")]
+Until = Annotated[str | None, typer.Option(help="Before this time; as --since.", show_default="now")]
 Source = Annotated[Literal["spool", "kafka"], typer.Option("--from", help="Where the log is read.")]
-StateDir = Annotated[Path | None, typer.Option(help="The state directory whose log is read. [default: the one here]")]
-Config = Annotated[Path | None, typer.Option(help="Settings file. [default: gateway.toml, if there is one]")]
+StateDir = Annotated[
+    Path | None, typer.Option(help="The state directory whose log is read.", show_default="the one here")
+]
+Config = Annotated[Path | None, typer.Option(help="Settings file.", show_default="gateway.toml, if there is one")]
 
 
 def moment(text: str | None, option: str) -> float | None:

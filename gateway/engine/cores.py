@@ -40,10 +40,14 @@ def choose_threads(asked: int, cores: int) -> tuple[int, str]:
     (1, '1 thread: engine.threads is 1, of 2 cores that may be used')
     """
     if asked == 0:
-        return cores, f"{_threads(cores)}: all {cores} cores that may be used"
+        return cores, f"{_threads(cores)}: all {_cores(cores)} that may be used"
     if asked > cores:
-        return cores, f"{_threads(cores)}: engine.threads is {asked}, but only {cores} cores may be used"
-    return asked, f"{_threads(asked)}: engine.threads is {asked}, of {cores} cores that may be used"
+        return cores, f"{_threads(cores)}: engine.threads is {asked}, but only {_cores(cores)} may be used"
+    return asked, f"{_threads(asked)}: engine.threads is {asked}, of {_cores(cores)} that may be used"
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' * (count > 1)}"
 
 
 def _threads(count: int) -> str:

@@ -34,21 +34,35 @@ LOOK_SECONDS = 0.002
 def choose_instances(asked: int, session: ModelSession) -> tuple[int, str]:
     """How many instances a model can have, and a few words on why."""
     if asked < 2:
-        return 1, "1"
+        return 1, "1: engine.instances, fronts and cores allow no more"
     if session.providers != [CPU]:
         return 1, f"1: what {', '.join(session.providers)} have cannot be forked"
     if session.has_threads:
         return 1, "1: the model runs on several threads"
     if not _can_wait():
         return 1, "1: this system does not tell when one ends"
-    return asked, f"{asked}: fronts are divided among them"
+    return asked, f"{asked}: as many as engine.instances, fronts and cores allow"
 
 
 class Others:
-    """The instances besides the first, as the first knows them; none, as every other does."""
+    """The other instances of an engine: all of them to the first, and the first alone to any other.
 
-    def __init__(self, pids: Sequence[int] = ()) -> None:
+    Parameters
+    ----------
+    pids : sequence of int
+        Whom the first knows.
+    first : int, optional
+        Whom any other knows.
+    warn : callable, optional
+        Is told which of them has ended.
+    """
+
+    def __init__(
+        self, pids: Sequence[int] = (), *, first: int | None = None, warn: Callable[[str], None] | None = None
+    ) -> None:
         self._pids = {os.pidfd_open(pid): pid for pid in pids}
+        self._first = first
+        self._warn = warn
         self._are_to_end = False
 
     def __repr__(self) -> str:
@@ -73,14 +87,17 @@ class Others:
         deadline = time.monotonic() + seconds
         while not all([path.exists() for path in paths]):
             if ended := _readable(list(self._pids), 0.0):
-                _end_as(ended[0])
+                self._end_as(ended[0])
             if time.monotonic() > deadline:
                 raise EngineStartFailed(f"its instances were not ready within {seconds:g} s")
             time.sleep(LOOK_SECONDS)
 
     def end(self) -> None:
-        """Tell them to end, as the supervisor tells the first."""
+        """Tell them to end, whichever was told first: so all go on for those that are connected, at the same time."""
         self._are_to_end = True
+        if self._first is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._first, signal.SIGTERM)
         for descriptor in self._pids:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGTERM)
@@ -98,7 +115,25 @@ class Others:
     def _watch(self) -> None:
         ended = _readable(list(self._pids), None)
         if not self._are_to_end:
-            _end_as(ended[0])
+            self._end_as(ended[0])
+
+    def _end_as(self, descriptor: int) -> None:
+        """End this process in the way in which an instance did: at once, or in order where it ended so."""
+        told = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
+        if told is None or (told.si_code == os.CLD_EXITED and told.si_status == 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        has_exited = told.si_code == os.CLD_EXITED
+        if self._warn is not None:
+            number = 1 + list(self._pids).index(descriptor)
+            how = f"with status {told.si_status}" if has_exited else f"by signal {told.si_status}"
+            self._warn(f"its instance {number} ended {how}, and so does the engine")
+        if has_exited:
+            os._exit(told.si_status)
+        # To this thread, so that nothing comes between. It returns from a signal that this process does not end from.
+        signal.pthread_kill(threading.get_ident(), told.si_status)
+        if told.si_status != signal.SIGTERM:
+            os._exit(1)
 
 
 def run_instances(count: int, serve: Callable[[int, Others], None], *, warn: Callable[[str], None]) -> None:
@@ -123,7 +158,7 @@ def run_instances(count: int, serve: Callable[[int, Others], None], *, warn: Cal
         if pid == 0:
             _be(number, serve, parent=parent)
         pids.append(pid)
-    serve(0, Others(pids))
+    serve(0, Others(pids, warn=warn))
 
 
 def _be(number: int, serve: Callable[[int, Others], None], *, parent: int) -> NoReturn:
@@ -131,27 +166,13 @@ def _be(number: int, serve: Callable[[int, Others], None], *, parent: int) -> No
     status = 1
     try:
         die_with_parent(parent)
-        serve(number, Others())
+        serve(number, Others(first=parent))
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
-
-
-def _end_as(descriptor: int) -> None:
-    """End this process in the way in which an instance did: at once, or in order where it was told to."""
-    told = os.waitid(os.P_PIDFD, descriptor, os.WEXITED)
-    if told is None or (told.si_code == os.CLD_EXITED and told.si_status == 0):
-        os.kill(os.getpid(), signal.SIGTERM)
-    elif told.si_code == os.CLD_EXITED:
-        os._exit(told.si_status)
-    else:
-        # To this thread, so that nothing comes between. It returns from a signal that this process does not end from.
-        signal.pthread_kill(threading.get_ident(), told.si_status)
-        if told.si_status != signal.SIGTERM:
-            os._exit(1)
 
 
 def _can_wait() -> bool:

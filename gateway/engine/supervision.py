@@ -172,6 +172,7 @@ class EngineSupervision:
         engine.crashes.append(now)
         recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
+        self._cells.remove("gateway_engine_resident_bytes", _labels(key))
         if recent >= limits.crash_limit:
             reason = (
                 f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"

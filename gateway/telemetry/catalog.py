@@ -243,7 +243,7 @@ CATALOG: Mapping[str, Metric] = _table(
         Metric(
             "gateway_engine_restarts_total",
             "counter",
-            "Engines started again after a crash, a hang or too much memory.",
+            "Engines that ended by a crash, a hang or too much memory; they are started again until a circuit opens.",
             ("model", "version"),
         ),
         Metric(

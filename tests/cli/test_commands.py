@@ -87,6 +87,10 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
     assert f"gateway {name}" in done(name, "--help").replace("root ", "gateway ")
 
 
+def test_help_shows_defaults_that_settings_have() -> None:
+    assert "[default: (8000)]" in done("serve", "--help")
+
+
 def test_a_command_that_is_not_there_is_bad_usage() -> None:
     assert "modles" in misused("modles")
 
@@ -95,7 +99,9 @@ def test_a_way_through_the_whole_life_of_a_version(world: World) -> None:
     for version in (1, 2):
         world.add_version(version)
         world.ready(version)
-        assert "is approved and ready" in done("models", "approve", "m", version, "--reason", "tests pass")
+        said = done("models", "approve", "m", version, "--reason", "tests pass")
+        assert "is approved and ready" in said
+        assert said.endswith(f"next: gateway route set m --stable {version}\n"), "no version has traffic yet"
     assert done("route", "set", "m", "--stable", 1) == "m: version 1 is stable\n"
     text = done("route", "set", "m", "--stable", 1, "--canary", 2, "--weight", 10)
     assert text == "m: version 1 is stable, version 2 is the canary with 10 %\n"

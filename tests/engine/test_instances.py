@@ -55,7 +55,7 @@ def is_running(pid: int) -> bool:
 def test_each_instance_answers_at_a_place_of_its_own_as_the_model_does(tmp_path: Path) -> None:
     with started(tmp_path, instances=3) as (process, order, log), contextlib.ExitStack() as connected:
         engines = [connected.enter_context(reach(order.socket, number)) for number in range(3)]
-        assert 'instances="3: fronts are divided among them"' in log.read_text()
+        assert 'instances="3: as many as engine.instances, fronts and cores allow"' in log.read_text()
         assert engines[0].hello.pid == process.pid
         assert len({engine.hello.pid for engine in engines}) == 3
         with open_engine(Path(order.staged) / "model.onnx") as alone:
@@ -85,7 +85,10 @@ def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
                 assert holding(engine.hello.pid).private_bytes < weights.ByteSize() / 2
 
 
-@pytest.mark.parametrize(("threads", "asked", "said"), [(2, 2, '"1: the model runs on several threads"'), (1, 1, "1 ")])
+@pytest.mark.parametrize(
+    ("threads", "asked", "said"),
+    [(2, 2, '"1: the model runs on several threads"'), (1, 1, '"1: engine.instances, fronts and cores allow no more"')],
+)
 def test_a_model_that_cannot_have_several_has_one_and_says_why(
     tmp_path: Path, threads: int, asked: int, said: str
 ) -> None:

@@ -50,6 +50,17 @@ def test_a_model_is_added_and_verified(tmp_path: Path, model_file: Path) -> None
     assert [(each["version"], each["error"]) for each in json.loads(verified.stdout)] == [(3, None), (4, None)]
 
 
+def test_versions_go_where_the_settings_have_models(
+    tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gateway.toml").write_text('models = "mine"\n')
+    added = gateway_models("add", "m", model_file)
+    assert added.exit_code == 0, added.output
+    assert (tmp_path / "mine" / "m" / "1" / "manifest.json").exists()
+    assert "m/1" in gateway_models("verify").stdout
+
+
 def test_a_version_that_is_there_is_refused_with_status_1(tmp_path: Path, model_file: Path) -> None:
     arguments = ("add", "m", model_file, "--models", tmp_path / "models", "--version", 1)
     assert gateway_models(*arguments).exit_code == 0
