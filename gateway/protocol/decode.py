@@ -34,6 +34,7 @@ from gateway.protocol.json_tensor import (
     numbers,
     numbers_in,
     tensor_of,
+    whole_number,
     within,
 )
 from gateway.protocol.limits import Limits
@@ -311,7 +312,9 @@ class RequestDecoder:
         if b"NaN" not in text and b"Infinity" not in text:
             raise CallerError(_parse_fault(text, error)) from None
         try:
-            document = json.loads(text.decode(), object_pairs_hook=_object, parse_float=finite_number)
+            document = json.loads(
+                text.decode(), object_pairs_hook=_object, parse_float=finite_number, parse_int=whole_number
+            )
         except (ValueError, RecursionError) as fault:
             raise CallerError(_parse_fault(text, fault)) from None
         if not isinstance(document, dict):

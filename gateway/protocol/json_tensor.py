@@ -39,6 +39,7 @@ __all__ = (
     "numbers_in",
     "numbers_with_tokens",
     "tensor_of",
+    "whole_number",
     "wide_numbers",
     "within",
 )
@@ -263,7 +264,7 @@ def numbers_with_tokens(text: bytes, inner: tuple[int, ...], spec: TensorSpec) -
     ValueError
         It is not valid JSON.
     """
-    values = json.loads(text, parse_float=finite_number)
+    values = json.loads(text, parse_float=finite_number, parse_int=whole_number)
     return _elements(values, (len(values), *inner), NUMPY_OF[spec.datatype], spec)
 
 
@@ -279,6 +280,22 @@ def finite_number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"NUMBER {text[:32]} is beyond every datatype")
     return number
+
+
+def whole_number(text: str) -> int:
+    """A number without a fraction and an exponent; as simdjson, which reads bodies without tokens, takes them.
+
+    Raises
+    ------
+    ValueError
+        It is beyond 64 bits.
+
+    >>> whole_number("18446744073709551615")
+    18446744073709551615
+    """
+    if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**64:
+        return number
+    raise ValueError(f"NUMBER {text[:32]} is beyond every datatype")
 
 
 def is_splittable(body: bytes) -> bool:

@@ -58,7 +58,7 @@ def set_parameters(request: InferRequest, parameters: dict[str, Any]) -> bool:
     try:
         size = len(orjson.dumps(kept))
     except TypeError:
-        raise CallerError("'parameters' has an integer beyond 64 bits or text that is not Unicode") from None
+        raise CallerError("'parameters' has text that is not Unicode") from None
     if size > MAX_PARAMETERS_BYTES:
         raise CallerError(f"'parameters' takes {size} bytes, more than {MAX_PARAMETERS_BYTES}")
     request.parameters = kept

@@ -202,7 +202,8 @@ def test_a_model_that_crashes_each_time_is_taken_out_and_the_rest_serves(
             seen.append(call(url, deadly))
         status, answer = call(url, harmless)
     crashes = [answer["error"] for status, answer in seen if status == 500]
-    assert len(crashes) == 5
+    # Each time the engine ends, so does what its other instance has just been asked.
+    assert 5 <= len(crashes) <= 10
     assert set(crashes) == {f"the engine of model 'divider' version {version} ended while running this request"}
     assert status == 503
     assert f"model 'divider' version {version} is not available: its engine ended 5 times" in answer["error"]
