@@ -82,7 +82,7 @@ def run_engine(
     others : Others, optional
         The instances that end with this one, and this one with them.
     """
-    others = others or Others()
+    others = Others() if others is None else others
     with _order_to_end() as order, _door_at(socket_path) as door:
         engine = _Engine(
             session,
