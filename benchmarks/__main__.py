@@ -18,7 +18,7 @@ from benchmarks.load import check_installed
 from benchmarks.others import PEERS
 from benchmarks.results import write_results
 from benchmarks.run import Depth, estimated_seconds, run_stages
-from benchmarks.suites import SUITES, stages_of
+from benchmarks.suites import SUITES, TRITON, stages_of
 
 ROOT = Path(__file__).parents[1]
 DEPTHS = {
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str]) -> int:
     usual = DEPTHS[given.suite]
     depth = replace(usual, rounds=given.rounds or usual.rounds, seconds=given.seconds or usual.seconds)
     peers = None if given.peers is None else [name for name in given.peers.split(",") if name not in ("", "none")]
-    unknown = sorted(set(peers or []) - {*PEERS, "Triton"})
+    unknown = sorted(set(peers or []) - {*PEERS, TRITON})
     stages = stages_of(given.suite, only=given.only, peers=peers, triton=given.triton)
     try:
         check_installed()
         if unknown:
-            raise BenchmarkError(f"no peer is named {', '.join(unknown)}; there are {', '.join(PEERS)}, Triton")
+            raise BenchmarkError(f"no peer is named {', '.join(unknown)}; there are {', '.join([*PEERS, TRITON])}")
         if not stages:
             known = [stage.name for stage in stages_of(given.suite, only=(), peers=None, triton=None)]
             raise BenchmarkError(f"the suite {given.suite} has no such stage; it has {', '.join(known)}")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     minutes = estimated_seconds(stages, depth) / 60
     print(f"suite {given.suite}: about {minutes:.0f} minutes, installations not counted", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder:
-        outcome = run_stages(stages, Bench(ROOT / ".cache" / "benchmarks", Path(folder), given.triton), depth)
+        outcome = run_stages(stages, Bench(ROOT / ".cache" / "benchmarks", Path(folder)), depth)
     command = shlex.join(["scripts/bench", *arguments])
     written = write_results(outcome, given.results, suite=given.suite, command=command, depth=depth)
     print(written[0].read_text())
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--suite", choices=SUITES, default="quick", help="how much is measured (default: quick)")
     parser.add_argument("--only", action="append", default=[], metavar="STAGE", help="one stage of it; may be repeated")
-    parser.add_argument("--peers", metavar="NAME,...", help=f"only these peers, or none: {', '.join(PEERS)}, Triton")
+    parser.add_argument("--peers", metavar="NAME,...", help=f"only these peers, or none: {', '.join([*PEERS, TRITON])}")
     parser.add_argument("--rounds", type=_positive, help="measurements of each server in each case")
     parser.add_argument("--seconds", type=_positive, help="length of one measurement")
     parser.add_argument(

@@ -43,13 +43,10 @@ class Bench:
         Models and environments, kept between runs.
     place : Path
         Everything of this run, removed after it.
-    triton : Path, optional
-        A tritonserver binary.
     """
 
     cache: Path
     place: Path
-    triton: Path | None = None
 
 
 @dataclass(frozen=True)

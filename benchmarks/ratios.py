@@ -148,25 +148,18 @@ ASKED: tuple[Asked, ...] = (
         at_least=False,
     ),
     Asked("p99 / p50, the same, shipping to Kafka", _SHIPPING, _SHIPPING, _tail, 3, at_least=False),
-    Asked(
-        "everything on / bare handler, image in binary, 16 connections",
-        ("image", IMAGE_BINARY.name, 16, EVERYTHING_ON),
-        ("image", IMAGE_BINARY.name, 16, _BARE),
-        _rate,
-        0.9,
-    ),
-    Asked(
-        "everything on / Triton, image in binary, 16 connections",
-        ("image", IMAGE_BINARY.name, 16, EVERYTHING_ON),
-        ("image", IMAGE_BINARY.name, 16, TRITON),
-        _rate,
-        1.2,
-    ),
-    Asked(
-        "everything on / bare handler with orjson, image in JSON, 16 connections",
-        ("image", IMAGE_JSON.name, 16, EVERYTHING_ON),
-        ("image", IMAGE_JSON.name, 16, _BARE),
-        _rate,
-        1.8,
-    ),
+    *[
+        Asked(
+            f"everything on / {text}, {work.name}, 16 connections",
+            ("image", work.name, 16, EVERYTHING_ON),
+            ("image", work.name, 16, peer),
+            _rate,
+            limit,
+        )
+        for text, peer, work, limit in (
+            ("bare handler", _BARE, IMAGE_BINARY, 0.9),
+            ("Triton", TRITON, IMAGE_BINARY, 1.2),
+            ("bare handler with orjson", _BARE, IMAGE_JSON, 1.8),
+        )
+    ],
 )

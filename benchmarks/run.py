@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,10 +84,14 @@ def estimated_seconds(stages: Sequence[Stage], depth: Depth) -> float:
     total = 0.0
     for stage in stages:
         names = [name for source in stage.sources for name in source.names]
-        measured = sum(len(case.servers or names) for case in stage.cases)
+        measured = sum(len(_asked(case, names)) for case in stage.cases)
         total += depth.rounds * measured * (depth.seconds + _BETWEEN_SECONDS)
         total += len(names) * (_START_SECONDS + depth.warm_seconds) + measured * _BETWEEN_SECONDS
     return total
+
+
+def _asked(case: Case, there: Collection[str]) -> list[str]:
+    return [name for name in case.servers or there if name in there]
 
 
 def run_stages(stages: Sequence[Stage], bench: Bench, depth: Depth) -> Outcome:
@@ -129,7 +133,7 @@ class _Stage:
                 except ServerFailed as error:
                     for name in source.names:
                         self._leave_out(name, str(error), self._outcome.skipped)
-            cases = [(case, name) for case in self._stage.cases for name in self._asked(case)]
+            cases = [(case, name) for case in self._stage.cases for name in _asked(case, self._servers)]
             for case, name in cases:
                 self._series[case, name] = _series(self._stage, case, name)
             self._each(cases, self._check)
@@ -145,9 +149,6 @@ class _Stage:
             self._weigh()
             self._compare_logs()
         self._outcome.series += [series for series in self._series.values() if series.rounds]
-
-    def _asked(self, case: Case) -> list[str]:
-        return [name for name in case.servers or self._servers if name in self._servers]
 
     def _each(self, cases: Sequence[tuple[Case, str]], do: Callable[[Case, Running], None]) -> None:
         for case, name in cases:

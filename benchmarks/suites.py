@@ -8,7 +8,6 @@ from pathlib import Path
 
 from benchmarks.broker import running_broker
 from benchmarks.cases import SHARED_CORE, TWO_CORES, Bench, Case, Source, Stage
-from benchmarks.errors import ServerFailed
 from benchmarks.front import PARTS
 from benchmarks.models import model_file
 from benchmarks.others import PEERS, running_peer, running_triton
@@ -72,13 +71,15 @@ def _peer(name: str, model: str) -> Source:
     return Source((name,), start)
 
 
-def _triton(model: str) -> Source:
-    def start(bench: Bench) -> contextlib.AbstractContextManager[list[Running]]:
-        if bench.triton is None:
-            raise ServerFailed("name its binary with --triton")
-        return running_triton(bench.triton, model_file(model, bench.cache), place=bench.place)
+def _triton(model: str, program: Path | None) -> list[Source]:
+    """One source, or none where its binary is not named."""
+    if program is None:
+        return []
 
-    return Source((TRITON,), start)
+    def start(bench: Bench) -> contextlib.AbstractContextManager[list[Running]]:
+        return running_triton(program, model_file(model, bench.cache), place=bench.place)
+
+    return [Source((TRITON,), start)]
 
 
 def _smoke(triton: Path | None) -> tuple[Stage, ...]:
@@ -95,10 +96,12 @@ def _quick(triton: Path | None) -> tuple[Stage, ...]:
 
 def _ratios(triton: Path | None) -> tuple[Stage, ...]:
     peers = ["constant reply", _BARE, "FastAPI", "MLServer", "mosec"]
-    sources = [_gateway("tabular", variants=(_OFF,)), *[_peer(name, "tabular") for name in peers]]
-    if triton is not None:
-        sources.append(_triton("tabular"))
-    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE, *([TRITON] if triton is not None else [])))
+    sources = [
+        _gateway("tabular", variants=(_OFF,)),
+        *[_peer(name, "tabular") for name in peers],
+        *_triton("tabular", triton),
+    ]
+    alone = Case(ONE_ROW, 1, (EVERYTHING_ON, OBSERVATION_OFF, _BARE, TRITON))
     return (
         Stage("tabular", tuple(sources), (Case(ONE_ROW, 64), Case(ROWS_32, 64), alone)),
         _images((16,), triton),
@@ -110,9 +113,8 @@ def _ratios(triton: Path | None) -> tuple[Stage, ...]:
 def _full(triton: Path | None) -> tuple[Stage, ...]:
     sources = [_gateway("tabular", variants=(_OFF,)), *[_peer(name, "tabular") for name in PEERS]]
     slow = [_gateway("slow", variants=(_OFF,)), *[_peer(name, "slow") for name in PEERS if name != "constant reply"]]
-    if triton is not None:
-        sources.append(_triton("tabular"))
-        slow.append(_triton("slow"))
+    sources += _triton("tabular", triton)
+    slow += _triton("slow", triton)
     both = (_gateway("tabular"), _peer(_BARE, "tabular"))
     return (
         Stage(
@@ -143,10 +145,7 @@ def _counted(copies: int) -> str:
 
 def _images(connections: Sequence[int], triton: Path | None) -> Stage:
     cases = tuple(Case(work, count) for work in (IMAGE_BINARY, IMAGE_JSON) for count in connections)
-    sources = [_gateway("image"), _peer(_BARE, "image")]
-    if triton is not None:
-        sources.append(_triton("image"))
-    return Stage("image", tuple(sources), cases)
+    return Stage("image", (_gateway("image"), _peer(_BARE, "image"), *_triton("image", triton)), cases)
 
 
 def _fronts() -> tuple[Stage, Stage]:
@@ -189,7 +188,7 @@ def stages_of(suite: str, *, only: Sequence[str], peers: Sequence[str] | None, t
     for stage in SUITES[suite](triton):
         if only and stage.name not in only:
             continue
-        unwanted = set() if peers is None else {*PEERS, "Triton"} - set(peers)
+        unwanted = set() if peers is None else {*PEERS, TRITON} - set(peers)
         sources = tuple(source for source in stage.sources if not unwanted & set(source.names))
         chosen.append(Stage(stage.name, sources, stage.cases))
     return chosen

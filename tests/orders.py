@@ -9,21 +9,32 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from gateway.engine.oneshot import open_engine
 from gateway.engine.order import EngineOrder
 from gateway.engine.pulse import read_beats
+from gateway.repository.add import add_version
+from gateway.repository.lineage import Lineage
 from gateway.repository.manifest import load_version
+from gateway.repository.policy import ModelPolicy
 
-__all__ = ("started",)
+__all__ = ("made", "started")
 
 BIKE_DEMAND = Path(__file__).parents[1] / "models" / "bike-demand"
 
 
-@contextmanager
+def made(tmp_path: Path, file: Path) -> Path:
+    """The folder of a version that is made of an ONNX file."""
+    added = add_version(
+        tmp_path / "made", "bike-demand", file, open_runner=open_engine, policy=ModelPolicy(), lineage=Lineage()
+    )
+    return added.folder
+
+
+@contextlib.contextmanager
 def started(
     tmp_path: Path, policy: str = "", *, version: Path = BIKE_DEMAND / "1", threads: int = 1, instances: int = 1
 ) -> Iterator[tuple[subprocess.Popen[bytes], EngineOrder, Path]]:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ("Holding", "holding")
+__all__ = ("Holding", "holding", "is_running")
 
 
 class Holding(NamedTuple):
@@ -29,3 +29,12 @@ def holding(pid: int) -> Holding:
     rollup = (place / "smaps_rollup").read_text().splitlines()
     private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_")) * 1024
     return Holding(len(os.listdir(place / "fd")), len(os.listdir(place / "task")), children, private)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -75,8 +75,9 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Approve a version by its digest, and wait until it is ready to serve."""
-    body = open_client().post(
-        f"/models/{quote(name, safe='')}/versions/{version}/approve",
+    client, path = open_client(), f"/models/{quote(name, safe='')}"
+    body = client.post(
+        f"{path}/versions/{version}/approve",
         {"reason": reason, "digest": digest},
         timeout_seconds=APPROVE_SECONDS,
     )
@@ -89,8 +90,7 @@ def approve(
     if as_json:
         return
     typer.echo(f"{clean(name)} version {version} is approved and ready ({body['digest']})")
-    versions = open_client().get(f"/models/{quote(name, safe='')}")["versions"]
-    if not any(known["arm"] for known in versions):
+    if not any(known["arm"] for known in client.get(path)["versions"]):
         typer.echo(f"next: gateway route set {clean(name)} --stable {version}")
 
 

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
             warm_up(session, profile=None, max_rows=1, max_seconds=WARM_UP_SECONDS)
             if limit is not None:
                 hold_memory(limit)
-            hello = Hello(signature=session.signature, pid=os.getpid(), omitted=session.omitted)
+            hello = Hello(signature=session.signature, omitted=session.omitted)
             run_engine(session, Path(arguments[1]), hello=hello)
         else:
             print(__doc__, file=sys.stderr)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from pathlib import Path
 
-import msgspec
 import setproctitle
 
 from gateway.drift.profile import Profile, ProfileError, decode_profile
@@ -87,7 +85,6 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
     )
     hello = Hello(
         signature=session.signature,
-        pid=0,
         model=order.model,
         version=order.version,
         digest=order.digest,
@@ -112,7 +109,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
         run_engine(
             session,
             sockets[number],
-            hello=msgspec.structs.replace(hello, pid=os.getpid()),
+            hello=hello,
             floor=floor,
             max_run_seconds=order.hang_seconds,
             drain_seconds=order.drain_seconds,

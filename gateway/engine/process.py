@@ -88,7 +88,7 @@ def run_engine(
             session,
             door=door,
             order=order,
-            greeting=encode_hello(msgspec.structs.replace(hello, shared_memory=True)),
+            greeting=encode_hello(msgspec.structs.replace(hello, pid=os.getpid(), shared_memory=True)),
             max_run_seconds=max_run_seconds,
             pulse=pulse or Pulse(None),
             others=others,

@@ -52,7 +52,6 @@ class Pulse:
         self._pid = os.getpid()
         self._offset = _BEAT.size * number
         if path is None:
-            self._offset = 0
             self._map = mmap.mmap(-1, _BEAT.size)
         else:
             with path.open("r+b") as file:

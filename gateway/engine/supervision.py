@@ -146,23 +146,25 @@ class EngineSupervision:
         engine.paths.state.unlink(missing_ok=True)
         try:
             await engine.child.stop(seconds=self._drain_seconds + STOP_SECONDS)
-            self._orphans |= read_beats(engine.paths.beat).keys()
-            engine.paths.unlink_sockets()
-            for path in (engine.paths.state, engine.paths.beat):
-                path.unlink(missing_ok=True)
+            self._clear_up(key, engine)
+            engine.paths.state.unlink(missing_ok=True)
             await asyncio.to_thread(shutil.rmtree, self._staged(key), ignore_errors=True)
-            self._cells.remove("gateway_engine_resident_bytes", _labels(key))
             self._log.note(f"{key[0]} version {key[1]} unloaded")
         finally:
             del self._leaving[key]
+
+    def _clear_up(self, key: Key, engine: _Engine) -> None:
+        """Take away what an engine that has ended left behind, but for the note; its other instances end with it."""
+        self._orphans |= read_beats(engine.paths.beat).keys()
+        engine.paths.beat.unlink(missing_ok=True)
+        engine.paths.unlink_sockets()
+        self._cells.remove("gateway_engine_resident_bytes", _labels(key))
 
     def _ended(self, key: Key, status: int) -> None:
         engine = self._engines.get(key)
         if engine is None:
             return
-        engine.paths.unlink_sockets()
-        self._orphans |= read_beats(engine.paths.beat).keys()
-        engine.paths.beat.unlink(missing_ok=True)
+        self._clear_up(key, engine)
         refused = refusal(engine.paths.state)
         if refused is not None:
             self._give_up(key, engine, "failed", refused)
@@ -172,7 +174,6 @@ class EngineSupervision:
         engine.crashes.append(now)
         recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
-        self._cells.remove("gateway_engine_resident_bytes", _labels(key))
         if recent >= limits.crash_limit:
             reason = (
                 f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"

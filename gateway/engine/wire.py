@@ -105,7 +105,7 @@ class Hello(msgspec.Struct, frozen=True):
     """
 
     signature: Signature
-    pid: int
+    pid: int = 0
     model: str = ""
     version: int = 0
     digest: str = ""

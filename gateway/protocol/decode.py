@@ -7,7 +7,6 @@ Source: Open Inference Protocol V2, "Inference Request JSON Object"; Triton, "Bi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -24,17 +23,16 @@ from gateway.protocol.json_tensor import (
     Reading,
     check_flat,
     few_numbers_in,
-    finite_number,
     fragment_of,
     is_array,
     is_object,
     is_splittable,
+    loads_with_tokens,
     longest_text,
     nesting_of,
     numbers,
     numbers_in,
     tensor_of,
-    whole_number,
     within,
 )
 from gateway.protocol.limits import Limits
@@ -312,9 +310,7 @@ class RequestDecoder:
         if b"NaN" not in text and b"Infinity" not in text:
             raise CallerError(_parse_fault(text, error)) from None
         try:
-            document = json.loads(
-                text.decode(), object_pairs_hook=_object, parse_float=finite_number, parse_int=whole_number
-            )
+            document = loads_with_tokens(text.decode(), object_pairs_hook=_object)
         except (ValueError, RecursionError) as fault:
             raise CallerError(_parse_fault(text, fault)) from None
         if not isinstance(document, dict):

@@ -26,11 +26,11 @@ __all__ = (
     "check_flat",
     "check_nesting",
     "few_numbers_in",
-    "finite_number",
     "fragment_of",
     "is_array",
     "is_object",
     "is_splittable",
+    "loads_with_tokens",
     "longest_text",
     "narrow",
     "nested_otherwise",
@@ -39,7 +39,6 @@ __all__ = (
     "numbers_in",
     "numbers_with_tokens",
     "tensor_of",
-    "whole_number",
     "wide_numbers",
     "within",
 )
@@ -264,35 +263,33 @@ def numbers_with_tokens(text: bytes, inner: tuple[int, ...], spec: TensorSpec) -
     ValueError
         It is not valid JSON.
     """
-    values = json.loads(text, parse_float=finite_number, parse_int=whole_number)
+    values = loads_with_tokens(text)
     return _elements(values, (len(values), *inner), NUMPY_OF[spec.datatype], spec)
 
 
-def finite_number(text: str) -> float:
-    """A number with a fraction or an exponent, as JSON has it.
+def loads_with_tokens(text: str | bytes, **hooks: Any) -> Any:
+    """What `json.loads` makes of JSON in which NaN, Infinity and -Infinity may stand; other numbers as simdjson takes
+    them, which reads all that is without these.
 
     Raises
     ------
     ValueError
-        It is beyond every datatype.
+        It is not valid JSON, or a number is beyond every datatype, or a whole one beyond 64 bits.
+
+    >>> loads_with_tokens("[NaN, 18446744073709551615]")
+    [nan, 18446744073709551615]
     """
+    return json.loads(text, parse_float=_finite_number, parse_int=_whole_number, **hooks)
+
+
+def _finite_number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"NUMBER {text[:32]} is beyond every datatype")
     return number
 
 
-def whole_number(text: str) -> int:
-    """A number without a fraction and an exponent; as simdjson, which reads bodies without tokens, takes them.
-
-    Raises
-    ------
-    ValueError
-        It is beyond 64 bits.
-
-    >>> whole_number("18446744073709551615")
-    18446744073709551615
-    """
+def _whole_number(text: str) -> int:
     if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**64:
         return number
     raise ValueError(f"NUMBER {text[:32]} is beyond every datatype")

@@ -10,15 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gateway.engine.approved import WIDE_BYTES, rows_written_at_once
 from gateway.engine.notes import read_note
-from gateway.engine.oneshot import connect_engine, open_engine
+from gateway.engine.oneshot import connect_engine
 from gateway.protocol.datatypes import Signature, TensorSpec
-from gateway.repository.add import add_version
-from gateway.repository.lineage import Lineage
-from gateway.repository.policy import ModelPolicy
 from gateway.serving.aside import SLOW_JSON_BYTES
 from tests.engines import save_model
 from tests.gateways import eventually
-from tests.orders import started
+from tests.orders import made, started
 
 
 def test_an_engine_says_what_it_chose_and_why(tmp_path: Path) -> None:
@@ -79,10 +76,7 @@ def test_more_rows_share_a_run_as_far_as_its_answers_are_small(tmp_path: Path, w
         outputs={"y": (TensorProto.FLOAT, ["n", width])},
         weights=[weights],
     )
-    added = add_version(
-        tmp_path / "made", "bike-demand", file, open_runner=open_engine, policy=ModelPolicy(), lineage=Lineage()
-    )
-    with started(tmp_path, version=added.folder) as (_, order, log):
+    with started(tmp_path, version=made(tmp_path, file)) as (_, order, log):
         eventually(Path(order.socket).exists, seconds=60, what="the engine")
         with connect_engine(Path(order.socket)) as engine:
             assert engine.hello.max_rows == greeted

@@ -17,14 +17,11 @@ from gateway.engine.errors import EngineGone, RunStopped
 from gateway.engine.notes import EnginePaths, socket_of
 from gateway.engine.oneshot import BlockingEngine, connect_engine, open_engine
 from gateway.engine.pulse import read_beats
-from gateway.repository.add import add_version
-from gateway.repository.lineage import Lineage
-from gateway.repository.policy import ModelPolicy
 from tests.engines import save_divider, save_looper, save_model
 from tests.gateways import eventually, running_gateway
 from tests.load import Load
-from tests.orders import started
-from tests.processes import holding
+from tests.orders import made, started
+from tests.processes import holding, is_running
 
 ROW = {"features": np.array([[0.0, 9.0, 3.0, 20.0, 50.0, 10.0]], "f4")}
 SMALLEST = -(2**63)
@@ -32,24 +29,9 @@ SMALLEST = -(2**63)
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="instances need Linux")
 
 
-def add(tmp_path: Path, file: Path) -> Path:
-    """The folder of a version made of this file."""
-    made = add_version(
-        tmp_path / "made", "bike-demand", file, open_runner=open_engine, policy=ModelPolicy(), lineage=Lineage()
-    )
-    return made.folder
-
-
 def reach(socket: str, instance: int, *, timeout_seconds: float = 10.0) -> BlockingEngine:
     eventually(Path(socket).exists, seconds=60, what="the engine")
     return connect_engine(socket_of(Path(socket), instance), timeout_seconds=timeout_seconds)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_each_instance_answers_at_a_place_of_its_own_as_the_model_does(tmp_path: Path) -> None:
@@ -78,7 +60,7 @@ def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
         outputs={"y": (TensorProto.FLOAT, ["n", 4096])},
         weights=[weights],
     )
-    with started(tmp_path, version=add(tmp_path, file), instances=2) as (_, order, _):
+    with started(tmp_path, version=made(tmp_path, file), instances=2) as (_, order, _):
         for number in (0, 1):
             with reach(order.socket, number) as engine:
                 engine.run({"x": np.ones((8, 4096), "f4")})
@@ -129,7 +111,7 @@ def test_the_instances_end_with_the_first(tmp_path: Path) -> None:
 @pytest.mark.fault
 @pytest.mark.promise("P5")
 def test_an_input_that_kills_its_instance_ends_the_engine_with_that_signal(tmp_path: Path) -> None:
-    version = add(tmp_path, save_divider(tmp_path / "divider.onnx"))
+    version = made(tmp_path, save_divider(tmp_path / "divider.onnx"))
     with started(tmp_path, version=version, instances=2) as (process, order, _):
         with reach(order.socket, 1) as engine, pytest.raises(EngineGone):
             engine.run({"a": np.array([SMALLEST]), "b": np.array([-1])})
@@ -137,7 +119,7 @@ def test_an_input_that_kills_its_instance_ends_the_engine_with_that_signal(tmp_p
 
 
 def test_a_run_of_any_instance_is_stopped_at_its_deadline(tmp_path: Path) -> None:
-    version = add(tmp_path, save_looper(tmp_path / "looper.onnx"))
+    version = made(tmp_path, save_looper(tmp_path / "looper.onnx"))
     with started(tmp_path, version=version, instances=2) as (process, order, _):
         for number in (0, 1):
             with reach(order.socket, number, timeout_seconds=0.5) as engine:
@@ -170,7 +152,7 @@ def test_all_instances_answer_who_is_connected_before_they_end(tmp_path: Path, t
 @pytest.mark.fault
 @pytest.mark.promise("P13")
 def test_an_engine_that_is_told_twice_drains_once(tmp_path: Path) -> None:
-    version = add(tmp_path, save_looper(tmp_path / "looper.onnx"))
+    version = made(tmp_path, save_looper(tmp_path / "looper.onnx"))
     with started(tmp_path, version=version, instances=2) as (process, order, _):
         with reach(order.socket, 0, timeout_seconds=1.0) as engine, reach(order.socket, 1) as other:
             running = threading.Thread(target=lambda: pytest.raises(RunStopped, engine.run, {"n": np.array([2**62])}))
@@ -188,7 +170,7 @@ def test_an_engine_that_is_told_twice_drains_once(tmp_path: Path) -> None:
 @pytest.mark.fault
 @pytest.mark.promise("P5")
 def test_a_crash_of_an_instance_is_seen_during_a_run_of_the_first(tmp_path: Path) -> None:
-    version = add(tmp_path, save_looper(tmp_path / "looper.onnx"))
+    version = made(tmp_path, save_looper(tmp_path / "looper.onnx"))
     with started(tmp_path, version=version, instances=2) as (process, order, _):
         with reach(order.socket, 0) as engine, reach(order.socket, 1) as other:
             running = threading.Thread(target=lambda: pytest.raises(EngineGone, engine.run, {"n": np.array([2**62])}))

@@ -14,6 +14,7 @@ import pytest
 
 from tests.gateways import RunningGateway, eventually, start_gateway
 from tests.load import ROWS, Load, features
+from tests.processes import is_running
 
 DRAIN_SECONDS = 5.0
 Answered = set[tuple[str, str]]  # prediction ids with the request ids they answer
@@ -128,11 +129,3 @@ def answers_of(load: Load) -> Answered:
 
 def logged(gateway: RunningGateway) -> Answered:
     return {(record.id, str(record.request_id)) for record in gateway.predictions()}
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"

@@ -32,6 +32,7 @@ from tests.checker import (
 )
 from tests.gateways import eventually, start_gateway
 from tests.load import Load
+from tests.processes import is_running
 
 ROUNDS = int(os.environ.get("GATEWAY_TEST_ROUNDS", "4"))
 EMBEDDED = ("front", "supervisor", *["front"] * 6)
@@ -73,7 +74,7 @@ class Siege:
         if victim == "supervisor":
             children = list(self.gateway.titles().values())
             self.gateway.kill()
-            eventually(lambda: not [pid for pid in children if _is_running(pid)], what="the end of all children")
+            eventually(lambda: not [pid for pid in children if is_running(pid)], what="the end of all children")
             self.end_load()
             # A gateway that starts counts from zero again.
             self._counted.append(counts_of(self.gateway.state_dir))
@@ -160,11 +161,3 @@ def test_whatever_is_killed_kafka_gets_every_answer_in_order(tmp_path: Path, own
         assert verdict.gaps == 0
     assert under.failed.keys() <= {503}, "while no engine is reached"
     assert not under.miscounted(entries)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
