@@ -266,7 +266,7 @@ class Supervisor:
         return folders, self._store.snapshot() if new or changed else snapshot
 
     def _seed(self, model: str, folders: dict[tuple[str, int], ModelVersion]) -> None:
-        """Approve what model.toml approves by digest, and set its route where the model has none yet."""
+        """Approve what model.toml approves by digest, and set its route where the model never had one."""
         try:
             policy = load_policy(self._settings.models / model)
         except PolicyError as error:
@@ -283,7 +283,7 @@ class Supervisor:
                 )
                 continue
             self._store.approve(model, int(text), actor="model.toml", reason="approved by digest in model.toml")
-        if model in snapshot.routes:
+        if self._store.route_decision(model) is not None:
             return
         snapshot = self._store.snapshot()
         approved = {v for (m, v), state in snapshot.versions.items() if m == model and state.status == "approved"}

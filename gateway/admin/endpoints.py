@@ -109,14 +109,18 @@ def _limit(call: Call, default: int) -> int:
     return _number(call, "limit", default=default, highest=MAX_LIMIT) or default
 
 
-def _set_route(operations: Operations, call: Call) -> Body:
+def _revision(call: Call) -> int | None:
     revision = call.if_match.strip().removeprefix("W/").strip('"')
     if revision and not revision.isdigit():
         raise BadRequest(f"If-Match is {call.if_match[:32]!r}; expected the revision of the route, in quotes")
+    return int(revision) if revision else None
+
+
+def _set_route(operations: Operations, call: Call) -> Body:
     return operations.set_route(
         call.path["model"],
         **msgspec.structs.asdict(call.body),
-        expected_revision=int(revision) if revision else None,
+        expected_revision=_revision(call),
         actor=call.actor,
     )
 
@@ -169,6 +173,15 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "Set the route of a model; an open rollout is superseded. If-Match: the revision that was read.",
         _set_route,
         body=RouteRequest,
+    ),
+    Endpoint(
+        "POST",
+        "/routes/{model}/remove",
+        "Leave a model without traffic; an open rollout is superseded. If-Match: the revision that was read.",
+        lambda o, call: o.remove_route(
+            call.path["model"], reason=call.body.reason, expected_revision=_revision(call), actor=call.actor
+        ),
+        body=ReasonRequest,
     ),
     Endpoint(
         "POST",

@@ -77,11 +77,18 @@ class AdminClient:
         """
         return self._call("GET", path, query=query)
 
-    def post(self, path: str, body: dict[str, Any], *, timeout_seconds: float = ANSWER_SECONDS) -> Any:
-        return self._call("POST", path, body=body, timeout_seconds=timeout_seconds)
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        *,
+        revision: int | None = None,
+        timeout_seconds: float = ANSWER_SECONDS,
+    ) -> Any:
+        return self._call("POST", path, body=body, headers=_if_match(revision), timeout_seconds=timeout_seconds)
 
     def put(self, path: str, body: dict[str, Any], *, revision: int | None = None) -> Any:
-        return self._call("PUT", path, body=body, headers={} if revision is None else {"if-match": f'"{revision}"'})
+        return self._call("PUT", path, body=body, headers=_if_match(revision))
 
     def lines(self, path: str, query: dict[str, Any]) -> Iterator[str]:
         """The lines of an answer, as they come; waits for the next one as long as it takes."""
@@ -193,6 +200,10 @@ def _url_of(state_dir: Path, *, host: str, port: str) -> str:
         return ""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104  (read, not bound)
     return f"http://{everywhere.get(name, f'[{name}]' if ':' in name else name)}:{number}"
+
+
+def _if_match(revision: int | None) -> dict[str, str]:
+    return {} if revision is None else {"if-match": f'"{revision}"'}
 
 
 def _is_loopback(url: str) -> bool:

@@ -13,7 +13,7 @@ from gateway.cli.screen import AsJson, Reason, clean, print_json, print_table
 
 __all__ = ("app", "route_text")
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Show and set routes.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Show, set and remove routes.")
 
 
 @app.command()
@@ -71,6 +71,22 @@ def set_route(
         print_json(route)
     else:
         typer.echo(route_text(route))
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The model.")],
+    reason: Reason = "",
+    revision: Annotated[int | None, typer.Option(help="Only if the route is still at this revision.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Leave a model without traffic; only requests that name a version are answered. An open rollout ends by it."""
+    body = open_client().post(f"/routes/{quote(name, safe='')}/remove", {"reason": reason}, revision=revision)
+    if as_json:
+        print_json(body)
+        return
+    typer.echo(f"{clean(name)} has no route any more")
+    typer.echo(f"next, to end its engines: gateway models reject {clean(name)} VERSION --reason TEXT")
 
 
 def route_text(route: dict[str, Any]) -> str:

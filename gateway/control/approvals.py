@@ -86,7 +86,9 @@ def _take_off_route(change: Change, model: str, version: int) -> None:
     if route is None:
         return
     if version == route.stable:
-        raise Refused(f"{model} version {version} is the stable version; set the route to another one first")
+        raise Refused(
+            f"{model} version {version} is the stable version; set the route to another one first, or remove it"
+        )
     if version == route.canary:
         if change.open_rollout(model) is not None:
             raise Refused(f"a rollout of {model} version {version} is open; `gateway rollout abort {model}` ends it")

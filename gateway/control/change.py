@@ -109,6 +109,10 @@ class Change:
     def put_route(self, route: Route) -> None:
         self._put(schema.routes, route, schema.routes.c.model == route.model)
 
+    def remove_route(self, model: str) -> None:
+        self._changed = True
+        self._connection.execute(sa.delete(schema.routes).where(schema.routes.c.model == model))
+
     def open_rollout(self, model: str) -> RolloutState | None:
         table = schema.rollouts
         found = (

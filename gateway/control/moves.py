@@ -22,7 +22,7 @@ from gateway.rollout.machine import Event, Phase, RolloutState, begin, move
 from gateway.rollout.plan import Plan, check_plan
 from gateway.routing.table import Route
 
-__all__ = ("TRAFFIC_KINDS", "move_rollout", "roll_back", "set_route_by_hand", "start_rollout")
+__all__ = ("TRAFFIC_KINDS", "move_rollout", "remove_route", "roll_back", "set_route_by_hand", "start_rollout")
 
 _KINDS: dict[Event, str] = {
     "advance": "rollout_advanced",
@@ -37,7 +37,15 @@ _KINDS: dict[Event, str] = {
     "expire": "rollout_expired",
 }
 
-TRAFFIC_KINDS = ("route_set", "rollback", "rollout_started", "rollout_advanced", "rollout_promoted", "rollout_aborted")
+TRAFFIC_KINDS = (
+    "route_set",
+    "route_removed",
+    "rollback",
+    "rollout_started",
+    "rollout_advanced",
+    "rollout_promoted",
+    "rollout_aborted",
+)
 """Kinds of the decisions that move traffic."""
 
 
@@ -57,16 +65,19 @@ def set_route_by_hand(
 ) -> DecisionRecord:
     """Set a route as it is asked for. An open rollout no longer speaks for the route then, and is superseded."""
     old = change.route(model)
-    found = 0 if old is None else old.revision
-    if expected_revision is not None and expected_revision != found:
-        raise Conflict(f"the route of {model} is at revision {found}, not {expected_revision}; look at it again")
+    _check_revision(model, old, expected_revision)
     for version in (stable, canary):
         if version is not None:
             _require_approved(change, model, version)
-    new = set_route(old, model=model, stable=stable, canary=canary, weight=weight, salt=salt, revision=change.revision)
-    rollout = change.open_rollout(model)
-    if rollout is not None:
-        _persist(change, rollout, "supersede", old, old, actor=actor, reason="the route was set by hand")
+    new = set_route(
+        old or Route(model, stable, trial=_trials_before(change, model)),
+        stable=stable,
+        canary=canary,
+        weight=weight,
+        salt=salt,
+        revision=change.revision,
+    )
+    _supersede(change, model, old, actor=actor, reason="the route was set by hand")
     change.put_route(new)
     return change.decide(
         model,
@@ -76,6 +87,24 @@ def set_route_by_hand(
         before=route_summary(old),
         after=route_summary(new),
         evidence=evidence,
+    )
+
+
+def remove_route(
+    change: Change, model: str, *, actor: str, reason: str, expected_revision: int | None
+) -> DecisionRecord:
+    """Leave a model without traffic. Its versions stay approved, and a route that is set later counts trials on."""
+    old = _known_route(change, model)
+    _check_revision(model, old, expected_revision)
+    _supersede(change, model, old, actor=actor, reason="the route was removed")
+    change.remove_route(model)
+    return change.decide(
+        model,
+        kind="route_removed",
+        actor=actor,
+        reason=reason,
+        before=route_summary(old),
+        after=route_summary(None),
     )
 
 
@@ -97,7 +126,6 @@ def start_rollout(
         raise Refused(f"plan of a rollout of {model}: {error}") from None
     new = set_route(
         old,
-        model=model,
         stable=old.stable,
         canary=canary,
         weight=state.weight,
@@ -219,6 +247,23 @@ def _route_after(old: Route, moved: RolloutState, *, revision: int) -> Route:
     if moved.over:
         return stable_route(old, revision=revision)
     return step_route(old, moved, revision=revision)
+
+
+def _supersede(change: Change, model: str, route: Route | None, *, actor: str, reason: str) -> None:
+    rollout = change.open_rollout(model)
+    if rollout is not None:
+        _persist(change, rollout, "supersede", route, route, actor=actor, reason=reason)
+
+
+def _trials_before(change: Change, model: str) -> int:
+    removed = change.last_decision(model, "route_removed")
+    return 0 if removed is None else int(removed.before["trial"])
+
+
+def _check_revision(model: str, route: Route | None, expected: int | None) -> None:
+    found = 0 if route is None else route.revision
+    if expected is not None and expected != found:
+        raise Conflict(f"the route of {model} is at revision {found}, not {expected}; look at it again")
 
 
 def _known_route(change: Change, model: str) -> Route:

@@ -21,7 +21,14 @@ from gateway.control.audit import GENESIS, verify
 from gateway.control.change import Change, Status, VersionState, decision_of, rollout_of, route_of, version_of
 from gateway.control.database import Database
 from gateway.control.errors import Conflict, NotKnown, Refused, StoreAway, StoreError
-from gateway.control.moves import TRAFFIC_KINDS, move_rollout, roll_back, set_route_by_hand, start_rollout
+from gateway.control.moves import (
+    TRAFFIC_KINDS,
+    move_rollout,
+    remove_route,
+    roll_back,
+    set_route_by_hand,
+    start_rollout,
+)
 from gateway.events.records import DecisionRecord
 from gateway.rollout.machine import Event, Phase, RolloutState
 from gateway.rollout.plan import Plan
@@ -222,6 +229,21 @@ class Store:
                 expected_revision=expected_revision,
             )
 
+    def remove_route(
+        self, model: str, *, actor: str, reason: str, expected_revision: int | None = None
+    ) -> DecisionRecord:
+        """Leave a model without traffic, so that all its versions can be rejected; an open rollout is superseded.
+
+        Raises
+        ------
+        Conflict
+            The route has another revision by now than `expected_revision`.
+        NotKnown
+            The model has no route.
+        """
+        with self._change() as change:
+            return remove_route(change, model, actor=actor, reason=reason, expected_revision=expected_revision)
+
     def start_rollout(
         self, model: str, canary: int, *, plan: dict[str, Any], actor: str, reason: str
     ) -> DecisionRecord:
@@ -388,15 +410,13 @@ class Store:
         wanted = {"version": version, "digest": digest, "status": "approved"}
         return next((decision for decision in approved if decision.after == wanted), None)
 
-    def route_decision(self, model: str, *, until: str) -> DecisionRecord | None:
-        """The decision that made the model's route what it was at a time (ISO 8601, UTC)."""
+    def route_decision(self, model: str, *, until: str | None = None) -> DecisionRecord | None:
+        """The decision that made the model's route what it was at a time (ISO 8601, UTC), or what it is now."""
         table = schema.decisions
-        found = self._read_decisions(
-            sa.select(table)
-            .where(table.c.model == model, table.c.time <= until, table.c.kind.in_(TRAFFIC_KINDS))
-            .order_by(table.c.seq.desc())
-            .limit(1)
-        )
+        query = sa.select(table).where(table.c.model == model, table.c.kind.in_(TRAFFIC_KINDS))
+        if until is not None:
+            query = query.where(table.c.time <= until)
+        found = self._read_decisions(query.order_by(table.c.seq.desc()).limit(1))
         return found[0] if found else None
 
     def _read_decisions(self, query: sa.Select[Any]) -> list[DecisionRecord]:

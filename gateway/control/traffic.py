@@ -17,9 +17,7 @@ from gateway.routing.table import Route, RouteError, check_route
 __all__ = ("previous_route", "promoted_route", "route_summary", "set_route", "stable_route", "step_route")
 
 
-def set_route(
-    old: Route | None, *, model: str, stable: int, canary: int | None, weight: float, salt: str, revision: int
-) -> Route:
+def set_route(before: Route, *, stable: int, canary: int | None, weight: float, salt: str, revision: int) -> Route:
     """The route as a person or a plan wants it; `salt` is used when the canary is another one than before.
 
     Raises
@@ -27,10 +25,9 @@ def set_route(
     Refused
         The route cannot be served.
     """
-    before = old or Route(model, stable)
     begins = canary is not None and canary != before.canary
     route = Route(
-        model,
+        before.model,
         stable,
         canary,
         float(weight),
@@ -42,7 +39,7 @@ def set_route(
     try:
         check_route(route)
     except RouteError as error:
-        raise Refused(f"route of {model}: {error}") from None
+        raise Refused(f"route of {before.model}: {error}") from None
     return route
 
 

@@ -142,7 +142,7 @@ class RepositoryCalls:
             raise CallRefused(
                 409,
                 f"failed to unload '{model}', version {route.stable} carries its traffic; "
-                "what is routed to stays, another version is brought in by a rollout or a route",
+                f"`gateway route remove {model}` takes its traffic away",
             )
         for state in states:
             if state.status == "approved":

@@ -66,6 +66,7 @@ _DECISIONS = (
     "version_rejected",
     "digest_refused",
     "route_set",
+    "route_removed",
     "rollout_started",
     "rollout_advanced",
     "rollout_paused",

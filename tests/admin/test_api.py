@@ -298,6 +298,20 @@ def test_a_rollback_answers_with_the_route_and_the_decision(client: TestClient, 
     assert "no traffic" in error_of(client.post(f"{API}/routes/m/rollback", json={"version": 2}), 409)
 
 
+def test_a_route_is_removed_and_the_last_version_can_be_rejected_then(client: TestClient, world: World) -> None:
+    world.serve(1)
+    revision = client.put(f"{API}/routes/m", json={"stable": 1}).json()["revision"]
+    remove, reject = f"{API}/routes/m/remove", f"{API}/models/m/versions/1/reject"
+    assert "remove it" in error_of(client.post(reject, json={"reason": "x"}), 409)
+    stale = {"if-match": f'"{revision - 1}"'}
+    assert error_of(client.post(remove, json={}, headers=stale), 412)
+    body = client.post(remove, json={"reason": "retired"}, headers={"if-match": f'"{revision}"'}).json()
+    assert (body["decision"]["kind"], body["decision"]["reason"]) == ("route_removed", "retired")
+    assert "no route" in error_of(client.get(f"{API}/routes/m"), 404)
+    assert "no route" in error_of(client.post(remove, json={}), 404)
+    assert client.post(reject, json={"reason": "retired"}).json()["status"] == "rejected"
+
+
 def test_a_stale_if_match_is_412(client: TestClient, world: World) -> None:
     world.serve(1, 2)
     revision = client.put(f"{API}/routes/m", json={"stable": 1}).json()["revision"]

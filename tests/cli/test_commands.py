@@ -112,8 +112,11 @@ def test_a_way_through_the_whole_life_of_a_version(world: World) -> None:
     assert "promoted" in done("rollout", "promote", "m", "--reason", "I know")
     assert done("rollback", "m", "--reason", "I did not") == "rolled back; m: version 1 is stable\n"
     assert "version 2 is rejected" in done("models", "reject", "m", 2, "--reason", "bad")
+    assert done("route", "remove", "m", "--reason", "retired") == (
+        "m has no route any more\nnext, to end its engines: gateway models reject m VERSION --reason TEXT\n"
+    )
     kinds = [one["kind"] for one in json.loads(done("audit", "list", "--json"))["decisions"]]
-    assert kinds[-4:] == ["rollout_resumed", "rollout_promoted", "rollback", "version_rejected"]
+    assert kinds[-5:] == ["rollout_resumed", "rollout_promoted", "rollback", "version_rejected", "route_removed"]
     assert "none touched" in done("audit", "verify")
     assert {one.actor for one in world.store.decisions()} == {"ada", "gateway"}
 
@@ -140,6 +143,7 @@ def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
     assert "there is no model 'other'" in failed("models", "show", "other")
     assert "there is no rollout of m" in failed("rollout", "pause", "m")
     assert "no route" in failed("rollback", "m")
+    assert "no route" in failed("route", "remove", "m")
     assert "has not written" in failed("drift", "status")
     assert "event id" in failed("predictions", "show", "x")
 

@@ -380,6 +380,40 @@ def test_a_route_set_by_hand_supersedes_the_open_rollout(store: Store) -> None:
     assert store.snapshot().routes["m"].weight == 50
 
 
+def test_a_route_that_is_removed_leaves_versions_that_can_be_rejected(store: Store) -> None:
+    approved(store, 1, 2)
+    refused(store, lambda: store.remove_route("m", actor="ada", reason=""), match="no route")
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.start_rollout("m", 2, plan=STEPS, actor="ada", reason="")
+    before = store.snapshot()
+    revision = before.routes["m"].revision
+    refused(
+        store,
+        lambda: store.remove_route("m", actor="ada", reason="", expected_revision=revision - 1),
+        match=f"at revision {revision}",
+    )
+    decision = store.remove_route("m", actor="bob", reason="retired", expected_revision=revision)
+    after = store.snapshot()
+    assert (after.routes, after.versions) == ({}, before.versions)
+    assert after.revision > before.revision, "fronts follow it"
+    assert (decision.kind, decision.before["stable"], decision.after) == ("route_removed", 1, {})
+    assert store.route_decision("m") == decision
+    assert [one.kind for one in store.decisions()[-2:]] == ["rollout_superseded", "route_removed"]
+    assert store.rollout("m") is None
+    assert store.reject("m", 1, actor="bob", reason="retired").status == "rejected"
+
+
+def test_trials_count_on_when_a_route_was_removed_in_between(store: Store) -> None:
+    approved(store, 1, 2)
+    store.set_route("m", stable=1, canary=2, weight=5, actor="ada", reason="")
+    before = store.snapshot().routes["m"]
+    store.remove_route("m", actor="ada", reason="")
+    store.set_route("m", stable=1, canary=2, weight=5, actor="ada", reason="")
+    after = store.snapshot().routes["m"]
+    assert after.trial == before.trial + 1
+    assert after.previous is None
+
+
 def test_a_rollback_takes_the_canary_first_and_then_the_stable_version_once(store: Store) -> None:
     approved(store, 1, 2, 3)
     refused(store, lambda: store.rollback("m", actor="a", reason=""), match="no route")

@@ -38,6 +38,32 @@ def test_a_new_version_and_a_new_model_take_traffic_and_no_request_is_lost(
     assert {answer.version for answer in load.answers[-50:]} == {str(version)}
 
 
+def test_a_model_is_retired_and_each_request_for_it_is_answered(gateway: RunningGateway, tmp_path: Path) -> None:
+    file = save_doubler(tmp_path / "retired.onnx")
+    version = gateway.add("retired", file)
+    (gateway.models / "retired" / "model.toml").write_text(f"[route]\nstable = {version}\n")
+    gateway.set_route("retired", version)
+    rows = [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]
+    url = f"{gateway.http_url}/v2/models/retired"
+    with Load(gateway.http_port, model="retired", inputs=[rows]) as load, Load(gateway.http_port, version=1) as others:
+        load.wait(50)
+        gateway.cli("route", "remove", "retired", "--reason", "a test")
+        eventually(lambda: call(f"{url}/infer", {"inputs": rows})[0] == 404, what="the end of its traffic")
+        named = f"{url}/versions/{version}/infer"
+        assert call(named, {"inputs": rows})[0] == 200, "its version is there for those who name it"
+        # Traffic that a person took away does not come back with a version, whatever model.toml has as first route.
+        gateway.add("retired", file)
+        load.wait(50)
+        assert load.answers[-1].status == 404
+        for number in (version, version + 1):
+            gateway.cli("models", "reject", "retired", str(number), "--reason", "a test")
+        eventually(lambda: not gateway.children("engine retired"), what="the end of its engines")
+        assert call(named, {"inputs": rows})[0] == 404
+        others.wait(50)
+    assert not load.broken and not others.broken and not others.failed
+    assert {answer.status for answer in load.answers} == {200, 404}
+
+
 def test_a_version_that_nobody_approved_is_not_served_and_says_so(gateway: RunningGateway) -> None:
     version = gateway.add("bike-demand", ROOT / "models" / "bike-demand" / "3" / "model.onnx", approve=False)
     eventually(lambda: f" {version} " in gateway.cli("models", "list"), what="the new version in the list")
