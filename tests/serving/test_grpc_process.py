@@ -10,18 +10,26 @@ import numpy as np
 import pytest
 
 from gateway.serving.grpc import HOW_TO_INSTALL
-from tests.gateways import eventually, front_of, running_gateway
+from tests.gateways import eventually, running_gateway
 from tests.serving.callers import Caller, request_of
 
 pytestmark = pytest.mark.slow
 
 ROW = request_of({"features": ("FP32", np.zeros((1, 6), "f4"))}, model="bike-demand")
+APART = [("grpc.use_local_subchannel_pool", 1)]
+"""A channel that shares no connection with others."""
+
+
+async def ask_once(address: str) -> str:
+    """The id of one prediction, asked for on a connection of its own."""
+    async with grpc.aio.insecure_channel(address, options=APART) as channel:
+        answer = await Caller(channel).call("ModelInfer", ROW)
+    return str(answer.parameters["prediction_id"].string_param)
 
 
 async def ask_until(address: str, stopped: asyncio.Event, answered: list[str], refused: list[str]) -> None:
     """Ask, on a connection of its own, until told to stop or refused."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
+    async with grpc.aio.insecure_channel(address, options=APART) as channel:
         caller = Caller(channel)
         while not stopped.is_set():
             try:
@@ -40,8 +48,11 @@ def test_fronts_share_the_port_and_drain_it_on_sigterm(tmp_path: Path) -> None:
         async def drive() -> None:
             stopped = asyncio.Event()
             address = f"127.0.0.1:{gateway.grpc_port}"
-            asking = [asyncio.create_task(ask_until(address, stopped, answered, refused)) for _ in range(16)]
             async with asyncio.timeout(30):
+                while len({prediction_id[12:14] for prediction_id in answered}) < 2:
+                    # One front may be ready before the other; each connection finds one of those that are.
+                    answered.append(await ask_once(address))
+                asking = [asyncio.create_task(ask_until(address, stopped, answered, refused)) for _ in range(16)]
                 while len(answered) < 200:
                     await asyncio.sleep(0.01)
             gateway.process.send_signal(signal.SIGTERM)
@@ -56,7 +67,6 @@ def test_fronts_share_the_port_and_drain_it_on_sigterm(tmp_path: Path) -> None:
         logged = gateway.predictions()
     assert set(refused) == {"UNAVAILABLE"}
     assert {record.id for record in logged if record.status == 200} == set(answered)
-    assert {front_of(record) for record in logged} == {"00", "01"}
 
 
 def test_without_the_extra_the_gateway_serves_http_and_says_how_to_get_grpc(tmp_path: Path) -> None:
