@@ -16,6 +16,7 @@ from benchmarks.errors import ServerFailed
 from benchmarks.models import FEATURES
 from benchmarks.processes import title, tree
 from benchmarks.servers import Running, answers, free_port, started, wait_until
+from gateway.parent import PARENT_VARIABLE
 
 __all__ = ("EVERYTHING_ON", "OBSERVATION_OFF", "Variant", "add_model", "logged", "running_gateway")
 
@@ -139,7 +140,7 @@ def _running_variant(variant: Variant, model: str, *, root: int, state: Path, sl
         [sys.executable, "-m", "benchmarks.front", *arguments],
         folder=state.parent,
         log=log,
-        environment={"PYTHONPATH": str(ROOT), "_GATEWAY_PARENT": str(os.getpid())},
+        environment={"PYTHONPATH": str(ROOT), PARENT_VARIABLE: str(os.getpid())},
     ) as process:
         base = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{base}/v2/health/ready"), process, log=log)

@@ -22,10 +22,10 @@ import setproctitle
 from gateway.behind import BEHIND_SERVING, step_behind
 from gateway.engine.notes import EnginePaths, refusal
 from gateway.lasting import lasting
-from gateway.parent import die_with_parent
+from gateway.parent import PARENT_VARIABLE, follow
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
-from gateway.telemetry.log import ProcessLog, take_library_logs
+from gateway.telemetry.log import ProcessLog, take_loggers
 
 if TYPE_CHECKING:
     from gateway.predictions.spool import SpoolWriter
@@ -476,7 +476,7 @@ class _StoreRoutes:
 def _process(settings: Settings, name: str) -> Iterator[tuple[ProcessLog, CellFile]]:
     _become(name)
     log = ProcessLog(name, json=settings.log.json_lines, stream=sys.stderr)
-    take_library_logs(log)
+    take_loggers(log)
     cells = CellFile(metrics_dir(settings) / f"{name.replace(' ', '-')}.cells")
     try:
         yield log, cells
@@ -486,11 +486,9 @@ def _process(settings: Settings, name: str) -> Iterator[tuple[ProcessLog, CellFi
 
 def _become(name: str) -> None:
     setproctitle.setproctitle(f"gateway: {name}")
-    parent = os.environ.get("_GATEWAY_PARENT")
+    parent = os.environ.get(PARENT_VARIABLE)
     if parent:
-        # Ctrl-C reaches every process of a terminal. The supervisor ends its children, in order.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        die_with_parent(int(parent))
+        follow(int(parent))
 
 
 def _listen(host: str, port: int) -> socket.socket:

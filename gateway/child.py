@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from gateway.parent import PARENT_VARIABLE
+
 __all__ = ("STOP_SECONDS", "Child")
 
 STOP_SECONDS = 5.0
@@ -47,7 +49,7 @@ class Child:
         self.stopping = False
         self._arguments = arguments
         self._ended = ended
-        self._environment = {"_GATEWAY_PARENT": str(os.getpid()), **(environment or {})}
+        self._environment = {PARENT_VARIABLE: str(os.getpid()), **(environment or {})}
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:

@@ -6,7 +6,10 @@ import ctypes
 import os
 import signal
 
-__all__ = ("die_with_parent",)
+__all__ = ("PARENT_VARIABLE", "die_with_parent", "follow")
+
+PARENT_VARIABLE = "_GATEWAY_PARENT"
+"""In the environment of a child: the process id of whoever started it, which may be gone before the child can ask."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,3 +29,15 @@ def die_with_parent(parent: int | None = None) -> None:
         return
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def follow(parent: int) -> None:
+    """End with the process that started this one, and leave it Ctrl-C, which reaches every process of a terminal.
+
+    Parameters
+    ----------
+    parent : int
+        Process id; when it is gone already, this process ends at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent)

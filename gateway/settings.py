@@ -123,7 +123,15 @@ class EngineSettings(_Section):
         description="Memory of an engine, or of each of its instances: a run that would take it beyond fails, a model "
         "that needs more to be loaded is not served, and an engine that got beyond all the same is replaced.",
     )
-    crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
+    max_output_bytes: int = Field(
+        2**26,
+        ge=2**16,
+        le=2**31,
+        description="Tensors that one run may give; a request whose outputs take more fails.",
+    )
+    crash_limit: int = Field(
+        5, ge=1, le=1000, description="Crashes within `crash_window_seconds` that open the circuit."
+    )
     crash_window_seconds: float = Field(60.0, gt=0)
     frames_in_flight: int = Field(2, ge=1, le=16, description="Batches one front may have in one engine.")
     max_batch_bytes: int = Field(

@@ -57,6 +57,7 @@ def started(
         instances=instances,
         hang_seconds=10.0,
         max_resident_bytes=2**30,
+        max_output_bytes=2**26,
         drain_seconds=10.0,
         start_timeout_seconds=30.0,
         json_lines=False,

@@ -20,14 +20,14 @@ from gateway.engine.notes import EngineNote, write_note
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
 from gateway.engine.wire import Hello
-from gateway.parent import die_with_parent
+from gateway.parent import PARENT_VARIABLE, follow
 from gateway.repository.errors import RepositoryError
 from gateway.repository.policy import PolicyError
 from gateway.telemetry.log import ProcessLog
 
 
 def main(arguments: list[str]) -> int:
-    die_with_parent(os.getppid())
+    follow(int(os.environ.get(PARENT_VARIABLE, os.getppid())))
     order = None
     try:
         if len(arguments) == 1:

@@ -112,6 +112,7 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
             hello=hello,
             floor=floor,
             max_run_seconds=order.hang_seconds,
+            max_output_bytes=order.max_output_bytes,
             drain_seconds=order.drain_seconds,
             pulse=Pulse(Path(order.beat), number),
             others=others,

@@ -26,4 +26,4 @@ class RunStopped(EngineError):
 
 
 class WireError(EngineError):
-    """Raised when bytes on the engine's socket are no frame."""
+    """Raised when bytes on the engine's socket are no frame, or what shall be sent makes none."""

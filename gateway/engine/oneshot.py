@@ -20,6 +20,7 @@ import numpy as np
 from gateway.engine.address import short_address
 from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed, RunStopped
 from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
+from gateway.parent import PARENT_VARIABLE
 
 __all__ = ("BlockingEngine", "connect_engine", "open_engine")
 
@@ -98,7 +99,7 @@ class BlockingEngine:
             if frame_id == self._next_id:
                 break
         if kind == FAILURE:
-            raise RunFailed(str(payload, "utf-8"))
+            raise RunFailed(str(payload, "utf-8", "replace"))
         if kind == STOPPED:
             raise RunStopped(f"the run was stopped after {self._timeout:g} s")
         if kind != RESULT:
@@ -161,8 +162,11 @@ def open_engine(
     with tempfile.TemporaryDirectory(prefix="gateway-engine-") as folder:
         socket_path = Path(folder) / "engine.sock"
         command = [sys.executable, "-m", "gateway.engine", os.fspath(model_file), os.fspath(socket_path), str(threads)]
+        environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
         with open(Path(folder) / "errors", "w+b") as errors:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)  # noqa: S603
+            process = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment
+            )
             try:
                 _await_socket(process, socket_path, timeout_seconds=start_timeout_seconds, model_file=model_file)
             except EngineStartFailed as failure:

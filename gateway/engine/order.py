@@ -14,9 +14,9 @@ class EngineOrder(msgspec.Struct, frozen=True):
     only the version with `digest` is loaded. An engine that cannot serve the version leaves `{"state": "failed",
     "reason"}` in the file `state`: another attempt would fail in the same way. `instances`: how many processes it may
     have, where the model allows it. `hang_seconds`: the longest run. `max_resident_bytes`: a run that would take an
-    instance beyond it fails. `drain_seconds`: how long an engine that is told to end goes on for those that are
-    connected. `start_timeout_seconds`: all that comes before it is ready; half of it is for the warm-up. `json_lines`:
-    how it writes its process log.
+    instance beyond it fails, as does one whose outputs take more than `max_output_bytes`. `drain_seconds`: how long an
+    engine that is told to end goes on for those that are connected. `start_timeout_seconds`: all that comes before it
+    is ready; half of it is for the warm-up. `json_lines`: how it writes its process log.
     """
 
     model: str
@@ -31,6 +31,7 @@ class EngineOrder(msgspec.Struct, frozen=True):
     instances: int
     hang_seconds: float
     max_resident_bytes: int
+    max_output_bytes: int
     drain_seconds: float
     start_timeout_seconds: float
     json_lines: bool

@@ -21,13 +21,14 @@ import numpy as np
 
 from gateway.engine.address import short_address
 from gateway.engine.connection import Connection
-from gateway.engine.errors import RunFailed, RunStopped
+from gateway.engine.errors import RunStopped
 from gateway.engine.instances import Others
 from gateway.engine.memory import Floor
 from gateway.engine.pulse import Pulse
 from gateway.engine.readiness import READABLE, open_readiness
 from gateway.engine.session import ModelSession
 from gateway.engine.wire import (
+    MAX_FRAME_BYTES,
     Hello,
     encode_failure,
     encode_hello,
@@ -57,6 +58,7 @@ def run_engine(
     hello: Hello,
     floor: Floor | None = None,
     max_run_seconds: float = math.inf,
+    max_output_bytes: int = MAX_FRAME_BYTES,
     drain_seconds: float = 0.0,
     pulse: Pulse | None = None,
     others: Others | None = None,
@@ -75,6 +77,8 @@ def run_engine(
         Kept once a second.
     max_run_seconds : float
         A run is stopped at the deadline that came with it, and after this time at the latest.
+    max_output_bytes : int
+        A run whose outputs take more fails.
     drain_seconds : float
         How long the engine goes on after SIGTERM for those that are connected and still ask.
     pulse : Pulse, optional
@@ -90,6 +94,7 @@ def run_engine(
             order=order,
             greeting=encode_hello(msgspec.structs.replace(hello, pid=os.getpid(), shared_memory=True)),
             max_run_seconds=max_run_seconds,
+            max_output_bytes=max_output_bytes,
             pulse=pulse or Pulse(None),
             others=others,
             floor=floor,
@@ -143,6 +148,7 @@ class _Engine:
         order: socket.socket,
         greeting: bytes,
         max_run_seconds: float,
+        max_output_bytes: int,
         pulse: Pulse,
         others: Others,
         floor: Floor | None,
@@ -153,6 +159,7 @@ class _Engine:
         self._order = order
         self._greeting = greeting
         self._max_run_seconds = max_run_seconds
+        self._max_output_bytes = max_output_bytes
         self._pulse = pulse
         self._others = others
         self._floor = floor
@@ -256,13 +263,14 @@ class _Engine:
             if ended >= self._pulse.due:
                 # Several long runs may follow one another before the loop is back.
                 self._pulse.beat(ended)
-            return encode_result(frame_id, nanoseconds, outputs)
+            return encode_result(frame_id, nanoseconds, outputs, max_bytes=self._max_output_bytes)
         except RunStopped:
             self._pulse.beat(time.monotonic())
             return (encode_stopped(frame_id),)
-        except (RunFailed, ValueError, MemoryError) as error:
+        except Exception as error:
+            # Whatever a model gives, or does not, it costs what was asked with this frame and nothing else.
             self._pulse.beat(time.monotonic())
-            return (encode_failure(frame_id, str(error)),)
+            return (encode_failure(frame_id, str(error) or type(error).__name__),)
 
     def _run(self, inputs: list[list[Array]], started: float, *, until: float) -> tuple[list[Array], int]:
         """The outputs, and the nanoseconds in the model."""

@@ -23,7 +23,7 @@ def lay_out_beats(path: Path, instances: int) -> None:
 def read_beats(path: Path) -> dict[int, float]:
     """When each instance was last seen between two runs: by its process id, in seconds of `time.monotonic`.
 
-    None for those that have not been seen, and none at all where there is no such file yet.
+    Those that have not been seen are left out, and all of them where there is no such file yet.
     """
     try:
         beats = _BEAT.iter_unpack(path.read_bytes())

@@ -117,6 +117,7 @@ class EngineSupervision:
             instances=settings.engine.instances,
             hang_seconds=settings.engine.hang_seconds,
             max_resident_bytes=settings.engine.max_resident_bytes,
+            max_output_bytes=settings.engine.max_output_bytes,
             drain_seconds=self._drain_seconds,
             start_timeout_seconds=settings.engine.start_timeout_seconds,
             json_lines=settings.log.json_lines,

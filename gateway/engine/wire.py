@@ -66,6 +66,7 @@ HEADER = struct.Struct("<IBxHQ")
 
 HELLO, RUN, RESULT, FAILURE, STOPPED, ARENA = 1, 2, 3, 4, 5, 6
 MAX_FRAME_BYTES = 2**31
+MAX_RANK = 32
 
 _TENSOR = struct.Struct("<BBHI")
 _U32 = struct.Struct("<I")
@@ -77,9 +78,9 @@ _CODES = tuple(NUMPY_OF)
 _CODE_OF = {datatype: code for code, datatype in enumerate(_CODES)}
 _DTYPES = tuple(NUMPY_OF[datatype] for datatype in _CODES)
 _BYTES = _CODE_OF["BYTES"]
-_DIMENSIONS = tuple(struct.Struct(f"<{rank}q") for rank in range(33))
-_RUN_OF_ONE = tuple(struct.Struct(f"<IBxHQdBBHI{rank}qQ") for rank in range(33))
-_RESULT_OF_ONE = tuple(struct.Struct(f"<IBxHQQBBHI{rank}qQ") for rank in range(33))
+_DIMENSIONS = tuple(struct.Struct(f"<{rank}q") for rank in range(MAX_RANK + 1))
+_RUN_OF_ONE = tuple(struct.Struct(f"<IBxHQdBBHI{rank}qQ") for rank in range(MAX_RANK + 1))
+_RESULT_OF_ONE = tuple(struct.Struct(f"<IBxHQQBBHI{rank}qQ") for rank in range(MAX_RANK + 1))
 _CODE_OF_CHAR = {dtype.char: code for code, dtype in enumerate(_DTYPES) if dtype.kind not in "OV"}
 _PADDING = tuple(bytes(-n % 8) for n in range(8))
 
@@ -184,12 +185,25 @@ def encode_run_of_one(frame_id: int, array: Array, *, deadline: float) -> bytes 
     return _encode_one(_RUN_OF_ONE, RUN, frame_id, deadline, array)
 
 
-def encode_result(frame_id: int, nanoseconds: int, arrays: Sequence[Array]) -> list[bytes | memoryview]:
-    """The pieces of a RESULT frame, one where it is small; `arrays` in the order of the signature's outputs."""
-    if len(arrays) == 1 and (frame := _encode_one(_RESULT_OF_ONE, RESULT, frame_id, nanoseconds, arrays[0])):
-        return [frame]
-    pieces: list[bytes | memoryview] = [b"", _U64.pack(nanoseconds)]
-    length = 8 + sum(_put_tensor(pieces, ordinal, (array,)) for ordinal, array in enumerate(arrays))
+def encode_result(
+    frame_id: int, nanoseconds: int, arrays: Sequence[Array], *, max_bytes: int = MAX_FRAME_BYTES
+) -> list[bytes | memoryview]:
+    """The pieces of a RESULT frame, one where it is small; `arrays` in the order of the signature's outputs.
+
+    Raises
+    ------
+    WireError
+        An output has more axes than a frame can tell, or all of them together take more than `max_bytes`.
+    """
+    try:
+        if len(arrays) == 1 and (frame := _encode_one(_RESULT_OF_ONE, RESULT, frame_id, nanoseconds, arrays[0])):
+            return [frame]
+        pieces: list[bytes | memoryview] = [b"", _U64.pack(nanoseconds)]
+        length = 8 + sum(_put_tensor(pieces, ordinal, (array,)) for ordinal, array in enumerate(arrays))
+    except IndexError:
+        raise WireError(f"an output has more than {MAX_RANK} axes") from None
+    if length > max_bytes:
+        raise WireError(f"the outputs take {length} bytes, more than {max_bytes} (engine.max_output_bytes)")
     pieces[0] = HEADER.pack(length, RESULT, len(arrays), frame_id)
     return pieces
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
-__all__ = ("ProcessLog", "take_library_logs")
+__all__ = ("ProcessLog", "take_loggers")
 
 MAX_VALUE_CHARACTERS = 4096
+OURS = "gateway"
 TALKATIVE = frozenset({"aiokafka"})
 """Libraries that repeat themselves while a peer is away, of which the shipper says one line by itself."""
 
@@ -77,13 +78,13 @@ class ProcessLog:
         return f"{moment} {self.process}: {mark}{_escaped(_cut(text))}{shown}"
 
 
-def take_library_logs(log: ProcessLog, *, libraries: tuple[str, ...] = ("uvicorn", "aiokafka", "asyncio")) -> None:
-    """Send what `libraries` log at warning and above (`TALKATIVE`: critical) through `log`, and nowhere else."""
-    for library in libraries:
-        logger = logging.getLogger(library)
+def take_loggers(log: ProcessLog, *, names: tuple[str, ...] = (OURS, "uvicorn", "aiokafka", "asyncio")) -> None:
+    """Send what these loggers have at warning and above (`TALKATIVE`: critical) through `log`, and nowhere else."""
+    for name in names:
+        logger = logging.getLogger(name)
         logger.handlers = [_ToProcessLog(log)]
         logger.propagate = False
-        logger.setLevel(logging.CRITICAL if library in TALKATIVE else logging.WARNING)
+        logger.setLevel(logging.CRITICAL if name in TALKATIVE else logging.WARNING)
 
 
 class _ToProcessLog(logging.Handler):
@@ -93,7 +94,7 @@ class _ToProcessLog(logging.Handler):
         self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields: dict[str, object] = {"library": record.name}
+        fields: dict[str, object] = {} if record.name.startswith(f"{OURS}.") else {"library": record.name}
         if record.exc_info:
             fields["trace"] = self._formatter.formatException(record.exc_info)
         try:

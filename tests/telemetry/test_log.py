@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.telemetry.log import ProcessLog, take_library_logs
+from gateway.telemetry.log import ProcessLog, take_loggers
 
 
 def written(text: str, fields: dict[str, object], *, json: bool) -> str:
@@ -66,16 +66,27 @@ def test_a_stream_of_another_encoding_gets_every_line():
 
 
 @pytest.fixture
-def uvicorn_logger():
-    logger = logging.getLogger("uvicorn")
-    before = (logger.handlers, logger.propagate, logger.level)
-    yield logging.getLogger("uvicorn.error")
-    logger.handlers, logger.propagate, logger.level = before
+def loggers_as_before():
+    loggers = [logging.getLogger(name) for name in ("gateway", "uvicorn", "aiokafka", "asyncio")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, state in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate, logger.level = state
 
 
-def test_what_libraries_warn_of_goes_through_the_log(uvicorn_logger, capsys):
+def test_what_our_own_modules_warn_of_goes_through_the_log(loggers_as_before, capsys):
     stream = io.StringIO()
-    take_library_logs(ProcessLog("front 0", json=True, stream=stream))
+    take_loggers(ProcessLog("front 0", json=False, stream=stream, clock=lambda: 0.0))
+    logging.getLogger("gateway.engine.lane").warning("the model said %s", "no\n2026-01-01 front 0: all is well")
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith("front 0: warning: the model said no\\n2026-01-01 front 0: all is well")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_libraries_warn_of_goes_through_the_log(loggers_as_before, capsys):
+    uvicorn_logger = logging.getLogger("uvicorn.error")
+    stream = io.StringIO()
+    take_loggers(ProcessLog("front 0", json=True, stream=stream))
     try:
         raise ValueError("no such\nthing")
     except ValueError:
