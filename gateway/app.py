@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import setproctitle
 
 from gateway.behind import BEHIND_SERVING, step_behind
+from gateway.child import HURRY_SIGNAL
 from gateway.engine.notes import EnginePaths, refusal
 from gateway.lasting import lasting
 from gateway.parent import PARENT_VARIABLE, follow
@@ -160,7 +161,8 @@ async def _front(
             ("closing slow connections", lambda: _sweep(server, front)),
         )
     ]
-    stop = _stop_signal()
+    stop, hurry = _stop_signal(), asyncio.Event()
+    loop.add_signal_handler(HURRY_SIGNAL, hurry.set)
     await _reach_engines(front, settings)
     # What is there now stays: no collection shall walk over it again while requests wait.
     gc.collect()
@@ -169,10 +171,14 @@ async def _front(
     try:
         await asyncio.wait([loop.create_task(stop.wait()), serving], return_when=asyncio.FIRST_COMPLETED)
         front.draining = True
+        hurried = loop.create_task(hurry.wait())
         if settings.server.drain_delay_seconds and not serving.done():
-            await asyncio.sleep(settings.server.drain_delay_seconds)
+            await asyncio.wait([hurried], timeout=settings.server.drain_delay_seconds)
         server.should_exit = True
-        await asyncio.gather(serving, grpc.drain(settings.server.drain_timeout_seconds) if grpc else asyncio.sleep(0))
+        drained = loop.create_task(_drain(serving, grpc, settings.server.drain_timeout_seconds))
+        await asyncio.wait([drained, hurried], return_when=asyncio.FIRST_COMPLETED)
+        if drained.done():
+            drained.result()
     finally:
         for task in tasks:
             task.cancel()
@@ -183,6 +189,10 @@ async def _front(
             await commit.close()
         spool.close()
         log.note("drained")
+
+
+async def _drain(serving: asyncio.Task[None], grpc: Any, seconds: float) -> None:
+    await asyncio.gather(serving, grpc.drain(seconds) if grpc else asyncio.sleep(0))
 
 
 async def _reach_engines(front: Any, settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -12,11 +13,17 @@ from collections.abc import Callable, Mapping
 
 from gateway.parent import PARENT_VARIABLE
 
-__all__ = ("STOP_SECONDS", "Child")
+__all__ = ("ENDED_AS_TOLD", "HURRY_SIGNAL", "STOP_SECONDS", "Child")
 
 STOP_SECONDS = 5.0
+HURRY_SIGNAL = signal.SIGUSR1
+"""Tells a front that has been told to stop not to wait for what it has not answered yet."""
+ENDED_AS_TOLD = (0, -signal.SIGTERM)
+"""Statuses of a child that somebody has told to end, in the second case before it could take the word."""
 BACKOFF_SECONDS = (0.0, 0.2, 0.5, 1.0)
 STEADY_SECONDS = 30.0
+
+_log = logging.getLogger(__name__)
 
 
 class Child:
@@ -78,16 +85,20 @@ class Child:
                 self.process.send_signal(number)
 
     async def _run(self) -> None:
-        environment = os.environ | self._environment
+        environment, refused = os.environ | self._environment, False
         while not self.stopping:
             self.started = time.monotonic()
             try:
                 self.process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
                 )
-            except OSError:
+            except OSError as error:
+                if not refused:
+                    _log.warning("%s cannot be started, and is tried again: %s", self.name, error)
+                refused = True
                 await asyncio.sleep(BACKOFF_SECONDS[-1])
                 continue
+            refused = False
             if self.stopping:  # told so while it was being started
                 self.signal(signal.SIGTERM)
             status = await self.process.wait()

@@ -129,9 +129,7 @@ class EngineSettings(_Section):
         le=2**31,
         description="Tensors that one run may give; a request whose outputs take more fails.",
     )
-    crash_limit: int = Field(
-        5, ge=1, le=1000, description="Crashes within `crash_window_seconds` that open the circuit."
-    )
+    crash_limit: int = Field(5, ge=1, description="Crashes within `crash_window_seconds` that open the circuit.")
     crash_window_seconds: float = Field(60.0, gt=0)
     frames_in_flight: int = Field(2, ge=1, le=16, description="Batches one front may have in one engine.")
     max_batch_bytes: int = Field(

@@ -19,7 +19,7 @@ from pathlib import Path
 import setproctitle
 
 from gateway.app import gateway_name, metrics_dir, write_json
-from gateway.child import STOP_SECONDS, Child
+from gateway.child import ENDED_AS_TOLD, HURRY_SIGNAL, STOP_SECONDS, Child
 from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.cores import usable_cores
 from gateway.engine.supervision import EngineSupervision
@@ -36,7 +36,7 @@ from gateway.repository.policy import PolicyError, load_policy
 from gateway.serving.grpc import HOW_TO_INSTALL, is_installed
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
-from gateway.telemetry.log import ProcessLog
+from gateway.telemetry.log import ProcessLog, take_loggers
 
 __all__ = ("StartFailed", "Supervisor", "hold_state_dir")
 
@@ -105,9 +105,10 @@ class Supervisor:
         StartFailed
         """
         setproctitle.setproctitle("gateway: supervisor")
+        take_loggers(self._log)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._be_stopped)
         with contextlib.ExitStack() as held:
             self._settings = self._prepare(held)
             self._cells = CellFile(metrics_dir(self._settings) / "supervisor.cells")
@@ -122,15 +123,21 @@ class Supervisor:
                 loop.create_task(lasting(name, work, note=self._log.warn))
                 for name, work in (
                     ("following the store", self._watch_store),
-                    ("watching the engines", self._engines.watch),
                     ("keeping the spool in bounds", self._watch_spool),
                     ("waiting until ready", self._report_ready),
                 )
             ]
+            engines = loop.create_task(lasting("watching the engines", self._engines.watch, note=self._log.warn))
             await self._stop.wait()
             for task in watch:
                 task.cancel()
-            await self._end()
+            await self._end_children()
+            engines.cancel()
+            await self._engines.stop()
+            self._cells.close()
+            self._store.close()
+            (self._settings.run_dir / "gateway.json").unlink(missing_ok=True)
+            self._log.note("stopped")
 
     def _prepare(self, held: contextlib.ExitStack) -> Settings:
         settings = self._given
@@ -219,6 +226,9 @@ class Supervisor:
             child.start()
 
     def _child_ended(self, child: Child, status: int) -> None:
+        if self._stop.is_set() and status in ENDED_AS_TOLD:
+            child.stopping = True
+            return
         self._log.warn(f"{child.name} ended, starting it again", {"status": status, "times": child.ends})
 
     async def _watch_store(self) -> None:
@@ -343,19 +353,24 @@ class Supervisor:
             self._log.note(f"{model}: stable version {route.stable}{canary}")
         self._log.note("ready")
 
-    async def _end(self) -> None:
-        """Fronts first, so that nothing accepted is lost; then what reads the log; engines last."""
+    def _be_stopped(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            self._engines.expect_ends()
+            return
+        self._log.note("told to stop again: what is still asked is not waited for")
+        for child in self._children:
+            if child.name.startswith("front"):
+                child.signal(HURRY_SIGNAL)
+
+    async def _end_children(self) -> None:
+        """Fronts first, so that nothing accepted is lost; then what reads the log. Engines are to be the last."""
         self._log.note("stopping")
         budget = self._settings.server.drain_timeout_seconds + self._settings.server.drain_delay_seconds
         fronts = [child for child in self._children if child.name.startswith("front")]
         others = [child for child in self._children if not child.name.startswith("front")]
         await asyncio.gather(*[child.stop(seconds=budget + STOP_SECONDS) for child in fronts])
         await asyncio.gather(*[child.stop(seconds=2 * STOP_SECONDS) for child in others])
-        await self._engines.stop()
-        self._cells.close()
-        self._store.close()
-        (self._settings.run_dir / "gateway.json").unlink(missing_ok=True)
-        self._log.note("stopped")
 
 
 def _version() -> str:

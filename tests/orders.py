@@ -52,7 +52,7 @@ def started(
         staged=str(tmp_path / "loaded"),
         socket=str(run / "e.sock"),
         beat=str(run / "e.beat"),
-        state=str(run / "e.json"),
+        failure=str(run / "e.failure"),
         threads=threads,
         instances=instances,
         hang_seconds=10.0,

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     except (EngineStartFailed, RepositoryError, PolicyError) as error:
         print(error, file=sys.stderr)
         if order is not None:
-            write_note(Path(order.state), EngineNote("failed", str(error)))
+            write_note(Path(order.failure), EngineNote("failed", str(error)))
         return 1
     return 0
 

@@ -26,6 +26,7 @@ class EnginePaths:
         stem = f"engine-{model}-{version}"
         self.socket = run_dir / f"{stem}.sock"
         self.state = run_dir / f"{stem}.json"
+        self.failure = run_dir / f"{stem}.failure"
         self.beat = run_dir / f"{stem}.beat"
 
     def __repr__(self) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.child import STOP_SECONDS, Child
+from gateway.child import ENDED_AS_TOLD, STOP_SECONDS, Child
 from gateway.engine.memory import resident_bytes
-from gateway.engine.notes import EngineNote, EnginePaths, EngineState, refusal, write_note
+from gateway.engine.notes import EngineNote, EnginePaths, EngineState, read_note, write_note
 from gateway.engine.order import EngineOrder
 from gateway.engine.pulse import read_beats
 from gateway.settings import Settings
@@ -28,6 +28,8 @@ __all__ = ("EngineSupervision",)
 LOOK_SECONDS = 0.2
 STOP_RUN_SECONDS = 1.0
 """How much longer than the longest run an engine may stand still before it is killed."""
+PAUSE_SECONDS = 1.0
+"""A look that comes so late says more of this process than of the engines."""
 
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """numpy brings a pool of as many threads as the host has cores, of which an engine uses none."""
@@ -54,6 +56,8 @@ class EngineSupervision:
         self._engines: dict[Key, _Engine] = {}
         self._leaving: dict[Key, asyncio.Task[None]] = {}
         self._orphans: set[int] = set()
+        self._awake_since = time.monotonic()
+        self._ending = False
 
     def __repr__(self) -> str:
         engines = ", ".join(
@@ -87,12 +91,21 @@ class EngineSupervision:
 
     async def watch(self) -> None:
         """Look after the engines, for ever."""
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
+            if now - looked > PAUSE_SECONDS:
+                # Whatever held this process has held the engines too: a pause of the container, or of the machine.
+                self._awake_since = now
+            looked = now
             for key, engine in self._engines.items():
                 self._look_at(key, engine, now)
             self._orphans = {pid for pid in self._orphans if _is_left(pid)}
+
+    def expect_ends(self) -> None:
+        """Take an engine that ends in order as told to by whoever tells the whole gateway: it is not started again."""
+        self._ending = True
 
     async def stop(self) -> None:
         """End all engines; those that asked something of them have ended before."""
@@ -112,7 +125,7 @@ class EngineSupervision:
             staged=str(self._staged(key)),
             socket=str(paths.socket),
             beat=str(paths.beat),
-            state=str(paths.state),
+            failure=str(paths.failure),
             threads=settings.engine.threads,
             instances=settings.engine.instances,
             hang_seconds=settings.engine.hang_seconds,
@@ -129,7 +142,7 @@ class EngineSupervision:
             ended=lambda _, status: self._ended(key, status),
             environment=ENVIRONMENT,
         )
-        engine = self._engines[key] = _Engine(child, paths, digest)
+        engine = self._engines[key] = _Engine(child, paths, digest, crash_limit=settings.engine.crash_limit)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc(0)
         engine.note("starting")
         child.start()
@@ -166,9 +179,13 @@ class EngineSupervision:
         if engine is None:
             return
         self._clear_up(key, engine)
-        refused = refusal(engine.paths.state)
-        if refused is not None:
-            self._give_up(key, engine, "failed", refused)
+        if self._ending and status in ENDED_AS_TOLD:
+            engine.child.stopping = True
+            return
+        failure = read_note(engine.paths.failure)
+        if failure is not None:
+            engine.paths.failure.unlink(missing_ok=True)
+            self._give_up(key, engine, "failed", failure.reason)
             return
         limits = self._settings.engine
         now = time.monotonic()
@@ -207,7 +224,7 @@ class EngineSupervision:
                 engine.given_up_for = ""
                 engine.note("ready")
                 self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
-            elif now - engine.child.started > limits.start_timeout_seconds:
+            elif now - max(engine.child.started, self._awake_since) > limits.start_timeout_seconds:
                 self._replace(key, engine, f"was not ready within {limits.start_timeout_seconds:g} s")
             return
         beats = read_beats(engine.paths.beat)
@@ -217,7 +234,7 @@ class EngineSupervision:
         still = limits.hang_seconds + STOP_RUN_SECONDS
         if resident > limits.max_resident_bytes:
             self._replace(key, engine, f"holds {resident} bytes (engine.max_resident_bytes)")
-        elif now - min(beats.values(), default=now) > still:
+        elif now - max(min(beats.values(), default=now), self._awake_since) > still:
             self._replace(key, engine, f"did not move for {still:g} s")
 
     def _replace(self, key: Key, engine: _Engine, why: str) -> None:
@@ -228,11 +245,11 @@ class EngineSupervision:
 class _Engine:
     """What the supervisor knows of one engine."""
 
-    def __init__(self, child: Child, paths: EnginePaths, digest: str) -> None:
+    def __init__(self, child: Child, paths: EnginePaths, digest: str, *, crash_limit: int) -> None:
         self.child = child
         self.paths = paths
         self.digest = digest
-        self.crashes: deque[float] = deque(maxlen=64)
+        self.crashes: deque[float] = deque(maxlen=crash_limit)
         self.state: EngineState = "starting"
         self.given_up_for = ""
         self.given_up_at = 0.0

@@ -32,7 +32,7 @@ def test_an_engine_says_what_it_chose_and_why(tmp_path: Path) -> None:
 def test_a_version_with_none_of_its_providers_installed_is_not_served_and_says_so(tmp_path: Path) -> None:
     with started(tmp_path, '[engine]\nproviders = ["CUDAExecutionProvider"]\n') as (process, order, log):
         assert process.wait(60) == 1, log.read_text()
-        note = read_note(Path(order.state))
+        note = read_note(Path(order.failure))
         assert note is not None and note.state == "failed"
         assert "asks for CUDAExecutionProvider, of which onnxruntime has none here" in note.reason
 

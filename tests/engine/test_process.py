@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.engine.arena import Arena
-from gateway.engine.errors import EngineGone
+from gateway.engine.errors import EngineGone, RunFailed
 from gateway.engine.oneshot import connect_engine
 from gateway.engine.process import _order_to_end
 from gateway.engine.pulse import BEAT_SECONDS, read_beats
@@ -33,6 +33,7 @@ from gateway.engine.wire import (
     encode_arena,
     encode_run,
 )
+from gateway.parent import PARENT_VARIABLE
 from tests.engines import save_doubler, save_looper, save_model
 from tests.processes import holding
 
@@ -51,7 +52,10 @@ if poll == "without epoll":
 session = load_session(Path(model), threads=1)
 hello = Hello(signature=session.signature, pid=1)
 lay_out_beats(Path(beat), 1)
-run_engine(session, Path(socket), hello=hello, drain_seconds=float(drain_seconds), pulse=Pulse(Path(beat)))
+pulse = Pulse(Path(beat))
+run_engine(
+    session, Path(socket), hello=hello, max_output_bytes=2**22, drain_seconds=float(drain_seconds), pulse=pulse
+)
 """
 ROW = np.array([[1, 2, 3]], "f4")
 
@@ -316,6 +320,36 @@ def test_the_pulse_is_felt_between_long_runs_that_came_in_one_read(tmp_path: Pat
             assert front.next()[:2] == (RESULT, number)
             beats.append(beat_of(e))
         assert beats == sorted(set(beats))
+
+
+def test_what_cannot_be_answered_fails_and_the_engine_goes_on(tmp_path: Path) -> None:
+    model = save_model(
+        tmp_path / "m.onnx",
+        [helper.make_node("Expand", ["x", "shape"], ["y"])],
+        inputs={"x": (TensorProto.FLOAT, [1]), "shape": (TensorProto.INT64, ["axes"])},
+        outputs={"y": (TensorProto.FLOAT, None)},
+    )
+    with engine(model) as e, connect_engine(e.path) as client:
+
+        def expand(*shape: int) -> Array:
+            return client.run({"x": np.ones(1, "f4"), "shape": np.array(shape)})["y"]
+
+        with pytest.raises(RunFailed, match="more than 32 axes"):
+            expand(*[1] * 33)
+        assert expand(*[1] * 32).shape == (1,) * 32
+        with pytest.raises(RunFailed, match=r"take 4194336 bytes, more than 4194304 \(engine.max_output_bytes\)"):
+            expand(2**20)
+        assert expand(2**20 - 8).nbytes == 2**22 - 32
+        assert e.process.poll() is None
+
+
+def test_an_engine_whose_parent_is_gone_before_it_can_ask_ends_at_once(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    command = [sys.executable, "-m", "gateway.engine", str(save_doubler(tmp_path / "m.onnx")), str(tmp_path / "e"), "1"]
+    done = subprocess.run(command, env=os.environ | {PARENT_VARIABLE: str(gone.pid)}, timeout=60)
+    assert done.returncode == 1
+    assert not (tmp_path / "e").exists()
 
 
 def test_an_engine_that_nobody_is_connected_to_ends_when_it_is_told_to_and_takes_its_socket_away(

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,8 +29,8 @@ KEY = ("m", 1)
 
 
 class World:
-    def __init__(self, tmp_path: Path, *, instances: int) -> None:
-        engine = {"crash_limit": 2, "instances": instances}
+    def __init__(self, tmp_path: Path, **engine: float) -> None:
+        engine = {"crash_limit": 2, "instances": 1, **engine}
         self.settings = load_settings(
             overrides={"models": tmp_path / "models", "state_dir": tmp_path / "state", "engine": engine}
         )
@@ -52,10 +53,14 @@ class World:
         with connect_engine(self.paths.socket) as engine:
             os.kill(engine.hello.pid, signal.SIGKILL)
 
+    def children(self) -> list[int]:
+        pid = os.getpid()
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
 
 @asynccontextmanager
-async def world(tmp_path: Path, *, instances: int = 1) -> AsyncIterator[World]:
-    made = World(tmp_path, instances=instances)
+async def world(tmp_path: Path, **engine: float) -> AsyncIterator[World]:
+    made = World(tmp_path, **engine)
     watching = asyncio.create_task(made.engines.watch())
     try:
         yield made
@@ -158,3 +163,60 @@ def test_instances_whose_engine_has_ended_are_waited_for_by_a_supervisor_that_is
         asyncio.run(test())
     finally:
         libc.prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+def test_an_end_on_the_way_back_is_a_crash_and_not_what_was_amiss_before(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, crash_window_seconds=1.0) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            for _ in range(2):
+                await w.until(lambda: "m/1 ready" in repr(w.engines) and w.paths.socket.exists())
+                w.kill()
+                await w.until(lambda: "m/1 ready" not in repr(w.engines))
+            before = set(w.children())
+            await w.until(lambda: "m/1 starting" in repr(w.engines) and set(w.children()) > before)
+            (comes_back,) = set(w.children()) - before
+            os.kill(comes_back, signal.SIGKILL)
+            await w.until(lambda: "crashes 1" in repr(w.engines))
+            note = read_note(w.paths.state)
+            assert note is not None and note.state == "starting"
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+
+    asyncio.run(test())
+
+
+def test_engines_that_stood_still_with_the_supervisor_are_given_time_to_move(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, hang_seconds=0.5) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+            (pid,) = read_beats(w.paths.beat)
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(2.0)  # noqa: ASYNC251  (as a container that is paused, with all that is in it)
+            await asyncio.sleep(3 * supervision.LOOK_SECONDS)
+            os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(3 * supervision.LOOK_SECONDS)
+            assert list(read_beats(w.paths.beat)) == [pid] and "replaced" not in w.said.getvalue()
+            os.kill(pid, signal.SIGSTOP)
+            await w.until(lambda: "did not move for 1.5 s; it is replaced" in w.said.getvalue())
+
+    asyncio.run(test())
+
+
+def test_an_engine_that_is_told_to_end_with_the_whole_gateway_is_not_started_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+            w.engines.expect_ends()
+            w.kill()
+            await w.until(lambda: "starting it again" in w.said.getvalue())
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+            (pid,) = read_beats(w.paths.beat)
+            os.kill(pid, signal.SIGTERM)
+            await w.until(lambda: not w.paths.socket.exists() and pid not in w.children())
+            await asyncio.sleep(0.5)
+            assert w.said.getvalue().count("starting it again") == 1
+            assert not w.paths.socket.exists()
+
+    asyncio.run(test())

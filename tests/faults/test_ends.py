@@ -99,6 +99,49 @@ def test_sigterm_under_load_answers_what_was_accepted_and_logs_it(gateway: Runni
 
 @pytest.mark.fault
 @pytest.mark.promise("P13")
+def test_sigterm_that_reaches_every_process_at_once_loses_no_answer_either(
+    gateway: RunningGateway, answered: Answered
+) -> None:
+    before = len(gateway.output.read_text())
+    with Load(gateway.http_port, connections=16, pause_seconds=0.0) as load:
+        load.wait(200)
+        for pid in (*gateway.titles().values(), gateway.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        assert gateway.process.wait(DRAIN_SECONDS + 20) == 0
+    said = gateway.output.read_text()[before:]
+    assert "starting it again" not in said
+    assert {answer.status for answer in load.answers} == {200}
+    answered |= answers_of(load)
+    assert answered <= logged(gateway)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P13")
+def test_a_second_sigterm_waits_no_longer_and_loses_nothing_that_was_answered(
+    gateway: RunningGateway, answered: Answered
+) -> None:
+    body = json.dumps({"inputs": [features(ROWS[0])]}).encode()
+    head = b"POST /v2/models/bike-demand/infer HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", gateway.http_port)) as stuck:
+        stuck.sendall(head + body[:20])
+        with Load(gateway.http_port) as load:
+            load.wait(50)
+        fronts = gateway.children("front")
+        gateway.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert [pid for pid in fronts if is_running(pid)], "one waits for the client"
+        asked = time.monotonic()
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(DRAIN_SECONDS + 20) == 0
+        taken = time.monotonic() - asked
+    print(f"a second SIGTERM: ended after {taken:.2f} s")
+    assert taken < DRAIN_SECONDS / 2
+    assert not load.failed
+    assert answered | answers_of(load) <= logged(gateway)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P13")
 def test_a_client_that_stopped_in_the_middle_of_a_body_does_not_hold_sigterm_up(
     gateway: RunningGateway, answered: Answered
 ) -> None:
