@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from gateway.engine.errors import RunStopped
 from gateway.engine.wire import (
     ARENA,
     RUN,
@@ -21,6 +22,7 @@ from gateway.engine.wire import (
     encode_failure,
     encode_hello,
     encode_result,
+    encode_stopped,
     join_parts,
 )
 from gateway.protocol.datatypes import Signature, TensorSpec
@@ -92,6 +94,8 @@ class FakeEngine:
                         writer.write(b"".join(encode_result(frame_id, 1000, self.run(inputs))))
                     except ValueError as error:
                         writer.write(encode_failure(frame_id, str(error)))
+                    except RunStopped:
+                        writer.write(encode_stopped(frame_id))
         writer.close()
 
 

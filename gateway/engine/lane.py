@@ -55,6 +55,11 @@ GATHER_PASSES = 4
 GATHER_SECONDS = 0.001
 """No further pass begins after so long: one may have something larger to do."""
 
+RELEASE_SECONDS = 0.0005
+"""A batch that is held back goes so much later than it should at most."""
+SILENT_SECONDS = 10.0
+"""Between two failures of a model that are told in the log."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -127,6 +132,8 @@ class Lane:
         self._gather_until = 0.0
         self._delay_seconds = 0.0
         self._release: asyncio.TimerHandle | None = None
+        self._silent_until = 0.0
+        self._unsaid = 0  # failures since the last that was told
         self._loop = asyncio.get_running_loop()
         self._closing = False
 
@@ -157,13 +164,10 @@ class Lane:
         """
         if self.refusing is not None and self._link is None:
             raise EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {self.refusing}")
-        try:
-            self.line.put(job)
-        finally:
-            # A job that is refused may have displaced others, which are to be told.
-            if not self._flush_due:
-                self._flush_due = True
-                self._loop.call_soon(self._flush)
+        self.line.put(job)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
 
     async def connect(self) -> bool:
         """Try once to reach the engine; True when it is connected, or connecting and about to greet."""
@@ -269,6 +273,9 @@ class Lane:
         left = self.line.release_at(self._delay_seconds) - now
         if left <= 0:
             return False
+        if self._release is not None and self._release.when() > self._loop.time() + left + RELEASE_SECONDS:
+            self._release.cancel()  # one came since who has less time
+            self._release = None
         if self._release is None:
             self._release = self._loop.call_later(left, self._release_batch)
         return True
@@ -284,7 +291,9 @@ class Lane:
             # They are in no queue any more: without this nobody would ever answer them.
             _log.exception("a batch for model '%s' version %d could not be read", self.model, self.version)
             failure = ModelFailed(f"model '{self.model}' version {self.version} cannot be asked")
-            self._fail([job for job in jobs if job.failure is None], failure)
+            for job in jobs:
+                job.failure = job.failure or failure
+            self._done(jobs)
             return
         if refused:
             self._done(refused)
@@ -363,24 +372,45 @@ class Lane:
             self._stop_joining(jobs)
         self._flush()
 
-    def _failed(self, frame_id: int) -> None:
+    def _failed(self, frame_id: int, text: str) -> None:
         jobs = self._in_flight.pop(frame_id).end()
         self._pressed.discard(frame_id)
         if len(jobs) > 1:
-            # Only the guilty one shall fail. Halves find it in few runs: a job is run again at most as often as its
-            # batch can be halved.
-            middle = len(jobs) // 2
-            self._again.extendleft((jobs[middle:], jobs[:middle]))
+            self._halve(jobs)
         else:
+            self._note_failure(text)
             failure = ModelFailed(f"model '{self.model}' version {self.version} failed on this request")
             self._fail([job for job in jobs if job.failure is None], failure)
         self._flush()
 
     def _stopped(self, frame_id: int) -> None:
-        jobs = self._in_flight.pop(frame_id).end()
+        jobs, now = self._in_flight.pop(frame_id).end(), time.perf_counter()
         self._pressed.discard(frame_id)
-        self._fail([job for job in jobs if job.failure is None], self._too_late())
+        left = [job for job in jobs if job.failure is None]
+        in_time = [job for job in left if job.deadline > now]
+        if len(jobs) > 1 and in_time:
+            # It was the longest run an engine may have that stopped it, for which perhaps one of them is to blame.
+            self._fail([job for job in left if job.deadline <= now], self._too_late())
+            self._halve(in_time)
+        else:
+            self._fail(left, self._too_late())
         self._flush()
+
+    def _halve(self, jobs: list[Job]) -> None:
+        # Only the guilty one shall fail. Halves find it in few runs: a job is run again at most as often as its batch
+        # can be halved.
+        middle = len(jobs) // 2
+        self._again.extendleft(half for half in (jobs[middle:], jobs[:middle]) if half)
+
+    def _note_failure(self, text: str) -> None:
+        # What a model says of a failure may hold what a caller sent: it is for the log, where no caller can say much.
+        now = self._loop.time()
+        if now < self._silent_until:
+            self._unsaid += 1
+            return
+        others = f" ({self._unsaid} other failures since the one that was told before)" if self._unsaid else ""
+        _log.warning("model '%s' version %d failed on a request%s: %s", self.model, self.version, others, text)
+        self._silent_until, self._unsaid = now + SILENT_SECONDS, 0
 
     def _stop_joining(self, jobs: list[Job]) -> None:
         # The manifest was wrong about the rows: whose they are cannot be told, so none are answered with these.
@@ -397,8 +427,9 @@ class Lane:
         self.line.pace.add(rows=rows, run_seconds=run_seconds, seconds=now - since, pressed=pressed)
 
     def _lost(self, link: _Link) -> None:
-        if link is not self._link:
+        if link is self._greeting:
             self._greeting = None
+        if link is not self._link:
             return
         self._link = None
         lent = [run.lent for run in self._in_flight.values() if run.lent is not None]
@@ -452,7 +483,7 @@ class _Link(asyncio.BufferedProtocol):
                 if kind == RESULT:
                     lane._result(frame_id, *decode_result(payload, count))  # noqa: SLF001
                 elif kind == FAILURE:
-                    lane._failed(frame_id)  # noqa: SLF001
+                    lane._failed(frame_id, str(payload, "utf-8", "replace"))  # noqa: SLF001
                 elif kind == STOPPED:
                     lane._stopped(frame_id)  # noqa: SLF001
                 elif kind == HELLO:

@@ -219,25 +219,40 @@ class WaitingLine:
         return min(queues, key=lambda queue: queue[0].queued_at + HEAD_START_SECONDS * queue[0].rank)
 
     def _make_room(self, job: Job) -> None:
+        pushed_out: list[Job] = []
+        try:
+            self._push_out(job, pushed_out)
+        except Overloaded:
+            for each in reversed(pushed_out):
+                self._ranked[each.rank].append(each)
+                self._weigh(each, 1)
+            raise
+        self.displaced += [each for each in pushed_out if not each.abandoned]
+
+    def _push_out(self, job: Job, pushed_out: list[Job]) -> None:
+        # Until there is room for the job; it may turn out that there never is, and then all of them stay.
         while (reason := self._lacking(job)) is not None:
             queue = next((self._ranked[rank] for rank in (LOW, NORMAL) if rank > job.rank and self._ranked[rank]), None)
             if queue is None:
                 refusal = f"the queue of {self.name} is full: {reason}"
-                # One that is too large for what is left says nothing of smaller ones.
-                if self.size_bytes + job.size <= self._max_bytes or self.size_bytes * 2 > self._max_bytes:
+                # One that is too large for what is left says nothing of such as wait here.
+                is_large = self.size_bytes + job.size > self._max_bytes
+                if not is_large or self.size_bytes + self.size_bytes / len(self) > self._max_bytes:
                     self.closed_for = min(self.closed_for, job.rank)
                     self._refusal = refusal
                 raise Overloaded(refusal)
-            newest = queue.pop()
-            self._others -= newest.rank != NORMAL
-            self.rows -= newest.rows or 1
-            self.size_bytes -= newest.size
-            if not newest.abandoned:
-                self.displaced.append(newest)
+            pushed_out.append(queue.pop())
+            self._weigh(pushed_out[-1], -1)
         if self.rows > self.pace.rows and job.rank != HIGH:
             wait = self._seconds() + self.pace.frame_seconds
             if job.queued_at + wait > job.deadline:
                 raise Overloaded(f"{self.name} would not answer in time: about {wait:.3g} s wait before this request")
+
+    def _weigh(self, job: Job, sign: int) -> None:
+        # Of one that comes (1) or goes (-1).
+        self._others += sign * (job.rank != NORMAL)
+        self.rows += sign * (job.rows or 1)
+        self.size_bytes += sign * job.size
 
     def _lacking(self, job: Job) -> str | None:
         limits = self._limits

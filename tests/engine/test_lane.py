@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.job import HIGH, LOW, Job
+from gateway.engine import lane
+from gateway.engine.errors import RunStopped
+from gateway.engine.job import HIGH, Job
 from gateway.engine.lane import GATHER_PASSES, Lane, QueueLimits
 from gateway.engine.pace import SHORT_SECONDS
 from gateway.engine.wire import LARGE_BYTES
@@ -360,26 +362,6 @@ def test_who_makes_room_for_a_higher_rank_is_told_so_and_not_from_within_submit(
     run(test)
 
 
-def test_who_made_room_for_one_that_is_refused_all_the_same_is_told_so_without_an_engine(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with world(tmp_path) as w:
-            w.engine.die()
-            while w.lane.ready:
-                await asyncio.sleep(0.001)
-            low, normal, large = job(1), job(2), job(3)
-            low.rank = LOW
-            normal.size, large.size = 10, QueueLimits().max_bytes
-            w.lane.submit(normal)
-            w.lane.submit(low)
-            await asyncio.sleep(0)
-            with pytest.raises(Overloaded):
-                w.lane.submit(large)
-            assert await w.until(1) == [low]
-            assert isinstance(low.failure, Overloaded)
-
-    run(test)
-
-
 def test_a_model_may_ask_that_requests_wait_for_each_other(tmp_path: Path) -> None:
     async def test() -> None:
         async with world(tmp_path, max_delay_us=200_000) as w:
@@ -406,6 +388,20 @@ def test_a_full_batch_and_one_that_would_be_late_do_not_wait(tmp_path: Path) -> 
     run(test)
 
 
+def test_one_that_has_less_time_than_those_before_it_shortens_their_wait(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, max_delay_us=5_000_000) as w:
+            w.lane.submit(job(1))
+            await asyncio.sleep(0.01)
+            w.lane.submit(job(2, seconds=0.3))
+            started = time.perf_counter()
+            done = await w.until(2)
+            assert [each.failure for each in done] == [None, None] and w.engine.batches == [2]
+            assert time.perf_counter() - started < 0.3
+
+    run(test)
+
+
 def test_outputs_that_do_not_have_the_batchs_rows_are_run_singly_and_never_handed_to_another(tmp_path: Path) -> None:
     async def test() -> None:
         async with world(tmp_path) as w:
@@ -416,6 +412,57 @@ def test_outputs_that_do_not_have_the_batchs_rows_are_run_singly_and_never_hande
             assert [d.outputs[0].tolist() for d in done] == [[[1, 1, 1]], [[2, 2, 2]]]
 
     run(test)
+
+
+def test_one_that_runs_too_long_is_found_and_its_neighbours_are_answered(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+
+            def long_with_three(inputs: list[Any]) -> list[Any]:
+                if (inputs[0] == 3).any():
+                    raise RunStopped
+                return [inputs[0] * 2]
+
+            w.engine.run = long_with_three
+            w.engine.hold.clear()
+            jobs = [job(value, seconds=0.01 if value == 4 else 30.0) for value in range(6)]
+            for each in jobs:
+                w.lane.submit(each)
+            await asyncio.sleep(0.05)
+            w.engine.hold.set()
+            await w.until(6)
+            failed = [number for number, each in enumerate(jobs) if each.failure is not None]
+            assert failed == [3, 4] and isinstance(jobs[3].failure, DeadlineExceeded)
+            assert [each.outputs[0][0, 0] for each in jobs if each.failure is None] == [0, 2, 4, 10]
+            assert w.lane.idle
+
+    run(test)
+
+
+def test_why_a_model_failed_is_in_the_log_but_not_for_every_request(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+
+            def fail(inputs: list[Any]) -> list[Any]:
+                raise ValueError(f"no {inputs[0][0, 0]:g}")
+
+            w.engine.run = fail
+            for value in range(3):
+                w.lane.submit(job(value))
+                await w.until(value + 1)
+            monkeypatch.setattr(lane, "SILENT_SECONDS", 0.0)
+            w.lane._silent_until = 0.0
+            w.lane.submit(job(3))
+            await w.until(4)
+            assert {str(each.failure) for each in w.done} == {"model 'm' version 1 failed on this request"}
+
+    run(test)
+    assert caplog.messages == [
+        "model 'm' version 1 failed on a request: no 0",
+        "model 'm' version 1 failed on a request (2 other failures since the one that was told before): no 3",
+    ]
 
 
 def test_a_late_job_fails_and_its_neighbours_still_get_their_own_rows(tmp_path: Path) -> None:
@@ -560,13 +607,17 @@ def test_a_batch_that_cannot_be_read_for_whatever_reason_is_answered(tmp_path: P
         async with world(tmp_path) as w:
 
             def fails(jobs: list[Job]) -> tuple[None, list[Job]]:
+                jobs[0].failure = ModelFailed("it was read as far as that")
                 raise MemoryError
 
             w.lane._read = fails
             w.lane.submit(job(1))
             w.lane.submit(job(2))
             done = await w.until(2)
-            assert {str(each.failure) for each in done} == {"model 'm' version 1 cannot be asked"}
+            assert [str(each.failure) for each in done] == [
+                "it was read as far as that",
+                "model 'm' version 1 cannot be asked",
+            ]
             assert w.lane.idle
 
     run(test)

@@ -164,7 +164,12 @@ def test_one_that_is_too_large_for_what_is_left_closes_the_line_for_nobody() -> 
     with pytest.raises(Overloaded):
         made.put(job(size=95))
     assert NORMAL < made.closed_for
-    made.put(job(size=80))
+    filled(made, *[job(size=10) for _ in range(5)])
+    with pytest.raises(Overloaded):
+        made.put(job(size=45))
+    assert NORMAL < made.closed_for, "there is room for others like those that wait"
+    made.take(horizon=0.0)
+    made.put(job(size=90))
     with pytest.raises(Overloaded):
         made.put(job(size=20))
     assert made.closed_for == NORMAL
@@ -212,6 +217,20 @@ def test_in_a_full_queue_a_higher_rank_takes_the_place_of_the_newest_of_the_lowe
     assert len(made.displaced) == 3 and len(made) == 3
 
 
+def test_nobody_makes_room_for_one_who_is_not_let_in_all_the_same() -> None:
+    made = line(max_bytes=100)
+    waiting = filled(made, job(size=50, rank=HIGH), job(size=20), job(size=20, rank=LOW))
+    with pytest.raises(Overloaded, match="50 bytes wait"):
+        made.put(job(size=60, rank=HIGH))
+    assert (list(made), made.displaced, made.size_bytes) == (waiting, [], 90)
+    late = line(1, max_requests=3)
+    backlog(late, row_seconds=0.1)
+    waiting = filled(late, job(), job(), job(rank=LOW))
+    with pytest.raises(Overloaded, match="would not answer in time"):
+        late.put(job(deadline=0.2))
+    assert (list(late), late.displaced, late.rows) == (waiting, [], 3)
+
+
 @given(
     steps=st.lists(
         st.one_of(
@@ -240,11 +259,13 @@ def test_every_request_leaves_once_in_order_and_the_line_never_holds_more_than_i
     for clock, step in enumerate(steps):
         if isinstance(step, Job):
             step.queued_at = float(clock)
+            before, displaced = list(made), list(made.displaced)
             try:
                 made.put(step)
                 entered.append(step)
             except Overloaded:
                 assert len(made) == 10 or sum(each.size for each in made) + step.size > 1000
+                assert (list(made), made.displaced) == (before, displaced), "nobody leaves for one who is not let in"
         elif step == "leave":
             for each in list(made)[::3]:
                 each.abandoned = True
