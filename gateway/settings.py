@@ -63,6 +63,11 @@ class LimitSettings(_Section):
         ge=2**20,
         description="Bodies above 64 KiB that one front holds at a time: coming in, or unanswered.",
     )
+    max_held_answer_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="Answers that one front holds at a time: large ones being written, and what clients do not take.",
+    )
     max_chunks: int = Field(65_536, ge=1, description="Chunks of one request body. Triton: 65 536.")
     max_chunk_overhead_bytes: int = Field(
         16 * 2**10, ge=1024, description="Chunk extensions and trailers of one body. Go, node: 16 KiB."

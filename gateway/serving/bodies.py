@@ -15,6 +15,8 @@ class BodyRoom:
     ----------
     max_bytes : int
         Of all of them together.
+    full : str
+        Why something was refused, for its caller.
 
     >>> room = BodyRoom(100)
     >>> body = room.open()
@@ -25,17 +27,13 @@ class BodyRoom:
     <BodyRoom 0 of 100 bytes>
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, full: str = "") -> None:
         self.max_bytes = max_bytes
+        self.full = full
         self.held_bytes = 0
 
     def __repr__(self) -> str:
         return f"<BodyRoom {self.held_bytes} of {self.max_bytes} bytes>"
-
-    @property
-    def full(self) -> str:
-        """Why a body was refused, for its caller."""
-        return f"the gateway holds {self.max_bytes} bytes of request bodies already (limits.max_held_body_bytes)"
 
     def open(self) -> HeldBody:
         """A body of which nothing is held yet."""

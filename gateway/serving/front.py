@@ -88,7 +88,8 @@ class Front:
         self.spool = spool
         self.commit = commit
         self.cells = cells
-        self.bodies = BodyRoom(settings.limits.max_held_body_bytes)
+        self.bodies = _room(settings.limits.max_held_body_bytes, "request bodies", "max_held_body_bytes")
+        self.answers = _room(settings.limits.max_held_answer_bytes, "answers", "max_held_answer_bytes")
         self.arena = open_arena(settings.engine.shared_memory_bytes)
         self._side = SideThread()
         self._turns = Turns()
@@ -426,3 +427,7 @@ class Front:
             by_version.setdefault(inference.served, []).append(inference)
         for inferences in by_version.values():
             self.delivery.deliver(inferences)
+
+
+def _room(max_bytes: int, what: str, setting: str) -> BodyRoom:
+    return BodyRoom(max_bytes, full=f"the gateway holds {max_bytes} bytes of {what} already (limits.{setting})")

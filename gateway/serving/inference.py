@@ -80,6 +80,7 @@ class Inference(Job):
     plain: bool = False
     prepared: Prepared | None = None
     held_body: HeldBody | None = None
+    held_answer: HeldBody | None = None
     # Known once it is routed.
     served: ServedVersion = None  # type: ignore[assignment]
     route: Route = None  # type: ignore[assignment]

@@ -1,17 +1,8 @@
 """HTTP/1.1 on one connection: inference is answered here, by callbacks; everything else goes to the ASGI app.
 
 A subclass of uvicorn's httptools protocol. `POST /v2/models/.../infer` never becomes a scope, a task or a future: its
-body is collected, the front takes it, and the answer is one write. Answers leave in the order of their requests
-(RFC 9112, section 9.3.2) whichever way each was answered:
-
-* `_due` holds inferences that the front has, in order; their answers leave from its left end.
-* uvicorn's `cycle` and `pipeline` hold ASGI requests; one starts only when nothing is due before it.
-* `_behind` holds, in order, what came after an ASGI request that is still being answered.
-
-So either inferences are due, or an ASGI request runs, never both; the pipeline follows that, and `_behind` follows the
-pipeline. An ASGI request starts when its body is complete, so that no app ever waits for a client.
-
-Every limit of section `[limits]` that concerns the transport is kept here, for both kinds of requests alike.
+body is collected (`incoming`), the front takes it, and the answer is one write (`pipeline`). Here heads are read, and
+clients watched that are too slow or idle.
 """
 
 from __future__ import annotations
@@ -19,19 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import deque
 from typing import Any
 
 import httptools
-from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.protocol.errors import BodyTooLarge, GatewayError, Overloaded
-from gateway.serving.answers import error_answer, status_of
-from gateway.serving.aside import SLOW_JSON_BYTES
-from gateway.serving.bodies import LARGE_BODY_BYTES, HeldBody
+from gateway.protocol.errors import BodyTooLarge, GatewayError
+from gateway.serving.answers import error_answer
+from gateway.serving.bodies import LARGE_BODY_BYTES
 from gateway.serving.front import Front
 from gateway.serving.head import (
     METHODS,
@@ -41,32 +28,24 @@ from gateway.serving.head import (
     check_target,
     check_version,
     read_field,
-    read_gateway_header,
     size_of,
     without_upgrade,
 )
+from gateway.serving.incoming import LENGTH_FIELD, IncomingBody
 from gateway.serving.inference import Inference, path_pin
-from gateway.serving.receiver import Receiver
+from gateway.serving.pipeline import FAULT
 
-__all__ = ("GatewayProtocol", "read_gateway_header")
+__all__ = ("GatewayProtocol",)
 
 MAX_TARGETS = 1024
-MAX_LARGE_PIPELINED = 4
-CHUNK_LINE_BYTES = 16  # what a chunk may cost beside its content; Go's net/http: 16
-LINGER_SECONDS = 1.0
 LENGTH_DIGITS = 8
-FAULT = "the gateway failed on this request"
 
 _TARGET = re.compile(rb"/v2/models/([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?:/versions/([^/?]{1,32}))?/infer(?:\?.*)?")
-_LENGTH_FIELD = re.compile(rb"(?i)(\r\ncontent-length: ?)[0-9]{1,8}(?=\r\n|\Z)")
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _log = logging.getLogger(__name__)
 
-Behind = Inference | tuple[RequestResponseCycle, ASGI3Application]
 
-
-class GatewayProtocol(HttpToolsProtocol):
+class GatewayProtocol(IncomingBody):
     """One client's connection to a front."""
 
     def __init__(
@@ -79,66 +58,15 @@ class GatewayProtocol(HttpToolsProtocol):
         front: Front,
         targets: dict[bytes, tuple[str, bytes | None]],
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self._front = front
+        super().__init__(config, server_state, app_state, _loop, front=front)
         self._targets = targets
-        self._limits = front.settings.limits
-        self._max_body = self._limits.max_body_bytes
         self._max_head = self._limits.max_head_bytes
         self._max_fields = self._limits.max_head_fields
         self._max_known = min(self._max_body, LARGE_BODY_BYTES)
-        self._inference: Inference | None = None
         self._known: Inference
         self._known_head: tuple[bytes, bytes] | None = None
-        self._plain = False
-        self._content: list[bytes] = []
-        self._held_body: HeldBody | None = None
-        self._receiver: Receiver | None = None
-        self._large: Inference
-        self._large_head = b""  # the last one that the parser saw
-        self._past_parser = False  # the body that comes
-        self._waiting_large = 0
-        self._due: deque[Inference] = deque()
-        self._behind: deque[Behind] = deque()
-        self._running: RequestResponseCycle | None = None
         self._host = b""
-        self._piece = b""  # the read that is parsed, behind what came of its head in earlier ones
         self._half_head = b""
-        self._head_done = False
-        self._upgrading = False
-        self._chunked = False
-        self._discarding = False
-        self._deaf = False
-        self._stopping = False
-        self._read = 0  # bytes of the last read
-        self._unread = 0  # bytes since the head began
-        self._received = 0  # bytes of the body
-        self._length = 0  # of the body, where that is said beforehand
-        self._chunks = 0
-        self._counted = 0
-        self._overhead = 0
-        self._written = 0
-        self._taken = 0
-        self._taken_at = 0.0
-        self._reading_since = 0.0
-        self._body_since = 0.0
-        self._quiet_since = 0.0  # 0: since the sweep before the next
-
-    def __repr__(self) -> str:
-        return f"<GatewayProtocol {self.client} | due {len(self._due)} | behind {len(self._behind)}>"
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request has been read whose answer is not written."""
-        return bool(self._due or self._behind or self._asgi_pending)
-
-    @property
-    def _asgi_pending(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    @property
-    def _asgi_running(self) -> bool:
-        return self._running is not None and not self._running.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -147,16 +75,6 @@ class GatewayProtocol(HttpToolsProtocol):
             self._deaf = True
             transport.write(error_answer(503, "too many connections", keep_alive=False))
             transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for inference in self._due:
-            inference.abandoned = True
-        if self._inference is not None:
-            self._inference.abandoned = True
-        self._due.clear()
-        self._behind.clear()
-        self._inference = self._held_body = self._receiver = None
-        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
@@ -184,56 +102,6 @@ class GatewayProtocol(HttpToolsProtocol):
         if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
 
-    def begin_again(self, length: int) -> bool:
-        """Whether another request with the head that the receiver expects may begin; its body is to come."""
-        if self._deaf or self._discarding or self._stopping or self._reading_since:
-            return False
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
-        self._inference = self._large.again()
-        self._past_parser = self._head_done = True
-        self._chunked = False
-        self._length = length
-        self._unread = self._received = self._chunks = self._counted = 0
-        self._reading_since = self._body_since = self.loop.time()
-        return True
-
-    def body_grew(self, size: int) -> None:
-        """So many bytes more of a body lie in the receiver."""
-        self._read = size
-        self._unread += size
-        self._received += size
-        receiver, inference = self._receiver, self._inference
-        if receiver is None or inference is None:
-            return
-        if self._received < self._length:
-            self._read_in_part()
-        else:
-            inference.body = [receiver.finish()]
-            if not self._past_parser:
-                # The one before has not read this body; what comes behind it is another request.
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self._past_parser = False
-            self.on_message_complete()
-        if self._discarding:
-            self._deaf = True
-            receiver.drop()
-
-    def refuse(self, status: int, text: str) -> None:
-        """Answer bytes that cannot be understood, after what was asked before them, and close."""
-        if self._deaf or self.transport.is_closing():
-            return
-        self._deaf = True
-        if self._receiver is not None:
-            self._receiver.drop()
-        self._inference = self._held_body = None
-        self._content = []
-        refusal = Inference(self, "")
-        refusal.keep_alive = False
-        refusal.answer = error_answer(status, text, keep_alive=False)
-        self._enqueue(refusal)
-
     def sweep(self, now: float) -> None:
         """Close the connection when its client is too slow or has been idle too long; `now` is the loop's time."""
         limits = self._limits
@@ -241,7 +109,7 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if self._deaf or self._discarding or self.transport.is_closing():
             return
-        if self.flow.read_paused:
+        if self.flow.read_paused or self._owes_continue:
             # It is not the client who is slow.
             self._reading_since = now if self._reading_since else 0.0
             self._body_since = now if self._body_since else 0.0
@@ -286,113 +154,6 @@ class GatewayProtocol(HttpToolsProtocol):
         except HeadRefused as refused:
             self.refuse(refused.status, refused.text)
 
-    def on_chunk_header(self) -> None:
-        self._chunks += 1
-        if self._chunks > self._limits.max_chunks + 1:  # the last chunk is empty
-            self.refuse(400, f"the request body has more than {self._limits.max_chunks} chunks (limits.max_chunks)")
-
-    def on_body(self, body: bytes) -> None:
-        if self._discarding or self._deaf:
-            return
-        self._received += len(body)
-        inference = self._inference
-        if self._received > self._max_body:
-            self._refuse_body(inference, BodyTooLarge(self._body_too_large()))
-        elif inference is None:
-            self._content.append(body)
-        else:
-            inference.body.append(body)
-
-    def on_message_complete(self) -> None:
-        received = self._received
-        self._reading_since = self._body_since = 0.0
-        self._unread = self._received = 0
-        if self._discarding or self._deaf or self._upgrading:
-            return
-        inference = self._inference
-        if received > LARGE_BODY_BYTES and not self._hold(received):
-            return
-        if inference is None:
-            self._start_asgi()
-            return
-        self._inference = None
-        if received > LARGE_BODY_BYTES and self._held_body is not None:
-            inference.held_body, self._held_body = self._held_body, None
-            self._waiting_large += 1
-        self._enqueue(inference)
-        if received > LARGE_BODY_BYTES and len(self._due) + len(self._behind) >= MAX_LARGE_PIPELINED:
-            self.flow.pause_reading()
-
-    def answered(self, inference: Inference) -> None:
-        """Write what may leave: answers in the order of their requests."""
-        due = self._due
-        if len(due) == 1 and due[0] is inference and inference.keep_alive and not self._waiting_large:
-            # One request at a time is the usual case.
-            due.clear()
-            transport = self.transport
-            if not transport.is_closing():
-                self._written += len(inference.answer)
-                transport.write(inference.answer)
-            self._quiet_since = 0.0
-            if self._behind or self.pipeline or self._stopping or self.flow.read_paused:
-                self._caught_up()
-            return
-        while due and due[0].answer:
-            first = due.popleft()
-            if self._waiting_large:
-                self._let_go(first)
-            if self.transport.is_closing():
-                continue
-            self._written += len(first.answer)
-            self.transport.write(first.answer)
-            if not first.keep_alive:
-                self._finish()
-                return
-        if not due:
-            self._caught_up()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._running is not None:
-            vars(self._running).pop("held_body", None)
-        self._quiet_since = self.loop.time()
-        self._continue_behind()
-        if self.busy:
-            self._unset_keepalive_if_required()
-        elif self._stopping and self._inference is None:
-            self.transport.close()
-
-    def shutdown(self) -> None:
-        """Finish what has been read, then close."""
-        self._stopping = True
-        if self._inference is not None:
-            self._inference.keep_alive = False
-        elif self._behind or self._body_since:
-            return
-        elif self._asgi_pending:
-            self.cycle.keep_alive = False
-        elif self._due:
-            self._due[-1].keep_alive = False
-        else:
-            self.transport.close()
-
-    def pause_writing(self) -> None:
-        # A client that does not read its answers is not read from either.
-        super().pause_writing()
-        self.flow.pause_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.flow.resume_reading()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        if self._due:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, app))
-        else:
-            self._running = cycle
-            super()._start_asgi_task(cycle, app)
-
     def _begin(self) -> None:
         # Of a request whose head is complete.
         most = self._max_head
@@ -431,7 +192,7 @@ class GatewayProtocol(HttpToolsProtocol):
         head, end, _ = self._piece.partition(b"\r\n\r\n")
         if self._unread != len(self._piece) or not end or self._max_head < len(head) + 2 * LENGTH_DIGITS:
             return
-        parts = _LENGTH_FIELD.split(head)
+        parts = LENGTH_FIELD.split(head)
         if len(parts) == 3:
             before, length, after = parts
             self._known, self._known_head = inference.again(), (before + length, after + end)
@@ -526,6 +287,7 @@ class GatewayProtocol(HttpToolsProtocol):
         if connection or not keep_alive:  # what is neither 1.0 nor 1.1 is only kept alive by a Connection field
             version = self.parser.get_http_version()
             check_version(version)
+            keep_alive = keep_alive and version == "1.1"  # to a client of 1.0 it would have to be said
         if hosts != 1 and (hosts or version == "1.1"):
             raise HeadRefused(400, f"a request has one Host header, got {hosts}")
         self._chunked = chunked
@@ -543,33 +305,8 @@ class GatewayProtocol(HttpToolsProtocol):
             return
         if length > self._max_body:
             self._refuse_body(inference, BodyTooLarge(self._body_too_large()))
-        elif expects and version == "1.1" and not self.busy and (inference is None or inference.refused is None):
-            self.transport.write(_CONTINUE)
-
-    def _refuse_body(self, inference: Inference | None, error: GatewayError) -> None:
-        if inference is None:
-            self.refuse(status_of(error), str(error))
-            return
-        # Answered before the rest of the body is read, which is thrown away: the connection cannot go on.
-        inference.refused = error
-        inference.keep_alive = False
-        inference.body = []
-        self._inference = self._held_body = None
-        self._discarding = True
-        self._enqueue(inference)
-
-    def _body_too_large(self) -> str:
-        return f"the request body is larger than {self._max_body} bytes (limits.max_body_bytes)"
-
-    def _hold(self, size: int) -> bool:
-        # Of a large body so much has come; it is refused where the front holds too much already.
-        room = self._front.bodies
-        if self._held_body is None:
-            self._held_body = room.open()
-        if self._held_body.grow(size):
-            return True
-        self._refuse_body(self._inference, Overloaded(room.full))
-        return False
+        elif expects and version == "1.1" and (inference is None or inference.refused is None):
+            self._owe_continue()
 
     def _refuse_parse(self, error: httptools.HttpParserError) -> None:
         if isinstance(error, httptools.HttpParserCallbackError):
@@ -586,8 +323,7 @@ class GatewayProtocol(HttpToolsProtocol):
             rest = rest[upgrade.args[0] :]
             head = without_upgrade(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
             self._upgrading = False
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._begin_parsing()
             upgrade = None
             try:
                 self.parser.feed_data(head)
@@ -599,163 +335,18 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _read_in_part(self) -> None:
         # After each read that left a request incomplete.
+        if self._head_done:
+            self._body_came_in_part()
+            return
         if self._deaf or self._discarding:
             return
-        limits = self._limits
-        if not self._head_done:
-            self._half_head = self._piece if self._unread else self._piece[1:]  # not the head before it
-            if self._unread > self._max_head:
-                if len(self.url) > limits.max_target_bytes:
-                    self.refuse(414, f"the request target is longer than {limits.max_target_bytes} bytes")
-                else:
-                    self.refuse(431, self._head_too_large())
-            return
-        if self._received > LARGE_BODY_BYTES and not self._hold(self._received_or_cleared):
-            return
-        counted = self._received + CHUNK_LINE_BYTES * self._chunks
-        if not self._body_since:
-            self._body_since = self.loop.time()
-        elif self._chunked:
-            self._overhead = max(0, self._overhead + self._read - (counted - self._counted))
-            if self._overhead > limits.max_chunk_overhead_bytes:
-                self.refuse(
-                    400,
-                    f"the chunks of the request body carry more than {limits.max_chunk_overhead_bytes} bytes beside "
-                    "their content (limits.max_chunk_overhead_bytes)",
-                )
-        self._counted = counted
-        if self._length > LARGE_BODY_BYTES and self._inference is not None:
-            self._receive(self._inference)
-
-    def _receive(self, inference: Inference) -> None:
-        # The rest of a large body goes where it stays, past the parser, which would hand on copies.
-        json_length = inference.json_length
-        if inference.encoding is not None or not inference.keep_alive:
-            return
-        if json_length is None and self._length <= SLOW_JSON_BYTES:
-            return
-        if self._receiver is None:
-            self._receiver = Receiver(self, arena=self._front.arena)
-            if not self.flow.read_paused:
-                self.transport.pause_reading()
-            self.transport.set_protocol(self._receiver)
-            if not self.flow.read_paused:
-                self.transport.resume_reading()
-        if not self._receiver.is_receiving:
-            if json_length is not None:
-                self._expect_again(inference, json_length)
-            self._receiver.begin(self._length, json_length=json_length, pieces=inference.body)
-            inference.body = []
-            if not self._hold(self._received_or_cleared):
-                self._receiver.drop()
-
-    def _expect_again(self, inference: Inference, json_length: int) -> None:
-        # Of a head that came twice, in a read that began with it.
-        piece, receiver = self._piece, self._receiver
-        head = piece[: piece.find(b"\r\n\r\n") + 4]
-        whole = self._unread == len(piece) and len(_LENGTH_FIELD.split(head)) == 3
-        if receiver is None or not whole or not self._plain or inference.refused is not None:
-            return
-        if head == self._large_head:
-            self._large = inference.again()
-            receiver.expect(head, self._length, json_length=json_length)
-        self._large_head = head
-
-    @property
-    def _received_or_cleared(self) -> int:
-        return max(self._received, 0 if self._receiver is None else self._receiver.cleared_bytes)
+        self._half_head = self._piece if self._unread else self._piece[1:]  # not the head before it
+        if self._unread > self._max_head:
+            most = self._limits.max_target_bytes
+            if len(self.url) > most:
+                self.refuse(414, f"the request target is longer than {most} bytes")
+            else:
+                self.refuse(431, self._head_too_large())
 
     def _head_too_large(self) -> str:
         return f"the request head is larger than {self._max_head} bytes (limits.max_head_bytes)"
-
-    def _stalled(self, now: float) -> bool:
-        # Whether the client has not taken its answers for too long; the connection is gone then.
-        left = self.transport.get_write_buffer_size()
-        limits, taken = self._limits, self._written - left
-        if not left or not self._taken_at:
-            self._taken, self._taken_at = taken, now if left else 0.0
-        elif now - self._taken_at > limits.write_timeout_seconds:
-            if taken - self._taken < max(1, limits.write_timeout_seconds * limits.min_bytes_per_second):
-                self.transport.abort()
-                return True
-            self._taken, self._taken_at = taken, now
-        return False
-
-    def _let_go(self, inference: Inference) -> None:
-        if inference.held_body is not None:
-            inference.held_body.close()
-            self._waiting_large -= 1
-
-    def _start_asgi(self) -> None:
-        url, headers = self.url, self.headers
-        super().on_message_begin()
-        self.url = url
-        self.headers.extend(headers)
-        waiting = len(self.pipeline)
-        try:
-            super().on_headers_complete()
-        except (httptools.HttpParserError, UnicodeDecodeError):
-            self.refuse(400, "the request target is not valid")
-            return
-        super().on_body(b"".join(self._content))
-        super().on_message_complete()
-        self._content = []
-        if self._held_body is not None:
-            vars(self.cycle)["held_body"], self._held_body = self._held_body, None
-        if self._stopping:
-            self.cycle.keep_alive = False
-        if self._behind and len(self.pipeline) > waiting:
-            self._behind.append(self.pipeline.popleft())
-
-    def _enqueue(self, inference: Inference) -> None:
-        cycle = self.cycle
-        if self._behind or self.pipeline or (cycle is not None and not cycle.response_complete):
-            self._behind.append(inference)
-        else:
-            self._submit(inference)
-
-    def _submit(self, inference: Inference) -> None:
-        self._due.append(inference)
-        if inference.answer:
-            self.answered(inference)
-            return
-        try:
-            self._front.accept(inference)
-        except Exception:  # a fault of ours fails this request and no other
-            self._fail(inference)
-
-    def _fail(self, inference: Inference) -> None:
-        _log.exception("a request could not be taken")
-        inference.keep_alive = False
-        inference.answer = error_answer(500, FAULT, keep_alive=False)
-        self.answered(inference)
-
-    def _caught_up(self) -> None:
-        self._quiet_since = self.loop.time()
-        if self.transport.is_closing():
-            return
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif self._behind:
-            self._continue_behind()
-        elif self._stopping and self._inference is None:
-            self.transport.close()
-        elif self.flow.read_paused and not self.flow.write_paused:
-            self.flow.resume_reading()
-
-    def _continue_behind(self) -> None:
-        while self._behind and not self.pipeline and not self._asgi_running:
-            following = self._behind.popleft()
-            if isinstance(following, Inference):
-                self._submit(following)
-            else:
-                self._start_asgi_task(*following)
-
-    def _finish(self) -> None:
-        if not (self._discarding or self._deaf) or not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        # Closing with unread bytes would reset the connection, and the client would not see the answer.
-        self._deaf = True
-        self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -12,8 +12,8 @@ from gateway.protocol.request import InferRequest
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.requests import read_request
 from gateway.serving.grpc.tensors import put_outputs
+from gateway.serving.head import read_gateway_header
 from gateway.serving.inference import Connection, Inference, path_pin
-from gateway.serving.protocol import read_gateway_header
 
 __all__ = ("GrpcInference", "shown_name")
 
