@@ -40,10 +40,7 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         print_json(body)
         return
-    print_table(
-        ("model", "version", "status", "engine", "arm", "traffic %", "digest"),
-        [_row(version) for model in body["models"] for version in model["versions"]],
-    )
+    _print_versions([version for model in body["models"] for version in model["versions"]])
 
 
 @app.command()
@@ -58,10 +55,7 @@ def show(
     if as_json:
         print_json(body)
     elif version is None:
-        print_table(
-            ("model", "version", "status", "engine", "arm", "traffic %", "digest"),
-            [_row(known) for known in body["versions"]],
-        )
+        _print_versions(body["versions"])
     else:
         print_facts(_known(body))
 
@@ -245,6 +239,13 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
             console.print(
                 f"ok       {check['model']}/{check['version']}  {check['digest']}", markup=False, soft_wrap=True
             )
+
+
+def _print_versions(versions: list[dict[str, Any]]) -> None:
+    print_table(("model", "version", "status", "engine", "arm", "traffic %", "digest"), map(_row, versions))
+    for version in versions:
+        if reason := version["engine"]["reason"]:
+            typer.echo(f"{clean(version['model'])} version {version['version']}: {clean(reason)}")
 
 
 def _row(version: dict[str, Any]) -> list[object]:

@@ -138,6 +138,16 @@ def test_tables_show_what_json_shows(world: World) -> None:
         json.loads(done(*arguments, "--json"))
 
 
+def test_the_list_says_why_a_version_is_out_of_service(world: World) -> None:
+    world.serve(1, 2)
+    (world.settings.run_dir / "engine-m-2.sock").unlink()
+    world.note(2, "circuit_open", "its engine ended 5 times within 60 s, last with status -11")
+    for arguments in (("models", "list"), ("models", "show", "m")):
+        *table, why = done(*arguments).splitlines()
+        assert why == "m version 2: its engine ended 5 times within 60 s, last with status -11"
+        assert "circuit open" in "".join(table)
+
+
 def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
     assert "there is no version 1 of model 'm'" in failed("route", "set", "m", "--stable", 1)
     assert "there is no model 'other'" in failed("models", "show", "other")
