@@ -118,7 +118,7 @@ class RunningGateway:
         body = {"stable": stable, "canary": canary, "weight": weight, "reason": "a test"}
         status, answer = call(f"{self.admin_url}/api/v1/routes/{model}", body, method="PUT")
         assert status == 200, answer
-        at: float = self.last_decision(model)["at"]
+        at: float = self.last_decision(model, "route_set")["at"]
         eventually(lambda: self._fronts_follow(model, stable, canary, weight), what="the route on every front")
         return at
 
@@ -130,12 +130,17 @@ class RunningGateway:
             (route.get("stable"), route.get("canary"), route.get("weight")) == wanted for route in routes
         )
 
-    def last_decision(self, model: str) -> dict[str, Any]:
-        """The newest decision about a model; its time in seconds stands under `at`."""
-        status, answer = call(f"{self.admin_url}/api/v1/decisions?model={model}&limit=1")
-        assert status == 200, answer
-        decision: dict[str, Any] = answer["decisions"][-1]
+    def last_decision(self, model: str, kind: str) -> dict[str, Any]:
+        """The newest decision of a kind about a model, once there is one; its time in seconds stands under `at`."""
+        decision: dict[str, Any] = eventually(lambda: self._newest(model, kind), seconds=60, what=f"{kind} of {model}")
         return decision | {"at": seconds_of(decision["time"])}
+
+    def _newest(self, model: str, kind: str) -> dict[str, Any] | None:
+        status, answer = call(f"{self.admin_url}/api/v1/decisions?model={model}&limit=50")
+        assert status == 200, answer
+        # Alarms come in between, whenever the monitor has seen enough.
+        found = [one for one in answer["decisions"] if one["kind"] == kind]
+        return found[-1] if found else None
 
     def kill(self) -> None:
         """SIGKILL the supervisor."""

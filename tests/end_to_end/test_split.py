@@ -21,7 +21,7 @@ def test_a_change_of_weight_is_in_force_on_every_front_a_second_later(gateway: R
         for weight in (60, 0, 100):
             load.wait(100)
             gateway.cli("route", "set", MODEL, "--stable", "1", "--canary", "2", "--weight", str(weight))
-            moments.append((gateway.last_decision(MODEL)["at"], float(weight)))
+            moments.append((gateway.last_decision(MODEL, "route_set")["at"], float(weight)))
             load.wait(100)
             eventually(
                 lambda: load.answers[-1].received > moments[-1][0] + 1.2, seconds=30, what="load after the change"
