@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import tracemalloc
+from unittest import mock
+
 import pytest
 import simdjson
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.protocol.json_tensor import READING, few_numbers_in, numbers_in, within
+from gateway.protocol import json_tensor
+from gateway.protocol.json_tensor import READING, few_numbers_in, nesting_of, numbers_in, within
 
 NUMBERS = st.one_of(
     st.integers(-(2**65), 2**65).map(str),
@@ -17,6 +21,55 @@ NUMBERS = st.one_of(
     ),
     st.sampled_from(["true", "null", '"1"', "NaN", "Infinity", "", "1 2", "é"]),
 )
+
+IN_STRINGS = st.lists(st.sampled_from(["[", "]", "{", "}", "a", "é", "\\n", '\\"', "\\\\"]), max_size=6).map("".join)
+MARKS = st.lists(st.one_of(st.sampled_from("[]{},1"), IN_STRINGS.map('"{}"'.format)), max_size=20).map("".join)
+MEBIBYTE = 2**20
+
+
+def nesting_by_character(text: str) -> int:
+    deepest = level = 0
+    in_string = is_escaped = False
+    for character in text:
+        if is_escaped:
+            is_escaped = False
+        elif character == "\\":
+            is_escaped = True
+        elif character == '"':
+            in_string = not in_string
+        elif character in "[]{}" and not in_string:
+            level += 1 if character in "[{" else -1
+            deepest = max(deepest, level)
+    return deepest
+
+
+@given(text=MARKS, unfinished=st.sampled_from(["", '"[[', '"\\"[[', '"[\\']), block_bytes=st.integers(1, 9))
+@example(text="]" * 300 + "[" * 299 + "[{", unfinished="", block_bytes=7)
+@example(text='""' * 300 + '[""[' + '"["' * 300, unfinished="", block_bytes=1000)
+def test_nesting_is_what_counting_character_by_character_gives(text: str, unfinished: str, block_bytes: int) -> None:
+    text += unfinished
+    with mock.patch.object(json_tensor, "NESTING_BLOCK_BYTES", block_bytes):
+        assert nesting_of(text.encode()) == nesting_by_character(text)
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"x":"%b"}' % (b"[" * 101 + b"a" * 4 * MEBIBYTE),
+        b'{"x":[%b[[]]]}' % (b'"a",' * MEBIBYTE),
+        b'{"x":"%b"}' % (b'\\"' * 2 * MEBIBYTE),
+        b"[%b[[]]]" % (b"[]," * MEBIBYTE),
+    ],
+    ids=["a long string", "short strings", "escaped quotes", "arrays"],
+)
+def test_the_nesting_of_a_large_text_takes_little_memory(text: bytes) -> None:
+    tracemalloc.start()
+    try:
+        nesting_of(text)
+        assert tracemalloc.get_traced_memory()[1] < MEBIBYTE
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("datatype", READING)
