@@ -29,9 +29,12 @@ SLICE_BYTES = 256 * 1024
 SLOW_BYTES = 16 * 1024
 """Of a slice that Python's own parser reads, as simdjson knows no NaN and no Infinity."""
 SLICE_ELEMENTS = 64 * 1024
+MOST_KEYS = 1024
+"""`data` of so many tensors may stand in a text from which some are cut out."""
 
 _KEY = b'"data"'
-_ARRAY = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[[ \t\r\n]*(\[?)(?=[ \t\r\n]*[-0-9NI])")
+# Possessive: spaces that have been passed are not given back, or a long row of them would be looked at again and again.
+_ARRAY = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+(\[?)(?=[ \t\r\n]*+[-0-9NI])")
 _MARK = "numbers that were cut out: "
 _NEITHER_BRACKET_NOR_COMMA = bytes(sorted(set(range(256)) - set(b"[],")))
 
@@ -78,12 +81,14 @@ class Cut(NamedTuple):
 def cut_numbers(text: bytes | bytearray) -> Cut | None:
     """Cut out what is the large `data` of a tensor, flat or in rows; None where there is nothing, or it cannot be told.
 
+    No byte is looked at more than a few times, so that the time grows with the text and no faster.
+
     >>> cut_numbers(b'{"data":[%b]}' % b",".join([b"1"] * 200_000)).places
     [Place(start=9, end=400008, in_rows=False)]
     """
     # Without an escape every quote begins or ends a string, so the key followed by a colon is the key, or the text is
-    # no JSON, with or without what is cut out.
-    if b"\\" in text:
+    # no JSON, with or without what is cut out. Many more keys than a request has tensors are not worth the look.
+    if b"\\" in text or text.count(_KEY) > MOST_KEYS:
         return None
     kept: list[bytes | bytearray] = []
     places: list[Place] = []
@@ -94,7 +99,9 @@ def cut_numbers(text: bytes | bytearray) -> Cut | None:
         if array is not None:
             start = array.start(1)
             end = _end_of_rows(text, start) if array[1] else text.find(b"]", start)
-            if end <= 0:
+            if end < 0:
+                break  # no array ends any more
+            if end == 0:
                 at = text.find(_KEY, start)  # no rows as they are usually written
                 continue
             if end - start > SLICE_BYTES:
@@ -229,9 +236,13 @@ def encode_in_slices(array: Array) -> bytes:
 
 
 def _end_of_rows(text: bytes | bytearray, start: int) -> int:
-    # From behind: among many brackets, two together are found slowly. No number has a quote or a brace.
-    stops = [place for mark in (b'"', b"}") if (place := text.find(mark, start)) >= 0]
-    return text.rfind(b"]]", start, min(stops, default=len(text))) + 1
+    # From behind: among many brackets, two together are found slowly. No number has a quote or a brace, and the next
+    # key has a quote: nobody looks again at what is before it.
+    stop = len(text)
+    for mark in (b'"', b"}"):
+        found = text.find(mark, start, stop)
+        stop = stop if found < 0 else found
+    return text.rfind(b"]]", start, stop) + 1
 
 
 def _is_rows(piece: bytes, inner: tuple[int, ...], count: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import Any
 from unittest import mock
 
@@ -119,6 +120,33 @@ def test_the_mark_of_what_is_cut_out_cannot_be_forged() -> None:
     for text in (mark, mark.replace("n", "\\u006e", 1)):
         forged = f'{{"name":"z","shape":[20],"datatype":"FP32","data":["{text}"]}}'
         assert not agree(f'{{"inputs":[{json.dumps(long)},{forged}]}}'.encode(), signature)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"data":[%bx]}' % (b" " * 4_000_000),
+        b'{"data":[%b"x"]}' % (b" \t\r\n" * 1_000_000),
+        b'{"data":[1,' * 1_000_000,
+        b'{"data":[[1,' * 1_000_000,
+        b'{"data":[[1,"":[],' * 1_000 + b"[" * 4_000_000,
+    ],
+    ids=["spaces", "spaces of all kinds", "arrays without an end", "rows without an end", "brackets"],
+)
+def test_a_text_in_which_nothing_can_be_cut_is_not_looked_at_again_and_again(text: bytes) -> None:
+    began = time.thread_time()
+    assert slices.cut_numbers(text) is None
+    assert time.thread_time() - began < 5  # some ms; hours where the time grows with the square
+
+
+@pytest.mark.parametrize("count", [slices.MOST_KEYS, slices.MOST_KEYS + 1])
+def test_among_very_many_keys_nothing_is_cut(count: int) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), OUTPUTS)
+    tensor = {"name": "x", "shape": [20], "datatype": "FP32", "data": [7] * 20}
+    raw = json.dumps({"inputs": [tensor], "extra": [{"data": []}] * (count - 1)}).encode()
+    with mock.patch.object(slices, "SLICE_BYTES", 8):
+        assert (slices.cut_numbers(raw) is not None) is (count <= slices.MOST_KEYS)
+    assert agree(raw, signature)
 
 
 @pytest.mark.parametrize("row", ["1,2,3", "[1,2,3]", "1,2", "", "1,2,[]", "[]", "1", "1,{},3", "true,1,1", "1e39,1,1"])
