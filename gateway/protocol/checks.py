@@ -70,7 +70,7 @@ class SignatureChecks:
         """The datatype must be the signature's."""
         if datatype != spec.datatype:
             raise CallerError(
-                f"inference input '{spec.name}' data-type is '{str(datatype)[:32]}', "
+                f"inference input '{spec.name}' data-type is '{_shown(datatype)}', "
                 f"but model '{self._model}' expects '{spec.datatype}'"
             )
 
@@ -83,7 +83,7 @@ class SignatureChecks:
             if type(axis) is not int or not 0 <= axis <= limits.max_dimension:
                 raise CallerError(
                     f"'shape' of input '{spec.name}' must hold integers from 0 to {limits.max_dimension}, "
-                    f"got {str(axis)[:32]}"
+                    f"got {_shown(axis)}"
                 )
         expected = spec.shape
         if len(shape) != len(expected) or any(
@@ -188,3 +188,8 @@ class SignatureChecks:
                 f"sending {spec.datatype} data via JSON is not supported. "
                 f"Please use the binary data format for output '{spec.name}'"
             )
+
+
+def _shown(value: object) -> str:
+    # Not all of what may be large.
+    return str(value)[:32] if isinstance(value, (str, int, float)) or value is None else "an array or an object"

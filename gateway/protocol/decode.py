@@ -37,7 +37,7 @@ from gateway.protocol.json_tensor import (
 )
 from gateway.protocol.limits import Limits
 from gateway.protocol.parameters import checked_parameters, set_parameters
-from gateway.protocol.request import MAX_KEYS, InferRequest, RequestedOutput
+from gateway.protocol.request import MAX_KEYS, MAX_PARAMETERS_BYTES, InferRequest, RequestedOutput
 from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, Lend, cut_numbers
 
 __all__ = ("InferRequest", "RequestDecoder", "Usual")
@@ -285,7 +285,10 @@ class RequestDecoder:
             (tensor,) = document["inputs"]
             if len(tensor) != 4 or tensor["name"] != spec.name or tensor["datatype"] != spec.datatype:
                 return None
-            shape = tensor["shape"].as_list()
+            shape = tensor["shape"]
+            if len(shape) != len(spec.shape):
+                return None
+            shape = list(shape)
             array = numbers(tensor["data"], spec)
             fragment = fragment_of(body, array.size)
             if fragment is None or fragment.rfind(b"[") > 0:
@@ -293,11 +296,11 @@ class RequestDecoder:
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
         size = 1
-        for axis, expected in zip(shape, spec.shape, strict=False):
+        for axis, expected in zip(shape, spec.shape, strict=True):
             if type(axis) is not int or axis < 1 or (axis != expected and expected != FREE):
                 return None
             size *= axis
-        if len(shape) != len(spec.shape) or size != array.size or not shape or size > self._usual_elements:
+        if size != array.size or not shape or size > self._usual_elements:
             return None
         if FREE not in spec.shape[1:]:
             start = body.index(b"[", body.index(b'"data"'))
@@ -394,7 +397,9 @@ class RequestDecoder:
         keys = _keys(tensor, f"input '{spec.name}'")
         self.checks.datatype(spec, tensor.get("datatype"))
         shape = tensor.get("shape")
-        shape = self.checks.shape(spec, shape.as_list() if isinstance(shape, simdjson.Array) else shape)
+        if isinstance(shape, simdjson.Array) and len(shape) <= self._limits.max_rank:
+            shape = list(shape)
+        shape = self.checks.shape(spec, shape)
         parameters = _parameters(tensor["parameters"]) if "parameters" in keys else {}
         ways = ("data" in keys, "binary_data_size" in parameters, "shared_memory_region" in parameters)
         if sum(ways) != 1:
@@ -452,7 +457,12 @@ def _parameters(value: Any) -> dict[str, Any]:
     if not is_object(value):
         raise CallerError("'parameters' must be an object")
     _keys(value, "'parameters'")
-    return checked_parameters(value if isinstance(value, dict) else value.as_dict())
+    if isinstance(value, dict):
+        return checked_parameters(value)
+    # What is no more than twice as long is measured as the log has it; more shall not become objects of Python.
+    if (size := len(value.mini)) > 2 * MAX_PARAMETERS_BYTES:
+        raise CallerError(f"'parameters' takes {size} bytes, more than {MAX_PARAMETERS_BYTES}")
+    return checked_parameters(value.as_dict())
 
 
 def _requested(outputs: Any, binary: bool, most: int) -> list[tuple[object, bool, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -92,3 +93,48 @@ def test_an_axis_of_2_31_is_refused_however_empty_the_tensor() -> None:
         decode(signature, {"inputs": [tensor([2**31 - 1, 0])]})
     with pytest.raises(CallerError, match="integers from 0 to 2147483647"):
         decode(signature, {"inputs": [tensor([2**31, 0])]})
+
+
+def hostile(*, datatype: str = "BYTES", shape: str = "[1,2]", data: str = '["a","b"]', parameters: str = "{}") -> bytes:
+    tensor = f'{{"name":"x","shape":{shape},"datatype":"{datatype}","parameters":{parameters},"data":{data}}}'
+    return f'{{"inputs":[{tensor}]}}'.encode()
+
+
+MANY = "[" + "[]," * 200_000 + "1]"
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        (hostile(shape=MANY), "must be an array of at most 8"),
+        (hostile(shape=f"[{MANY},2]"), "must hold integers from 0 to 2147483647, got an array or an object"),
+        (hostile(parameters=f'{{"a":{MANY}}}'), "'parameters' takes 600009 bytes, more than 16384"),
+        (hostile(data=f'["a",{MANY}]'), "has an element that is no BYTES"),
+        (hostile(data=f'[["a",{MANY}]]'), "is nested otherwise"),
+        (hostile(data=f"[{MANY}]"), "is nested otherwise"),
+        (
+            hostile(datatype="FP32", shape=MANY, data="[1,2]").replace(b'"parameters":{},', b""),
+            "must be an array of at",
+        ),
+    ],
+    ids=["shape", "axis", "parameter", "element", "nested element", "row", "shape of the usual request"],
+)
+def test_what_will_be_refused_does_not_become_objects_first(body: bytes, match: str) -> None:
+    datatype = "FP32" if b'"FP32"' in body else "BYTES"
+    signature = Signature((TensorSpec("x", datatype, (-1, 2)),), (TensorSpec("y", "INT64", (-1,)),))
+    decoder = RequestDecoder("m", signature)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CallerError, match=match):
+            decoder.decode(body)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)  # 24 bytes a byte, as lists
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_name_of_a_parameter_may_have_any_character() -> None:
+    given = {"a\0b": 1, "a": 2, "\u00e9~1/": 3}
+    signature = Signature((TensorSpec("x", "INT64", (-1,)),), (TensorSpec("y", "INT64", (-1,)),))
+    body = json.dumps({"inputs": [tensor([1])], "parameters": given}).encode()
+    assert RequestDecoder("m", signature).decode(body).parameters == given
