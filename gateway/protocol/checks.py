@@ -11,7 +11,7 @@ import numpy as np
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.protocol.limits import Limits
-from gateway.protocol.request import MAX_CLASSES, RequestedOutput
+from gateway.protocol.request import MAX_CLASSES, MAX_EMPTY_ROWS, RequestedOutput
 
 __all__ = ("SignatureChecks",)
 
@@ -101,7 +101,7 @@ class SignatureChecks:
         return tuple(shape)
 
     def complete(self, arrays: Sequence[Array | None]) -> tuple[list[Array], int]:
-        """The arrays, none missing, and their rows."""
+        """The arrays, none missing, and their rows; many rows must have elements in some input."""
         specs = self._signature.inputs
         inputs = [array for array in arrays if array is not None]
         if len(inputs) != len(specs):
@@ -119,6 +119,11 @@ class SignatureChecks:
                         f"input '{spec.name}' batch size does not match other inputs for '{self._model}': "
                         f"expected {rows}, got {array.shape[0]}"
                     )
+        # Rows are counted, weighed and timed: whoever claims many must have sent something for each.
+        if rows > MAX_EMPTY_ROWS and all(array.size < rows for array in inputs):
+            raise CallerError(
+                f"input '{specs[0].name}' has {rows} rows without elements in them, more than {MAX_EMPTY_ROWS}"
+            )
         return inputs, rows
 
     def outputs(

@@ -9,6 +9,7 @@ import numpy as np
 
 __all__ = (
     "MAX_CLASSES",
+    "MAX_EMPTY_ROWS",
     "MAX_KEYS",
     "MAX_PARAMETERS",
     "MAX_PARAMETERS_BYTES",
@@ -20,6 +21,8 @@ MAX_KEYS = 1000
 MAX_PARAMETERS = 64
 MAX_PARAMETERS_BYTES = 16 * 1024
 MAX_CLASSES = 65_536
+MAX_EMPTY_ROWS = 1024
+"""Of a request whose tensors have fewer elements than it has rows: nothing in its body pays for them."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -271,6 +271,11 @@ ENCODING = [
         "100 000 levels and NaN": lambda: infer('{"a":' * 100_000 + "NaN"),
     }, repeats=20),
     *_taken(38, {"100 levels": infer(_deep(100))}),
+    *_taken(38, {
+        "101 brackets in 4 MiB of text": lambda: infer(inputs(extra="[" * 101 + "a" * 2**22)),
+        "4 MiB of spaces before the numbers": lambda: _in_data(" " * 2**22 + "1,2,3"),
+        "4 MiB of spaces before a text": lambda: infer(GOOD[:-1] + b',"data":[%b"a"]}' % (b" " * 2**22)),
+    }, repeats=FEW),
     *_refused(39, "no datatype holds", {
         "5 000 digits": _in_data("9" * 5000 + ",2,3"),
         "10^6 digits": lambda: _in_data("9" * 10**6 + ",2,3"),
@@ -349,7 +354,17 @@ TENSORS = [
     *_refused(57, "too many elements", {
         "long axes beside an empty one": infer(inputs(tensor(shape=[2**31 - 1, 0, 2**31 - 1], data=[])), model="free")
     }),
-    *_taken(58, {"no rows": infer(inputs(tensor(shape=[0, 3], data=[])))}),
+    *_refused(57, "rows without elements in them, more than 1024", {
+        "60 million empty rows": infer(inputs(tensor(shape=[60_000_000, 0, 1], data=[])), model="free"),
+        "1025 empty rows in binary": binary(inputs(raw_input(0, shape=[1025, 0, 1])), model="free"),
+    }),
+    *_taken(58, {
+        "no rows": infer(inputs(tensor(shape=[0, 3], data=[]))),
+        **{
+            f"no elements in {shape}": infer(inputs(tensor(shape=shape, data=[])), model="free")
+            for shape in ([0, 224, 224], [1, 0, 1], [5, 0, 1], [1024, 0, 3])
+        },
+    }),
     *_refused(59, "", {
         "rank 9": infer(inputs(tensor(shape=[1] * 9, data=[1]))),
         "rank 100": infer(inputs(tensor(shape=[1] * 100, data=[1]))),

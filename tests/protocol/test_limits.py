@@ -12,6 +12,7 @@ from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
 from gateway.protocol.limits import Limits
+from gateway.protocol.request import MAX_EMPTY_ROWS
 
 
 def decode(signature: list[tuple[str, tuple[int, ...]]], request: Any, **limits: int) -> None:
@@ -69,8 +70,8 @@ LIMITS = Limits()
         (ONE, {"inputs": [tensor([5])]}, {"inputs": [tensor([6])]}, {"max_dimension": 5}),
         (
             [("x", (-1, 0, -1))],
-            {"inputs": [tensor([2**13, 0, 2**13])]},
-            {"inputs": [tensor([2**13, 0, 2**13 + 1])]},
+            {"inputs": [tensor([2**10, 0, 2**16])]},
+            {"inputs": [tensor([2**10, 0, 2**16 + 1])]},
             {},
         ),
         (ONE, {"id": "i" * 128, "inputs": [tensor([1])]}, {"id": "i" * 129, "inputs": [tensor([1])]}, {}),
@@ -93,6 +94,35 @@ def test_an_axis_of_2_31_is_refused_however_empty_the_tensor() -> None:
         decode(signature, {"inputs": [tensor([2**31 - 1, 0])]})
     with pytest.raises(CallerError, match="integers from 0 to 2147483647"):
         decode(signature, {"inputs": [tensor([2**31, 0])]})
+
+
+def rows_of(inputs: list[tuple[list[int], int]], *, binary: bool, batchable: bool = True) -> int:
+    """Rows of a request with inputs of these shapes, with so many elements."""
+    tensors, block = [], b""
+    for number, (shape, elements) in enumerate(inputs):
+        content = {"parameters": {"binary_data_size": elements}} if binary else {"data": [1] * elements}
+        tensors.append({"name": f"x{number}", "datatype": "UINT8", "shape": shape, **content})
+        block += bytes(elements * binary)
+    specs = tuple(TensorSpec(f"x{number}", "UINT8", (-1,) * len(shape)) for number, (shape, _) in enumerate(inputs))
+    head = json.dumps({"inputs": tensors}).encode()
+    decoder = RequestDecoder("m", Signature(specs, (TensorSpec("y", "INT64", (-1,)),)), batchable=batchable)
+    return decoder.decode(head + block, len(head) if binary else None).rows
+
+
+@pytest.mark.promise("P16")
+@pytest.mark.parametrize("binary", [False, True], ids=["JSON", "binary"])
+def test_many_rows_are_taken_only_with_elements_in_them(binary: bool) -> None:
+    for shape in ([0, 3], [0, 224, 224, 3], [0, 0], [1, 0], [5, 0], [MAX_EMPTY_ROWS, 0], [2, 0, 1000]):
+        assert rows_of([(shape, 0)], binary=binary) == shape[0]
+    many = MAX_EMPTY_ROWS + 1
+    assert rows_of([([many], many)], binary=binary) == many
+    for beside in ([([many, 0], 0), ([many], many)], [([many, 1], many), ([many, 0, 3], 0)]):
+        assert rows_of(beside, binary=binary) == many
+    for shape in ([many, 0], [60_000_000, 0], [2**20, 0, 3]):
+        with pytest.raises(CallerError, match=f"'x0' has {shape[0]} rows without elements in them, more than 1024"):
+            rows_of([(shape, 0)], binary=binary)
+    with pytest.raises(CallerError, match="more than 1024"):
+        rows_of([([60_000_000, 0], 0), ([5], 5)], binary=binary, batchable=False)
 
 
 def hostile(*, datatype: str = "BYTES", shape: str = "[1,2]", data: str = '["a","b"]', parameters: str = "{}") -> bytes:

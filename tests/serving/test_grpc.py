@@ -233,6 +233,19 @@ async def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     assert typed[0] == "INVALID_ARGUMENT" and "not UTF-8" in typed[1]
 
 
+@pytest.mark.promise("P16")
+@pytest.mark.parametrize("raw", [True, False])
+async def test_many_rows_are_taken_only_with_elements_in_them(tmp_path: Path, raw: bool) -> None:
+    async with two_doors(tmp_path, models={"echo": echo("FP32")}) as two:
+        for rows in (0, 1, 5, 1024):
+            tensors = {"x0": ("FP32", np.zeros((rows, 0), "f4"))}
+            response = await two.call("ModelInfer", request_of(tensors, raw=raw, model="echo"))
+            assert list(response.outputs[0].shape) == [rows, 0]
+        tensors = {"x0": ("FP32", np.zeros((60_000_000, 0), "f4"))}
+        code, details = await two.refused("ModelInfer", request_of(tensors, raw=raw, model="echo"))
+    assert code == "INVALID_ARGUMENT" and "60000000 rows without elements in them, more than 1024" in details
+
+
 async def test_errors_are_the_same_over_both_protocols(tmp_path: Path) -> None:
     async with two_doors(tmp_path) as two:
         for model, version in (("nope", ""), ("m", "9"), ("m", "x"), ("m", "0")):
