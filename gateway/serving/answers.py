@@ -21,7 +21,7 @@ from gateway.protocol.errors import (
     UnknownModel,
 )
 
-__all__ = ("OUTCOME_OF", "STATUS_OF", "error_answer", "infer_answer", "outcome_of", "status_of")
+__all__ = ("OUTCOME_OF", "RETRY_AFTER_SECONDS", "STATUS_OF", "error_answer", "infer_answer", "outcome_of", "status_of")
 
 STATUS_OF: dict[type[GatewayError], int] = {
     CallerError: 400,
@@ -39,6 +39,9 @@ STATUS_OF: dict[type[GatewayError], int] = {
 OUTCOME_OF = {200: "ok", 500: "model_error", 503: "unavailable", 504: "timeout"}
 """HTTP status to the `outcome` label; every other status is `client_error`."""
 
+RETRY_AFTER_SECONDS = 1
+"""Whatever a 503 is for, it may be over by then."""
+
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
@@ -48,7 +51,7 @@ _CLOSE = b"connection: close\r\n"
 _HINTS = {
     405: b"allow: GET, HEAD, POST\r\n",
     415: b"accept-encoding: %b\r\n" % ", ".join(ENCODINGS).encode(),
-    503: b"retry-after: 1\r\n",
+    503: b"retry-after: %d\r\n" % RETRY_AFTER_SECONDS,
 }
 
 

@@ -17,7 +17,7 @@ from gateway.events.records import KIND_FEEDBACK
 from gateway.predictions.spool import SpoolError
 from gateway.protocol.errors import CallerError, GatewayError, LogUnavailable, UnknownModel
 from gateway.protocol.extensions import EXTENSIONS
-from gateway.serving.answers import status_of
+from gateway.serving.answers import RETRY_AFTER_SECONDS, status_of
 from gateway.serving.endpoints import Endpoint, routes, with_version
 from gateway.serving.feedback import read_feedback
 from gateway.serving.front import Front
@@ -328,7 +328,8 @@ def _repository(request: Request) -> str:
 
 
 def _json(content: Any, *, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status_code=status, media_type="application/json")
+    hints = {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    return Response(orjson.dumps(content), status_code=status, headers=hints, media_type="application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

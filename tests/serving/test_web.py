@@ -8,10 +8,12 @@ import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from gateway.control.store import Store
+from gateway.predictions.spool import SpoolFull
 from gateway.protocol.extensions import EXTENSIONS
 from gateway.serving.web import create_web, endpoints_of
 from tests.serving.fronts import ROW, Door, door, get, post, run
@@ -340,6 +342,29 @@ def test_the_page_runs_its_own_script_and_nothing_else(tmp_path: Path) -> None:
             digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
             assert f"{tag}-src 'sha256-{digest}'" in policy
         assert "http://" not in page and "https://" not in page and " src=" not in page and " onclick=" not in page
+
+    world(tmp_path, test)
+
+
+def test_whatever_is_answered_with_503_says_when_to_ask_again(tmp_path: Path) -> None:
+    label = {"prediction_id": "0196f0c5d2a100-0000000001", "row": 0, "label": 1.0}
+
+    async def test(d: Door, store: Store) -> None:
+        d.front.spool.append = mock.Mock(side_effect=SpoolFull("no space left"))  # type: ignore[method-assign]
+        d.engine.die()
+        while d.front.versions["m", 1].lane.ready:
+            await asyncio.sleep(0.001)
+        d.front.versions["m", 1].lane.refuse_waiting("it crashed")
+        for request in (
+            get("/v2/health/ready"),
+            get("/v2/models/m/ready"),
+            post(b"", path="/v2/repository/models/m/load", headers=BEARER),
+            post(label, path="/v2/models/m/feedback"),
+            post(),
+        ):
+            status, headers, body = await ask(d, request)
+            assert (status, headers["retry-after"]) == (503, "1"), body
+        assert "retry-after" not in (await ask(d, get("/v2/models/nobody")))[1]
 
     world(tmp_path, test)
 
