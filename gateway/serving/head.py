@@ -19,8 +19,8 @@ __all__ = (
     "READ",
     "HeadRefused",
     "check_host",
-    "check_target",
     "check_version",
+    "path_of",
     "read_field",
     "read_gateway_header",
     "size_of",
@@ -52,6 +52,7 @@ READ = frozenset(
 """The fields that mean something here."""
 
 _LENGTH = re.compile(rb"[0-9]{1,19}")
+_ABSOLUTE = re.compile(rb"(?i:https?)://((?!:)[^/?#]+)(.*)", re.DOTALL)
 _HOST = re.compile(rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 
 
@@ -73,7 +74,7 @@ class HeadRefused(Exception):
 
 
 def check_host(value: bytes) -> None:
-    """A `Host` is a name or an address, and perhaps a port.
+    """A host, in its header or in a target, is a name or an address, and perhaps a port.
 
     >>> check_host(b"[::1]:8000")
 
@@ -83,11 +84,16 @@ def check_host(value: bytes) -> None:
     """
     if len(value) > 260 or _HOST.fullmatch(value) is None:
         shown = value[:32].decode("latin-1")
-        raise HeadRefused(400, f"the Host header must be a name or an address and perhaps a port, got {shown!r}")
+        raise HeadRefused(400, f"Host must be a name or an address and perhaps a port, got {shown!r}")
 
 
-def check_target(target: bytes, *, max_bytes: int) -> None:
-    """A target is a path, perhaps with a query.
+def path_of(target: bytes, *, max_bytes: int) -> bytes:
+    """The path of a target, with its query. A server must take one with scheme and host before it, as proxies send it.
+
+    Source: RFC 9112, section 3.2.
+
+    >>> [path_of(target, max_bytes=99) for target in (b"/v2?a", b"http://a:8000/v2?a", b"HTTPS://[::1]")]
+    [b'/v2?a', b'/v2?a', b'/']
 
     Raises
     ------
@@ -95,9 +101,15 @@ def check_target(target: bytes, *, max_bytes: int) -> None:
     """
     if len(target) > max_bytes:
         raise HeadRefused(414, f"the request target is longer than {max_bytes} bytes (limits.max_target_bytes)")
-    if not target.startswith(b"/") or b"#" in target:
+    path = target
+    if not target.startswith(b"/") and (absolute := _ABSOLUTE.fullmatch(target)) is not None:
+        host, path = absolute.groups()
+        check_host(host)
+        path = path if path.startswith(b"/") else b"/" + path
+    if not path.startswith(b"/") or b"#" in path:
         shown = target[:32].decode("latin-1")
         raise HeadRefused(400, f"the request target must be a path, got {shown!r}")
+    return path
 
 
 def check_version(version: str) -> None:

@@ -25,8 +25,8 @@ from gateway.serving.head import (
     READ,
     HeadRefused,
     check_host,
-    check_target,
     check_version,
+    path_of,
     read_field,
     size_of,
     without_upgrade,
@@ -159,9 +159,9 @@ class GatewayProtocol(IncomingBody):
         most = self._max_head
         if self._read > most or self._unread > most or len(self.headers) > self._max_fields:
             self._check_size()
-        target = self._targets.get(self.url) or self._target()
-        method = self.parser.get_method()
-        self._check_protocol(method)
+        asked, method = self.url, self.parser.get_method()
+        target = self._targets.get(asked) or self._target()
+        self._check_protocol(method, asked)
         if target is None or method != b"POST":
             if method not in METHODS:
                 raise HeadRefused(405, f"the method {method.decode('latin-1')} is not supported")
@@ -224,7 +224,7 @@ class GatewayProtocol(IncomingBody):
         return True
 
     def _target(self) -> tuple[str, bytes | None] | None:
-        check_target(self.url, max_bytes=self._limits.max_target_bytes)
+        self.url = path_of(self.url, max_bytes=self._limits.max_target_bytes)
         match = _TARGET.fullmatch(self.url)
         if match is None:
             return None
@@ -233,10 +233,10 @@ class GatewayProtocol(IncomingBody):
             self._targets[self.url] = target
         return target
 
-    def _check_protocol(self, method: bytes) -> None:
+    def _check_protocol(self, method: bytes, asked: bytes) -> None:
         # The parser takes RTSP/1.1 for HTTP/1.1 and does not say so. What stands behind the target is looked for in the
         # read: at its start, or behind the head before.
-        target = b" %b " % self.url
+        target = b" %b " % asked
         line, piece = method + target, self._piece
         if self._unread and piece.startswith(line + b"HTTP/"):
             return
@@ -251,7 +251,7 @@ class GatewayProtocol(IncomingBody):
             raise HeadRefused(
                 431, f"the request head has more than {limits.max_head_fields} fields (limits.max_head_fields)"
             )
-        check_target(self.url, max_bytes=limits.max_target_bytes)
+        path_of(self.url, max_bytes=limits.max_target_bytes)
         if size_of(self.parser.get_method(), self.url, self.headers) > self._max_head:
             raise HeadRefused(431, self._head_too_large())
 

@@ -196,9 +196,21 @@ TRANSPORT = [
     }),
     Row(23, "a method of no endpoint", _line("DELETE /v2 HTTP/1.1"), (405,), "Method Not Allowed"),
     *_closed(24, 400, "must be a path", {
-        "an absolute target": _line("GET http://evil/v2/health/live HTTP/1.1"),
+        "a target of another scheme": _line("GET ftp://a/v2/health/live HTTP/1.1"),
+        "an absolute target without a host": _line("GET http:///v2 HTTP/1.1"),
+        "an absolute target with a port alone": _line("GET http://:80/v2 HTTP/1.1"),
         "a fragment": _line("GET /v2#a HTTP/1.1"),
+        "a fragment of an absolute target": _line("GET http://a/v2#a HTTP/1.1"),
     }),
+    *_closed(24, 400, "", {
+        "an absolute target with a login": _line("GET http://ada:secret@a/v2 HTTP/1.1"),
+        "an absolute target with a port beyond all": _line("GET http://a:123456/v2 HTTP/1.1"),
+        "an absolute target and no Host": _head(line="GET http://a/v2 HTTP/1.1", host=""),
+        "an absolute target and two Hosts": _head("Host: b", line="GET http://a/v2 HTTP/1.1"),
+    }),
+    Row(24, "an absolute target", _line("GET http://evil/v2/health/live HTTP/1.1"), (200,)),
+    *_taken(24, {"an inference by an absolute target": post(path="http://evil:80/v2/models/m/infer")}),
+    *_closed(24, 505, "RTSP", {"RTSP by an absolute target": _line("GET http://a/v2 RTSP/1.1")}),
     Row(25, "a good request, then a bad one", post() + b"nonsense\r\n\r\n", (200, 400), closes=True, records=1),
     *_closed(26, 413, "limits.max_body_bytes", {
         "100-continue with 20 MB": _head("Expect: 100-continue", "Content-Length: 20000000"),

@@ -84,6 +84,23 @@ async def test_a_target_may_have_4_kib_and_no_byte_more(tmp_path: Path, path: st
             assert (await ask(d, raw))[0] == expected
 
 
+async def test_a_target_with_scheme_and_host_is_that_of_its_path(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        for host in ("http://a", "HTTPS://gateway.example:8000", "http://[::1]:8000"):
+            upgrade = post(path=f"{host}/v2/models/m/infer", headers="Connection: upgrade\r\nUpgrade: h2c\r\n")
+            whole = post(path=f"{host}/v2/models/m/versions/1/infer?a=b")
+            for raw in (whole, upgrade, whole * 3, post() + whole + post()):
+                answers = await d.send(raw, read=raw.count(b"POST"))
+                assert [(status, body["outputs"][0]["data"]) for status, _, body in answers] == [
+                    (200, [2.0, 4.0, 6.0])
+                ] * raw.count(b"POST")
+            for path in ("/v2/models/m", "/v2/models/m?a=http://b"):
+                assert (await ask(d, get(host + path)))[2] == (await ask(d, get(path)))[2]
+            for path in ("", "?a", "/v2/nothing"):
+                assert (await ask(d, get(host + path)))[0] == 404
+        assert (await ask(d, get("http://a/v2".ljust(4097, "/"))))[0] == 414
+
+
 async def test_rtsp_is_no_http_wherever_its_head_is_cut(tmp_path: Path) -> None:
     async with door(tmp_path) as d:
         rtsp = get("/v2/models/m").replace(b"HTTP/1.1", b"RTSP/1.1")
