@@ -85,7 +85,10 @@ class LimitSettings(_Section):
         64 * 2**20, ge=1024, description="Bodies of the requests waiting for one version in one front."
     )
     max_queue_wait_ms: int = Field(
-        2000, ge=1, description="A request is refused when what waits before it takes longer than this."
+        2000,
+        ge=1,
+        description="A request is refused when what waits before it, for its version or to be read beside the loop, "
+        "takes longer than this.",
     )
     max_connections: int = Field(1024, ge=1, description="Open connections of one front.")
     request_timeout_ms: int = Field(10_000, ge=1, description="Deadline of a request; a client may ask for less.")

@@ -12,18 +12,18 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, TypeVar
 
 from gateway.engine.arena import Arena
 from gateway.protocol.binary import Octets
 from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat
-from gateway.protocol.errors import BodyTooLarge
+from gateway.protocol.errors import BodyTooLarge, DeadlineExceeded
 from gateway.protocol.request import InferRequest
 from gateway.protocol.slices import encode_in_slices
 from gateway.serving.inference import Inference, Prepared
 from gateway.serving.records import tensor_records
+from gateway.serving.unread import Unread, UnreadLine
 
 __all__ = (
     "SideThread",
@@ -35,6 +35,7 @@ __all__ = (
     "read_aside",
     "reading_in_turns",
     "result_of",
+    "too_late",
 )
 
 # Going to the thread and back takes some 0.1 ms of the two together, and more while others run; a millisecond of work
@@ -47,59 +48,148 @@ Result = TypeVar("Result")
 
 
 class SideThread:
-    """One thread that does one thing after another; what comes of each goes back to the loop."""
+    """One thread that does one thing after another; what comes of each goes back to the loop.
 
-    def __init__(self) -> None:
+    Answers of finished runs go before bodies that wait to be read: a run is paid for already.
+
+    Parameters
+    ----------
+    max_wait_seconds : float
+        Of a body; nothing bounds answers but the runs that they are of.
+    """
+
+    def __init__(self, *, max_wait_seconds: float) -> None:
+        self.unread = UnreadLine(max_wait_seconds=max_wait_seconds)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="aside")
-        self._waiting = 0
+        self._unwritten: deque[tuple[Callable[[], Any], Callable[[Future[Any]], None]]] = deque()
 
     def __repr__(self) -> str:
-        return f"<SideThread waiting {self._waiting}>"
+        return f"<SideThread {len(self._unwritten)} answers | {self.unread!r}>"
 
-    def run(self, work: Callable[[], Result], then: Callable[[Future[Result]], None]) -> None:
-        """Do `work` there; `then` is called on the loop with what came of it."""
-        loop = asyncio.get_running_loop()
-        self._waiting += 1
-        self._executor.submit(work).add_done_callback(partial(self._back, loop, then))
+    def write(self, work: Callable[[], Result], then: Callable[[Future[Result]], None]) -> None:
+        """Do what an answer needs there; `then` is called on the loop with what came of it."""
+        self._unwritten.append((work, then))
+        self._executor.submit(self._do_next, asyncio.get_running_loop())
 
-    def _back(
-        self, loop: asyncio.AbstractEventLoop, then: Callable[[Future[Result]], None], done: Future[Result]
+    def read(
+        self, inference: Inference, work: Callable[[], InferRequest], then: Callable[[Future[InferRequest]], None]
     ) -> None:
-        self._waiting -= 1
+        """Read a body there; `then` is called on the loop with the request, or with why there is none.
+
+        Raises
+        ------
+        Overloaded
+        """
+        self.unread.put(inference, work, then)
+        self._executor.submit(self._do_next, asyncio.get_running_loop())
+
+    def _do_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._unwritten:
+            work, then = self._unwritten.popleft()
+            done = _outcome_of(work)
+        elif unread := self.unread.take():
+            then, refusal = unread.then, _refusal_of(unread)
+            done = refusal or _outcome_of(unread.work)
+            if refusal is None:
+                self.unread.learn(unread)
+        else:  # it has left the line
+            return
         if not loop.is_closed():
             loop.call_soon_threadsafe(then, done)
 
 
 class Turns:
-    """Work on the loop that lets others run between its steps: one piece of work after another, a step in each pass."""
+    """Bodies that are read on the loop, and let others run between their steps: one body after another, a step in each
+    pass.
 
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Generator[None, None, Any], Callable[[Future[Any]], None]]] = deque()
+    Parameters
+    ----------
+    max_wait_seconds : float
+    """
+
+    def __init__(self, *, max_wait_seconds: float) -> None:
+        self.unread = UnreadLine(max_wait_seconds=max_wait_seconds)
+        self._current: Unread | None = None
+        self._is_due = False
 
     def __repr__(self) -> str:
-        return f"<Turns waiting {len(self._waiting)}>"
+        return f"<Turns {'at work' if self._current else 'idle'} | {self.unread!r}>"
 
-    def run(self, steps: Generator[None, None, Result], then: Callable[[Future[Result]], None]) -> None:
-        """Take the steps; `then` is called with what they return."""
-        self._waiting.append((steps, then))
-        if len(self._waiting) == 1:
+    def read(
+        self,
+        inference: Inference,
+        steps: Generator[None, None, InferRequest | None],
+        then: Callable[[Future[InferRequest | None]], None],
+    ) -> None:
+        """Take the steps; `then` is called with the request that they return, or with why there is none.
+
+        Raises
+        ------
+        Overloaded
+        """
+        self.unread.put(inference, steps, then)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._is_due and (self._current is not None or len(self.unread)):
+            self._is_due = True
             asyncio.get_running_loop().call_soon(self._step)
 
     def _step(self) -> None:
-        steps, then = self._waiting[0]
-        done: Future[Any] = Future()
-        try:
-            next(steps)
-        except StopIteration as end:
-            done.set_result(end.value)
-        except Exception as error:
-            done.set_exception(error)
-        if done.done():
-            self._waiting.popleft()
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._step)
-        if done.done():
-            then(done)
+        self._is_due = False
+        unread = self._current = self._current or self.unread.take()
+        if unread is None:
+            return
+        refusal = _refusal_of(unread)
+        done = refusal or _outcome_of_step(unread.work)
+        if done is not None:
+            self._current = None
+        if done is not None and refusal is None:
+            self.unread.learn(unread)
+        self._go_on()
+        if done is not None:
+            unread.then(done)
+
+
+def _refusal_of(unread: Unread) -> Future[Any] | None:
+    """What comes of a body that is not read, as nobody waits for it any more; None where it is to be read."""
+    done: Future[Any] = Future()
+    if unread.inference.abandoned:
+        done.set_result(None)
+    elif unread.is_late:
+        done.set_exception(too_late(unread.inference))
+    else:
+        return None
+    return done
+
+
+def too_late(inference: Inference) -> DeadlineExceeded:
+    """Why a request is not read any more."""
+    served = inference.served
+    return DeadlineExceeded(f"the request for model '{served.model}' version {served.version} was not read in time")
+
+
+def _outcome_of(work: Callable[[], Any]) -> Future[Any]:
+    done: Future[Any] = Future()
+    try:
+        done.set_result(work())
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
+
+def _outcome_of_step(steps: Generator[None, None, Any]) -> Future[Any] | None:
+    """What the steps return with the next of them; None where others follow."""
+    done: Future[Any] = Future()
+    try:
+        next(steps)
+    except StopIteration as end:
+        done.set_result(end.value)
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        return None
+    return done
 
 
 def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:

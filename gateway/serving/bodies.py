@@ -63,5 +63,6 @@ class HeldBody:
 
     def close(self) -> None:
         """Hold nothing any more."""
-        self._room.held_bytes -= self._size
-        self._size = 0
+        if self._size:  # what holds nothing may be let go by any thread
+            self._room.held_bytes -= self._size
+            self._size = 0

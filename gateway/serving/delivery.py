@@ -93,7 +93,7 @@ class Delivery:
         """Log finished requests of one version in one write, then release their answers."""
         if inferences and inferences[0].failure is None and is_slow_to_answer(inferences[0]):
             prepare = partial(prepare_answers, inferences, max_tensor_bytes=self._max_tensor_bytes)
-            self._side.run(prepare, partial(self._prepared, inferences))
+            self._side.write(prepare, partial(self._prepared, inferences))
             return
         now = time.perf_counter()
         batch = self._write_down(inferences, now=now, stamp=record_time(time.time()))
@@ -368,7 +368,7 @@ class Delivery:
                 inference.connection.answered(inference)
             elif inference.accepts is not None and inference.prepared is not None and status == 200:
                 write = partial(inference.write, body, event_id=event_id, status=status)
-                self._side.run(write, partial(_written, inference))
+                self._side.write(write, partial(_written, inference))
             else:
                 inference.release(body, event_id=event_id, status=status)
         self._count(batch, now=now)

@@ -40,8 +40,9 @@ from gateway.serving.aside import (
     read_aside,
     reading_in_turns,
     result_of,
+    too_late,
 )
-from gateway.serving.bodies import BodyRoom
+from gateway.serving.bodies import BodyRoom, HeldBody
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
@@ -91,8 +92,9 @@ class Front:
         self.bodies = _room(settings.limits.max_held_body_bytes, "request bodies", "max_held_body_bytes")
         self.answers = _room(settings.limits.max_held_answer_bytes, "answers", "max_held_answer_bytes")
         self.arena = open_arena(settings.engine.shared_memory_bytes)
-        self._side = SideThread()
-        self._turns = Turns()
+        most_seconds = settings.limits.max_queue_wait_ms / 1000
+        self._side = SideThread(max_wait_seconds=most_seconds)
+        self._turns = Turns(max_wait_seconds=most_seconds)
         self.delivery = Delivery(
             spool,
             cells,
@@ -115,11 +117,11 @@ class Front:
         self._queue_limits = QueueLimits(
             max_requests=settings.limits.max_queue_requests,
             max_bytes=settings.limits.max_queue_bytes,
-            max_wait_seconds=settings.limits.max_queue_wait_ms / 1000,
+            max_wait_seconds=most_seconds,
             batch_bytes=settings.engine.max_batch_bytes,
             batch_seconds=settings.engine.max_batch_ms / 1000,
         )
-        self._overloaded: list[Inference] = []
+        self._refused: list[Inference] = []
         self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
         self._timeout_seconds = settings.limits.request_timeout_ms / 1000
@@ -261,6 +263,10 @@ class Front:
         """Expire what is late; call it several times a second with `time.perf_counter()`."""
         for served in list(self.versions.values()):
             served.lane.expire(now)
+        for line in (self._side.unread, self._turns.unread):
+            for inference in line.expire(now):
+                inference.failure = too_late(inference)
+                self._shed(inference)
         if not self._was_ready and self.revision >= 0:
             self._was_ready = all(self._is_settled(model, route.stable) for model, route in self.routes.items())
         if self._close_gone(now):
@@ -364,15 +370,29 @@ class Front:
         served.lane.submit(inference)
 
     def _read_slowly(self, inference: Inference) -> None:
-        most, then = self._max_tensor_bytes, partial(self._go_on, inference)
+        self._limit_time(inference)
+        most, held = self._max_tensor_bytes, self._hold_compressed(inference)
+        then = partial(self._go_on, inference, held)
         turns = reading_in_turns(inference, max_tensor_bytes=most, arena=self.arena)
         if turns is not None:
-            self._turns.run(turns, then)
+            self._turns.read(inference, turns, then)
         else:
-            self._side.run(partial(read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=most), then)
+            read = partial(read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=most)
+            self._side.read(inference, read, then)
 
-    def _go_on(self, inference: Inference, read: Future[InferRequest]) -> None:
+    def _hold_compressed(self, inference: Inference) -> HeldBody | None:
+        # While it waits, what is small only because it is compressed counts as larger ones do since they came.
+        if inference.encoding is None or inference.held_body is not None:
+            return None
+        held = self.bodies.open()
+        if not held.grow(sum(map(len, inference.body))):
+            raise Overloaded(self.bodies.full)
+        return held
+
+    def _go_on(self, inference: Inference, held: HeldBody | None, read: Future[InferRequest | None]) -> None:
         # With a request that was not read at once.
+        if held is not None:
+            held.close()
         if inference.abandoned:
             return
         try:
@@ -416,14 +436,14 @@ class Front:
 
     def _shed(self, inference: Inference) -> None:
         # What one version refuses in one pass of the loop is one write to the log: refusals must cost little.
-        if not self._overloaded:
-            asyncio.get_running_loop().call_soon(self._deliver_overloaded)
-        self._overloaded.append(inference)
+        if not self._refused:
+            asyncio.get_running_loop().call_soon(self._deliver_refused)
+        self._refused.append(inference)
 
-    def _deliver_overloaded(self) -> None:
-        overloaded, self._overloaded = self._overloaded, []
+    def _deliver_refused(self) -> None:
+        refused, self._refused = self._refused, []
         by_version: dict[ServedVersion, list[Inference]] = {}
-        for inference in overloaded:
+        for inference in refused:
             by_version.setdefault(inference.served, []).append(inference)
         for inferences in by_version.values():
             self.delivery.deliver(inferences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import threading
 import zlib
 from collections.abc import Generator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.protocol.errors import CallerError
+from gateway.protocol.errors import CallerError, Overloaded
 from gateway.protocol.slices import CutTensor
 from gateway.serving import aside
 from gateway.serving.inference import Inference
@@ -41,9 +42,11 @@ class Gate:
         self.open = threading.Event()
         self.reached = threading.Event()
         self.content, self.headers = LARGE, ""
+        self.way, self.begun = way, 0
         read, turns = aside.read_aside, aside.reading_in_turns
 
         def held(*given: Any, **named: Any) -> Any:
+            self.begun += 1
             self.reached.set()
             assert self.open.wait(20)
             return read(*given, **named)
@@ -62,6 +65,7 @@ class Gate:
         return post(self.content, headers=self.headers + headers)
 
     def _wait_and(self, steps: Generator[None, None, Any]) -> Generator[None, None, Any]:
+        self.begun += 1
         self.reached.set()
         while not self.open.is_set():
             yield
@@ -82,6 +86,27 @@ async def started(gate: Gate) -> None:
 async def ask(d: Door, raw: bytes) -> tuple[int, dict[str, str], Any]:
     [answer] = await d.send(raw, read=1)
     return answer
+
+
+async def gone(d: Door, writer: asyncio.StreamWriter) -> None:
+    """The connection is aborted, and the front has seen it."""
+    connections = d.server.server_state.connections
+    count = len(connections)
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        while len(connections) == count:
+            await asyncio.sleep(0.005)
+
+
+def waiting(d: Door, gate: Gate) -> int:
+    """How many large bodies wait behind the one that is read."""
+    return len((d.front._side if gate.way == "thread" else d.front._turns).unread)
+
+
+async def reached(d: Door, gate: Gate, count: int) -> None:
+    async with asyncio.timeout(10):
+        while waiting(d, gate) != count:
+            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip", "deflate"])
@@ -136,6 +161,114 @@ async def test_the_time_it_took_counts_towards_the_deadline(tmp_path: Path, gate
         gate.open.set()
         assert (await read_answer(reader))[0] == 504
         writer.close()
+
+
+async def test_nobody_reads_what_waits_for_callers_who_have_gone(tmp_path: Path, gate: Gate) -> None:
+    async with door(tmp_path) as d:
+        reader, writer = await d.connect()
+        writer.write(gate.post())
+        await started(gate)
+        _, leaving = await d.connect()
+        leaving.write(3 * gate.post())
+        await reached(d, gate, 3)
+        await gone(d, leaving)
+        gate.open.set()
+        assert (await ask(d, gate.post()))[0] == (await read_answer(reader))[0] == 200
+        assert gate.begun == len(d.log()) == 2 and d.front.bodies.held_bytes == 0
+        writer.close()
+
+
+async def test_what_waits_to_be_read_beyond_its_deadline_is_told_in_time(tmp_path: Path, gate: Gate) -> None:
+    async with door(tmp_path) as d:
+        reader, writer = await d.connect()
+        writer.write(gate.post())
+        await started(gate)
+        status, _, answer = await ask(d, gate.post(headers="Gateway-Timeout-Ms: 20\r\n"))
+        assert status == 504 and "was not read in time" in answer["error"]
+        assert gate.begun == 1 and waiting(d, gate) == 0
+        gate.open.set()
+        assert (await read_answer(reader))[0] == 200
+        assert sorted(record["status"] for record in d.log()) == [200, 504]
+        writer.close()
+
+
+async def test_what_is_late_when_its_turn_comes_is_not_read(tmp_path: Path, gate: Gate) -> None:
+    async with door(tmp_path) as d:
+        reader, writer = await d.connect()
+        writer.write(gate.post())
+        await started(gate)
+        d.front.tick = lambda now: None  # type: ignore[method-assign]
+        late_reader, late = await d.connect()
+        late.write(gate.post(headers="Gateway-Timeout-Ms: 1\r\n"))
+        await reached(d, gate, 1)
+        await asyncio.sleep(0.01)
+        gate.open.set()
+        assert (await read_answer(late_reader))[0] == 504 and (await read_answer(reader))[0] == 200
+        assert gate.begun == 1 and len(d.log()) == 2
+        writer.close()
+        late.close()
+
+
+async def test_who_would_wait_too_long_to_be_read_is_refused_at_once(tmp_path: Path, gate: Gate) -> None:
+    # A body is taken to last 10 ms before one has been read.
+    async with door(tmp_path, limits={"max_queue_wait_ms": 25}) as d:
+        asked = [await d.connect() for _ in range(4)]
+        for _, writer in asked:
+            writer.write(gate.post())
+            await started(gate)
+        await reached(d, gate, 3)
+        status, headers, answer = await ask(d, gate.post())
+        assert status == 503 and "retry-after" in headers and "limits.max_queue_wait_ms" in answer["error"]
+        assert (await ask(d, post()))[0] == 200  # what is small does not wait there
+        await gone(d, asked.pop()[1])
+        asked.append(await d.connect())
+        asked[-1][1].write(gate.post())
+        await reached(d, gate, 3)
+        gate.open.set()
+        assert [(await read_answer(reader))[0] for reader, _ in asked] == [200] * 4
+        assert sorted(record["status"] for record in d.log()) == [200] * 5 + [503]
+        for _, writer in asked:
+            writer.close()
+
+
+async def test_what_is_small_only_since_it_is_compressed_counts_while_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch, "thread")
+    gate.content = gzip.compress(LARGE + b" " * 2**20)
+    assert len(gate.content) < 2**16
+    async with door(tmp_path) as d:
+        reader, writer = await d.connect()
+        writer.write(2 * gate.post())
+        await started(gate)
+        await reached(d, gate, 1)
+        assert d.front.bodies.held_bytes == 2 * len(gate.content)
+        d.front.bodies.max_bytes = 2 * len(gate.content)
+        status, headers, answer = await ask(d, gate.post())
+        assert status == 503 and "retry-after" in headers and "limits.max_held_body_bytes" in answer["error"]
+        gate.open.set()
+        assert [(await read_answer(reader))[0] for _ in range(2)] == [200, 200]
+        assert d.front.bodies.held_bytes == 0 and len(d.log()) == 3
+        writer.close()
+
+
+async def test_answers_of_finished_runs_are_written_before_bodies_are_read_and_none_is_refused() -> None:
+    side, opened, order = aside.SideThread(max_wait_seconds=0.025), threading.Event(), []
+    side.write(opened.wait, lambda done: None)
+    inference = Inference(None, "m")  # type: ignore[arg-type]
+    inference.deadline = math.inf
+    for _ in range(3):
+        side.read(inference, lambda: order.append("body"), lambda done: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(Overloaded, match="3 large requests"):
+        side.read(inference, lambda: order.append("body"), lambda done: None)  # type: ignore[arg-type,return-value]
+    last: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    for number in range(1000):
+        side.write(lambda: order.append("answer"), last.set_result if number == 999 else lambda done: None)
+    opened.set()
+    await asyncio.wait_for(last, 10)
+    while len(order) < 1003:
+        await asyncio.sleep(0.005)
+    assert order == ["answer"] * 1000 + ["body"] * 3
 
 
 async def test_a_stopping_front_answers_what_is_read_beside_it(tmp_path: Path, gate: Gate) -> None:
