@@ -28,7 +28,7 @@ from gateway.serving.unread import Unread, UnreadLine
 __all__ = (
     "SideThread",
     "Turns",
-    "is_slow_to_answer",
+    "are_slow_to_answer",
     "is_slow_to_read",
     "prepare_answers",
     "prepare_inputs",
@@ -285,37 +285,58 @@ def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_by
     inference.prepared = prepared
 
 
-def is_slow_to_answer(inference: Inference) -> bool:
-    """Whether to write the answers of the run that this request was part of aside."""
-    size = 0
-    if inference.run is not None:
-        for result in inference.run.results:
-            size += result.nbytes
-    if size <= SLOW_PLAIN_BYTES or (inference.prepared is not None and inference.prepared.answer is not None):
+def are_slow_to_answer(inferences: Sequence[Inference]) -> bool:
+    """Whether to write aside what a run gave for these requests, of which some may have failed."""
+    run = inferences[0].run
+    if run is None:
         return False
-    if inference.accepts is not None:
-        return True
-    return size > (SLOW_JSON_BYTES if inference.requested is None or inference.said() else SLOW_BINARY_BYTES)
+    size = 0
+    for result in run.results:
+        size += result.nbytes
+    if size <= SLOW_PLAIN_BYTES:
+        return False
+    compressed = worded = rest = 0
+    for inference in inferences:
+        prepared, part = inference.prepared, size * inference.rows // (run.rows or 1)
+        if inference.failure is not None or (prepared is not None and prepared.answer is not None):
+            continue
+        if inference.accepts is not None:
+            compressed += part
+        elif inference.requested is None or inference.said():
+            worded += part
+        else:
+            rest += part
+    return compressed > SLOW_PLAIN_BYTES or worded > SLOW_JSON_BYTES or rest > SLOW_BINARY_BYTES
 
 
 def prepare_answers(inferences: Sequence[Inference], *, max_tensor_bytes: int) -> None:
     """Write the outputs of finished requests, for their callers and for the log."""
     for inference in inferences:
-        outputs, said = inference.outputs, inference.said()
-        large = [output.nbytes > SLOW_PLAIN_BYTES for output in outputs]
-        flats: list[bytes | None] = [None] * len(outputs)
-        for position in range(len(outputs)) if said is None else said:
-            flats[position] = (encode_in_slices if large[position] else encode_flat)(outputs[position])
-        prepared = inference.prepared or Prepared()
-        prepared.logged_outputs = tensor_records(
-            inference.served.output_heads,
-            outputs,
-            [None if large[position] else flat for position, flat in enumerate(flats)],
-            max_bytes=max_tensor_bytes,
-        )
-        prepared.answer = inference.outputs_of(flats)
-        inference.prepared = prepared
-        inference.plain = False
+        if inference.failure is not None:
+            continue
+        try:
+            _prepare_answer(inference, max_tensor_bytes=max_tensor_bytes)
+        except Exception as fault:
+            # Whatever slips through every check fails its own request, and nobody else's.
+            inference.give_up(fault)
+
+
+def _prepare_answer(inference: Inference, *, max_tensor_bytes: int) -> None:
+    outputs, said = inference.outputs, inference.said()
+    large = [output.nbytes > SLOW_PLAIN_BYTES for output in outputs]
+    flats: list[bytes | None] = [None] * len(outputs)
+    for position in range(len(outputs)) if said is None else said:
+        flats[position] = (encode_in_slices if large[position] else encode_flat)(outputs[position])
+    prepared = inference.prepared or Prepared()
+    prepared.logged_outputs = tensor_records(
+        inference.served.output_heads,
+        outputs,
+        [None if large[position] else flat for position, flat in enumerate(flats)],
+        max_bytes=max_tensor_bytes,
+    )
+    prepared.answer = inference.outputs_of(flats)
+    inference.prepared = prepared
+    inference.plain = False
 
 
 def result_of(done: Future[Any]) -> Any:

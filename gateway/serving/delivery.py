@@ -22,10 +22,10 @@ from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
 from gateway.protocol.encode import encode_flat, encode_rows, encode_string
-from gateway.protocol.errors import LogUnavailable, ModelFailed
+from gateway.protocol.errors import GatewayError, LogUnavailable, ModelFailed
 from gateway.routing.table import hash_key
 from gateway.serving.answers import status_of
-from gateway.serving.aside import SideThread, is_slow_to_answer, prepare_answers
+from gateway.serving.aside import SideThread, are_slow_to_answer, prepare_answers
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_alone
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _U32 = Struct("<I")
 BLOCK_BYTES = 2**20
 """Of the tensors in one block of the log."""
+UNWRITTEN = "the answer could not be written"
 
 
 class Delivery:
@@ -91,7 +92,7 @@ class Delivery:
 
     def deliver(self, inferences: Sequence[Inference]) -> None:
         """Log finished requests of one version in one write, then release their answers."""
-        if inferences and inferences[0].failure is None and is_slow_to_answer(inferences[0]):
+        if inferences and are_slow_to_answer(inferences):
             prepare = partial(prepare_answers, inferences, max_tensor_bytes=self._max_tensor_bytes)
             self._side.write(prepare, partial(self._prepared, inferences))
             return
@@ -347,7 +348,7 @@ class Delivery:
         if error is not None and self.count_unsynced(len(batch.inferences)):
             for inference in batch.inferences:
                 inference.served.requests(inference.choice.arm, 503).inc()
-                inference.refuse(LogUnavailable("the prediction may not survive in the log, so it is not answered"))
+                _refuse(inference, LogUnavailable("the prediction may not survive in the log, so it is not answered"))
         else:
             self._release(batch, time.perf_counter())
 
@@ -359,18 +360,23 @@ class Delivery:
         self._refused.inc(len(inferences))
         for inference in inferences:
             inference.served.requests(inference.choice.arm, 503).inc()
-            inference.refuse(LogUnavailable(why))
+            _refuse(inference, LogUnavailable(why))
 
     def _release(self, batch: _Batch, now: float) -> None:
         for inference, (event_id, body, status, whole) in zip(batch.inferences, batch.answers, strict=True):
-            if whole:
-                inference.answer = body
-                inference.connection.answered(inference)
-            elif inference.accepts is not None and inference.prepared is not None and status == 200:
-                write = partial(inference.write, body, event_id=event_id, status=status)
-                self._side.write(write, partial(_written, inference))
-            else:
-                inference.release(body, event_id=event_id, status=status)
+            try:
+                if whole:
+                    inference.answer = body
+                    inference.connection.answered(inference)
+                elif inference.accepts is not None and inference.prepared is not None and status == 200:
+                    write = partial(inference.write, body, event_id=event_id, status=status)
+                    self._side.write(write, partial(_written, inference))
+                else:
+                    inference.release(body, event_id=event_id, status=status)
+            except Exception:
+                # Those behind it are in the log as well, and wait for their answers.
+                _log.exception("an answer of model '%s' could not be written", inference.model)
+                _refuse(inference, ModelFailed(UNWRITTEN))
         self._count(batch, now=now)
 
 
@@ -419,9 +425,16 @@ class _Batch:
 
 def _written(inference: Inference, done: Future[None]) -> None:
     if done.exception() is not None:
-        inference.refuse(ModelFailed("the answer could not be written"))
+        _refuse(inference, ModelFailed(UNWRITTEN))
     else:
         inference.connection.answered(inference)
+
+
+def _refuse(inference: Inference, error: GatewayError) -> None:
+    try:
+        inference.refuse(error)
+    except Exception:
+        _log.exception("a caller of model '%s' could not be told", inference.model)
 
 
 def _column(numbers: Sequence[int]) -> bytes:
