@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gateway.protocol.binary import Packed
 from gateway.protocol.errors import GatewayError
 
 __all__ = ("DEFAULT_PRIORITY", "HIGH", "LOW", "LOWEST_PRIORITY", "NORMAL", "Job", "Run", "rank_of")
@@ -31,7 +32,7 @@ class Run:
     inputs : list of arrays or None
         Of all jobs together, in the signature's order, where they were read together.
     results : list of arrays
-        What the run gave, in the signature's order.
+        What the run gave, in the signature's order; strings that are many are `Packed` until `read_results`.
     inference_ns : int
     late : bool
         Some of the jobs have failed while it ran.
@@ -46,13 +47,22 @@ class Run:
         self.rows = rows
         self.sent_at = sent_at
         self.inputs = inputs
-        self.results: list[Array] = []
+        self.results: list[Any] = []
         self.inference_ns = 0
         self.late = False
         self.lent: object = None
 
     def __repr__(self) -> str:
         return f"<Run of {len(self.jobs)} jobs, {self.rows} rows>"
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether strings are among the results that have still to be read."""
+        return any([isinstance(result, Packed) for result in self.results])
+
+    def read_results(self) -> None:
+        """Read the strings among the results that nobody has read."""
+        self.results = [result.read() if isinstance(result, Packed) else result for result in self.results]
 
     def end(self) -> list[Any]:
         """Let go of the jobs, each of which holds this run, so that none waits for the collector of cycles."""

@@ -481,7 +481,7 @@ class _Link(asyncio.BufferedProtocol):
                 frames = reader.received(nbytes)
             for kind, count, frame_id, payload in frames:
                 if kind == RESULT:
-                    lane._result(frame_id, *decode_result(payload, count))  # noqa: SLF001
+                    lane._result(frame_id, *decode_result(payload, count, largest_texts=LARGE_BYTES))  # noqa: SLF001
                 elif kind == FAILURE:
                     lane._failed(frame_id, str(payload, "utf-8", "replace"))  # noqa: SLF001
                 elif kind == STOPPED:

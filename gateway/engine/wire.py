@@ -24,8 +24,9 @@ import msgspec
 import numpy as np
 
 from gateway.engine.errors import WireError
-from gateway.protocol.binary import pack_strings, tensor_to_bytes
+from gateway.protocol.binary import Packed, pack_strings, tensor_to_bytes
 from gateway.protocol.datatypes import NUMPY_OF, Signature, datatype_of
+from gateway.protocol.errors import CallerError
 
 if TYPE_CHECKING:
     import asyncio
@@ -243,9 +244,13 @@ def decode_run_of_one(frame: bytes) -> tuple[int, float, Array] | None:
     return _decode_one(_RUN_OF_ONE, RUN, frame)
 
 
-def decode_result(payload: memoryview, count: int) -> tuple[int, list[Array]]:
-    """Nanoseconds of the run, and the outputs in the signature's order."""
-    return _U64.unpack_from(payload)[0], decode_tensors(payload[8:], count)
+def decode_result(payload: memoryview, count: int, *, largest_texts: int = MAX_FRAME_BYTES) -> tuple[int, list[Any]]:
+    """Nanoseconds of the run, and the outputs in the signature's order.
+
+    Strings of more bytes than `largest_texts` are not read yet: such an output is a `Packed`.
+    """
+    parts = _decode_parts(payload[8:], count, None, largest_texts=largest_texts)
+    return _U64.unpack_from(payload)[0], [join_parts(each) for each in parts]
 
 
 def decode_result_of_one(frame: bytes) -> tuple[int, int, list[Array]] | None:
@@ -397,8 +402,10 @@ def _decode_one(heads: Sequence[struct.Struct], kind: int, frame: bytes) -> tupl
     return None
 
 
-def _decode_parts(payload: memoryview, count: int, memory: memoryview | None) -> list[list[Array]]:
-    tensors: list[list[Array]] = []
+def _decode_parts(
+    payload: memoryview, count: int, memory: memoryview | None, *, largest_texts: int = MAX_FRAME_BYTES
+) -> list[list[Any]]:
+    tensors: list[list[Any]] = []
     offset = 0
     try:
         for _ in range(count):
@@ -415,10 +422,13 @@ def _decode_parts(payload: memoryview, count: int, memory: memoryview | None) ->
             block = payload[offset : offset + nbytes]
             offset += nbytes + (-nbytes % 8)
             if code == _BYTES:
-                tensors.append([_strings(block, strings).reshape(shape)])
+                if strings != math.prod(shape):
+                    raise ValueError(f"{strings} strings are no tensor of {list(shape)}")
+                packed = Packed(block, shape)
+                tensors.append([packed if nbytes > largest_texts else packed.read()])
             else:
                 tensors.append([np.frombuffer(block, _DTYPES[code]).reshape(shape)])
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, CallerError) as error:
         raise WireError(f"a frame on an engine's socket cannot be read: {error}") from None
     return tensors
 
@@ -488,14 +498,3 @@ def _parts_of(blocks: list[memoryview], dtype: np.dtype[Any], shape: tuple[int, 
     if rows != shape[0]:
         raise ValueError(f"a tensor of {shape[0]} rows has {rows} in its places")
     return parts
-
-
-def _strings(block: memoryview, count: int) -> Array:
-    texts = np.empty(count, dtype=object)
-    offset = 0
-    for index in range(count):
-        (length,) = _U32.unpack_from(block, offset)
-        offset += 4
-        texts[index] = str(block[offset : offset + length], "utf-8")
-        offset += length
-    return texts

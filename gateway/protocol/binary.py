@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,89 @@ import numpy as np
 from gateway.protocol.datatypes import FREE, NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
-__all__ = ("Octets", "Tail", "pack_strings", "raw_tensor", "tensor_from_bytes", "tensor_to_bytes")
+__all__ = (
+    "SLICE_STRINGS",
+    "Octets",
+    "Packed",
+    "Tail",
+    "Texts",
+    "pack_strings",
+    "raw_tensor",
+    "tensor_from_bytes",
+    "tensor_to_bytes",
+    "texts_of",
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Octets = bytes | bytearray | memoryview
 """A body, or a piece of one."""
 
 _LENGTH = struct.Struct("<I")
+
+SLICE_STRINGS = 64 * 1024
+"""What goes through many strings in one step of the interpreter goes no further: other threads run between."""
+
+
+class Texts(Array):
+    """An object array of ``str`` that has its bytes by it, so that they are packed once.
+
+    >>> texts = texts_of(["a", "bc"])
+    >>> texts.packed, texts.reshape(2, 1).packed == texts.packed, texts[:1].packed
+    (b'\\x01\\x00\\x00\\x00a\\x02\\x00\\x00\\x00bc', True, None)
+    """
+
+    packed: bytes | memoryview | None = None
+    """None for a part."""
+
+    def reshape(self, *shape: Any, **options: Any) -> Texts:
+        again: Texts = super().reshape(*shape, **options)
+        again.packed = self.packed
+        return again
+
+
+class Packed:
+    """A tensor of strings that nobody has read yet.
+
+    Parameters
+    ----------
+    block : memoryview
+        As of `pack_strings`, from an engine.
+    shape : tuple of int
+
+    >>> packed = Packed(memoryview(pack_strings(np.array(["a", "bc"], object))), (2, 1))
+    >>> packed, len(packed), packed.read().tolist()
+    (<Packed [2, 1] of 11 bytes>, 2, [['a'], ['bc']])
+    """
+
+    __slots__ = ("block", "shape")
+
+    def __init__(self, block: memoryview, shape: tuple[int, ...]) -> None:
+        self.block = block
+        self.shape = shape
+
+    def __repr__(self) -> str:
+        return f"<Packed {list(self.shape)} of {self.nbytes} bytes>"
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.block)
+
+    def read(self) -> Texts:
+        """The strings.
+
+        Raises
+        ------
+        CallerError
+            It is not so many strings in UTF-8.
+        """
+        return _strings(self.block, math.prod(self.shape), "").reshape(self.shape)
 
 
 class Tail:
@@ -156,17 +233,42 @@ def tensor_to_bytes(array: Array) -> bytes | memoryview:
     return array.data.cast("B")
 
 
-def pack_strings(array: Array) -> bytes:
+def pack_strings(array: Array) -> bytes | memoryview:
     """The elements of an object array of ``str``, each as its length and UTF-8."""
+    packed = array.packed if isinstance(array, Texts) else None
+    if packed is None:
+        flat = array.ravel()
+        packed = b"".join([_pack(flat[start : start + SLICE_STRINGS]) for start in range(0, flat.size, SLICE_STRINGS)])
+    return packed
+
+
+def texts_of(elements: Sequence[str]) -> Texts:
+    """A flat array of strings, and their bytes.
+
+    Raises
+    ------
+    UnicodeEncodeError
+        One is no Unicode.
+    """
+    texts, packed = np.empty(len(elements), dtype=object).view(Texts), []
+    for start in range(0, len(elements), SLICE_STRINGS):
+        part = elements[start : start + SLICE_STRINGS]
+        texts[start : start + len(part)] = part
+        packed.append(_pack(part))
+    texts.packed = b"".join(packed)
+    return texts
+
+
+def _pack(texts: Iterable[str]) -> bytes:
     pieces = []
-    for text in array.ravel():
+    for text in texts:
         encoded = text.encode()
         pieces.append(_LENGTH.pack(len(encoded)))
         pieces.append(encoded)
     return b"".join(pieces)
 
 
-def _strings(block: memoryview, count: int, name: str) -> Array:
+def _strings(block: memoryview, count: int, name: str) -> Texts:
     size = len(block)
     if count * _LENGTH.size > size:
         raise CallerError(f"input '{name}' has {size} bytes, too few for the {count} elements of its shape")
@@ -185,7 +287,9 @@ def _strings(block: memoryview, count: int, name: str) -> Array:
         offset += length
     if offset != size:
         raise CallerError(f"input '{name}' has {size - offset} bytes after the {count} elements of its shape")
-    return texts
+    known = texts.view(Texts)
+    known.packed = block
+    return known
 
 
 def _text(block: memoryview, name: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from struct import error as StructError
 from struct import pack
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simdjson
 
+from gateway.protocol.binary import SLICE_STRINGS, texts_of
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
@@ -385,9 +386,10 @@ def _elements(nested: Any, shape: tuple[int, ...], dtype: np.dtype[Any], spec: T
         check_nesting(nested, shape, 0, spec.name)
         for _ in range(len(shape) - 1):
             nested = chain.from_iterable(nested)
-    values = list(nested)
+    # A slice at a time, here and below: other threads run between.
+    values = _listed(nested)
     allowed = _ALLOWED[dtype.kind]
-    if any(type(element) not in allowed for element in values):
+    if not all(allowed.issuperset(map(type, part)) for part in _slices_of(values)):
         raise CallerError(f"'data' of input '{spec.name}' has an element that is no {spec.datatype}")
     if dtype in _LIMITS:
         low, high = _LIMITS[dtype]
@@ -395,13 +397,24 @@ def _elements(nested: Any, shape: tuple[int, ...], dtype: np.dtype[Any], spec: T
         if any((element < low or element > high) and element not in _INFINITIES for element in values):
             raise CallerError(_out_of_range(spec))
     if dtype.kind == "O":
-        _check_texts(values, spec)
-    return np.array(values, dtype=dtype)
+        try:
+            return texts_of(values)
+        except UnicodeEncodeError:
+            raise CallerError(f"'data' of input '{spec.name}' has text that is not Unicode") from None
+    array: Array = np.empty(len(values), dtype)
+    for start, part in zip(range(0, len(values), SLICE_STRINGS), _slices_of(values), strict=True):
+        array[start : start + len(part)] = np.array(part, dtype=dtype)
+    return array
 
 
-def _check_texts(values: list[Any], spec: TensorSpec) -> None:
-    try:
-        for element in values:
-            element.encode()
-    except UnicodeEncodeError:
-        raise CallerError(f"'data' of input '{spec.name}' has text that is not Unicode") from None
+def _listed(elements: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    left = iter(elements)
+    while part := list(islice(left, SLICE_STRINGS)):
+        found += part
+    return found
+
+
+def _slices_of(values: list[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(values), SLICE_STRINGS):
+        yield values[start : start + SLICE_STRINGS]

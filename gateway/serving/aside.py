@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from gateway.engine.arena import Arena
-from gateway.protocol.binary import Octets
 from gateway.protocol.compression import inflate
 from gateway.protocol.encode import encode_flat
 from gateway.protocol.errors import BodyTooLarge, DeadlineExceeded
@@ -200,6 +199,8 @@ def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
     CallerError
         A compressed body is not what it says.
     """
+    if inference.is_long:
+        return True
     size = sum(map(len, inference.body))
     if inference.encoding is not None:
         if size > SLOW_PLAIN_BYTES:
@@ -210,6 +211,8 @@ def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
             return True
         inference.body, inference.encoding = [content], None
         return False
+    if inference.served.takes_texts:
+        return size > SLOW_PLAIN_BYTES
     in_json = size if inference.json_length is None else min(size, inference.json_length)
     return in_json > SLOW_JSON_BYTES or size > SLOW_BINARY_BYTES
 
@@ -256,16 +259,7 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
     ------
     CallerError
     """
-    served = inference.served
-    pieces, inference.body = inference.body, []
-    body: Octets
-    if inference.encoding is not None:
-        body = inflate(pieces, inference.encoding, max_bytes=max_bytes)
-    else:
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    del pieces
-    inference.size = len(body)
-    request = served.large_decoder().decode_in_slices(body, inference.json_length)
+    request = inference.read_slowly(max_bytes=max_bytes)
     prepare_inputs(inference, request, max_tensor_bytes=max_tensor_bytes)
     return request
 
@@ -300,9 +294,11 @@ def are_slow_to_answer(inferences: Sequence[Inference]) -> bool:
         prepared, part = inference.prepared, size * inference.rows // (run.rows or 1)
         if inference.failure is not None or (prepared is not None and prepared.answer is not None):
             continue
+        if run.is_unread:
+            return True
         if inference.accepts is not None:
             compressed += part
-        elif inference.requested is None or inference.said():
+        elif inference.is_worded:
             worded += part
         else:
             rest += part
@@ -310,7 +306,10 @@ def are_slow_to_answer(inferences: Sequence[Inference]) -> bool:
 
 
 def prepare_answers(inferences: Sequence[Inference], *, max_tensor_bytes: int) -> None:
-    """Write the outputs of finished requests, for their callers and for the log."""
+    """Write the outputs of requests that shared a run, for their callers and for the log."""
+    run = inferences[0].run
+    if run is not None:
+        run.read_results()
     for inference in inferences:
         if inference.failure is not None:
             continue

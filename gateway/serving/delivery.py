@@ -368,7 +368,7 @@ class Delivery:
                 if whole:
                     inference.answer = body
                     inference.connection.answered(inference)
-                elif inference.accepts is not None and inference.prepared is not None and status == 200:
+                elif inference.prepared is not None and status == 200 and inference.is_written_aside:
                     write = partial(inference.write, body, event_id=event_id, status=status)
                     self._side.write(write, partial(_written, inference))
                 else:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from gateway.engine.job import Job
 from gateway.protocol.binary import Octets
 from gateway.protocol.classification import classify
+from gateway.protocol.compression import inflate
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.decode import RequestDecoder, Usual
 from gateway.protocol.encode import encode_string, encode_tensor, encode_tensor_in_binary, tensor_head
@@ -51,8 +52,8 @@ class Prepared:
 class Inference(Job):
     """One inference request, from its head to its answer: in JSON and binary, over HTTP.
 
-    Another protocol overrides what reads the request and what writes its answer: `read`, `outputs_of`, `body_of`,
-    `release` and `refuse`.
+    Another protocol overrides what reads the request and what writes its answer: `read`, `read_slowly`, `outputs_of`,
+    `body_of`, `write` and `refuse`.
 
     Parameters
     ----------
@@ -81,6 +82,7 @@ class Inference(Job):
     prepared: Prepared | None = None
     held_body: HeldBody | None = None
     held_answer: HeldBody | None = None
+    is_long: bool = False  # its body is known to be read slowly
     # Known once it is routed.
     served: ServedVersion = None  # type: ignore[assignment]
     route: Route = None  # type: ignore[assignment]
@@ -128,6 +130,28 @@ class Inference(Job):
         self.size = len(body)
         return decoder.decode(body, self.json_length)
 
+    def read_slowly(self, *, max_bytes: int) -> InferRequest:
+        """As `read`, of a large body on another thread: others run meanwhile.
+
+        Parameters
+        ----------
+        max_bytes : int
+            Of a compressed body, inflated.
+
+        Raises
+        ------
+        CallerError
+        """
+        pieces, self.body = self.body, []
+        body: Octets
+        if self.encoding is not None:
+            body = inflate(pieces, self.encoding, max_bytes=max_bytes)
+        else:
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        del pieces
+        self.size = len(body)
+        return self.served.large_decoder().decode_in_slices(body, self.json_length)
+
     def recognise(self, decoder: RequestDecoder) -> bool:
         """Whether it is a request like the last, so that its numbers may be read later, with others."""
         if self.json_length is not None or len(self.body) != 1:
@@ -153,6 +177,16 @@ class Inference(Job):
         if self.requested is None:
             return None
         return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
+
+    @property
+    def is_worded(self) -> bool:
+        """Whether elements of its outputs are to be written one by one."""
+        return self.requested is None or bool(self.said())
+
+    @property
+    def is_written_aside(self) -> bool:
+        """Whether writing its answer takes long, now that its outputs are prepared."""
+        return self.accepts is not None
 
     def outputs_of(self, flats: Sequence[bytes | None]) -> bytes:
         """The outputs of a finished inference, as its answer lists them; `flats` are they as flat JSON, where said."""

@@ -56,6 +56,7 @@ class ServedVersion:
         self.redacted: frozenset[int] = frozenset()
         self.redacted_columns: dict[int, dict[str, int]] = {}
         self.sample = 1.0
+        self.takes_texts = False
         self.input_heads: tuple[bytes, ...] = ()
         self.answer_head = b""
         self.output_heads: tuple[bytes, ...] = ()
@@ -104,6 +105,7 @@ class ServedVersion:
             if spec.name in hello.redact_columns
         }
         self.sample = hello.sample
+        self.takes_texts = any(spec.datatype == "BYTES" for spec in inputs)
         self.input_heads = tuple(tensor_head(spec) for spec in inputs)
         self._stencils.clear()
         self.labels = hello.labels

@@ -25,6 +25,7 @@ from gateway.engine.wire import (
     encode_run,
     join_parts,
 )
+from gateway.protocol.binary import Packed, texts_of
 from gateway.protocol.datatypes import NUMPY_OF
 from tests.tensors import same, tensors
 
@@ -38,6 +39,33 @@ def test_tensors_come_back_bit_for_bit(sent: list[np.ndarray[Any, Any]], nanosec
     told, decoded = decode_result(payload, count)
     assert (told, frame_id) == (nanoseconds, 7)
     assert all(same(before, after) for before, after in zip(sent, decoded, strict=True))
+
+
+def test_many_strings_of_a_result_stay_packed_until_they_are_read() -> None:
+    many, few = np.array([["a", "bc"]] * 1000, object), np.array(["d"], object)
+    [(_, count, _, payload)] = FrameReader().feed(b"".join(encode_result(7, 1, [many, few])))
+    _, (packed, read) = decode_result(payload, count, largest_texts=2000)
+    assert isinstance(packed, Packed) and (packed.shape, packed.ndim, len(packed)) == ((1000, 2), 2, 1000)
+    assert same(packed.read(), many) and same(read, few)
+    with pytest.raises(TypeError):
+        packed[:1]  # type: ignore[index]
+
+
+def test_strings_that_have_their_bytes_by_them_are_sent_as_these() -> None:
+    texts = texts_of(["a", "bc", ""]).reshape(3, 1)
+    pieces = encode_run(1, [[texts, texts[1:]]])
+    assert any(piece is texts.packed for piece in pieces)
+    [(_, count, _, payload)] = FrameReader().feed(b"".join(pieces))
+    [[got]] = decode_run(payload, count)[1]
+    assert got.tolist() == [["a"], ["bc"], [""], ["bc"], [""]]
+
+
+def test_a_frame_whose_strings_are_not_as_many_as_its_shape_has_is_refused() -> None:
+    frame = bytearray(b"".join(encode_result(7, 1, [np.array(["a", "bc"], object)])))
+    frame[HEADER.size + 12] = 1  # strings
+    [(_, count, _, payload)] = FrameReader().feed(bytes(frame))
+    with pytest.raises(WireError, match="1 strings"):
+        decode_result(payload, count)
 
 
 @given(TENSORS, st.lists(st.integers(1, 40), min_size=1))

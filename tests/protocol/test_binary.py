@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.binary import tensor_to_bytes
+from gateway.protocol.binary import SLICE_STRINGS, pack_strings, tensor_to_bytes, texts_of
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_tensor, encode_tensor_in_binary, tensor_head
@@ -382,3 +383,22 @@ def test_a_head_that_came_before_lifts_no_rule() -> None:
     assert flags.decode(body, length).rows == 3
     with pytest.raises(CallerError, match="no BOOL"):
         flags.decode(body[:-1] + b"\x02", length)
+
+
+def test_many_strings_are_packed_in_little_more_memory_than_they_take() -> None:
+    # An engine has a bound, which millions of pieces of two letters each went beyond.
+    words = np.array([f"{number % 100:02}" for number in range(8 * SLICE_STRINGS)], object)
+    tracemalloc.start()
+    try:
+        packed = pack_strings(words)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(packed) == 6 * words.size and most < 8 * len(packed)
+
+
+def test_parts_of_packed_strings_are_packed_for_themselves() -> None:
+    texts = texts_of(["a", "bc", "d"])
+    assert pack_strings(texts) is texts.packed and pack_strings(texts.reshape(3, 1)) is texts.packed
+    for part in (texts[1:], texts[::-1], np.concatenate([texts, texts])):
+        assert pack_strings(part) == pack_strings(np.array(part.tolist(), object))

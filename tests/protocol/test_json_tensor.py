@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import tracemalloc
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -9,6 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.protocol import json_tensor
+from gateway.protocol.binary import SLICE_STRINGS
+from gateway.protocol.datatypes import Signature, TensorSpec
+from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import READING, few_numbers_in, nesting_of, numbers_in, within
 
 NUMBERS = st.one_of(
@@ -89,3 +95,51 @@ def test_a_few_numbers_are_read_as_many_are(datatype: str, texts: list[str]) -> 
 def test_what_most_models_have_is_read_in_few_steps(datatype: str) -> None:
     few = few_numbers_in(b"[1,-2]", READING[datatype], parser=simdjson.Parser())
     assert few is not None and few.tolist() == [1, -2]
+
+
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [("1", "no BYTES"), ('["a"]', "no BYTES"), ("null", "no BYTES"), ('"\\ud800"', "Unicode|JSON")],
+)
+def test_one_wrong_element_among_many_strings_is_found(last: str, text: str) -> None:
+    count = 2 * SLICE_STRINGS + 1
+    decoder = RequestDecoder("m", Signature((TensorSpec("x", "BYTES", (-1,)),), ()))
+
+    def decoded(last: str) -> list[str]:
+        data = '"é",' * (count - 1) + last
+        body = f'{{"inputs":[{{"name":"x","shape":[{count}],"datatype":"BYTES","data":[{data}]}}]}}'
+        found: list[str] = decoder.decode(body.encode()).inputs[0].tolist()
+        return found
+
+    with pytest.raises(CallerError, match=text):
+        decoded(last)
+    assert decoded('"z"') == ["é"] * (count - 1) + ["z"]
+
+
+VALUES = st.recursive(
+    st.text('[]{}"\\\\\n,é', max_size=9),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text('["\\\\}', max_size=3), values, max_size=2),
+)
+
+
+def depth_of(value: Any) -> int:
+    if isinstance(value, str):
+        return 0
+    return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
+
+
+@given(VALUES, st.integers(1, 40))
+def test_nesting_is_told_in_pieces_of_any_length(value: Any, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_tensor, "_BLOCK", block)
+        assert nesting_of(json.dumps(value).encode()) == depth_of(value)
+
+
+def test_many_rows_of_strings_are_those_that_were_sent() -> None:
+    rows = [[f"{number}", "é"] for number in range(SLICE_STRINGS + 1)]
+    decoder = RequestDecoder("m", Signature((TensorSpec("x", "BYTES", (-1, 2)),), ()))
+    tensor = {"name": "x", "shape": [len(rows), 2], "datatype": "BYTES"}
+    assert decoder.decode(json.dumps({"inputs": [{**tensor, "data": rows}]}).encode()).inputs[0].tolist() == rows
+    for wrong in (["a"], ["a", 1], ["a", ["b"]], "ab"):
+        with pytest.raises(CallerError):
+            decoder.decode(json.dumps({"inputs": [{**tensor, "data": [*rows[:-1], wrong]}]}).encode())

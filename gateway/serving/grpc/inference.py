@@ -9,6 +9,7 @@ from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import GatewayError
 from gateway.protocol.request import InferRequest
+from gateway.serving.aside import SLOW_BINARY_BYTES, SLOW_PLAIN_BYTES
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.requests import read_request
 from gateway.serving.grpc.tensors import put_outputs
@@ -33,6 +34,8 @@ class GrpcInference(Inference):
     ----------
     connection : Connection
     message : ModelInferRequest
+    size : int
+        Of the message, in bytes.
 
     Attributes
     ----------
@@ -49,9 +52,13 @@ class GrpcInference(Inference):
     refusal: GatewayError | None = None
     trailers: Metadata = ()
 
-    def __init__(self, connection: Connection, message: messages.ModelInferRequest) -> None:
+    def __init__(self, connection: Connection, message: messages.ModelInferRequest, *, size: int) -> None:
         super().__init__(connection, shown_name(message.model_name))
         self.message = message
+        self.size = size
+        if size > SLOW_PLAIN_BYTES:
+            in_bytes = len(message.raw_input_contents) and all(each.datatype != "BYTES" for each in message.inputs)
+            self.is_long = not in_bytes or size > SLOW_BINARY_BYTES
         self.given_id: str = message.id[:MAX_GIVEN_ID]
 
     def read_head(self, metadata: Iterable[tuple[str, str | bytes]], seconds_left: float | None) -> None:
@@ -74,10 +81,20 @@ class GrpcInference(Inference):
     def read(self, decoder: RequestDecoder) -> InferRequest:
         # Its tensors are in the request then, and it may be large.
         message, self.message = self.message, _READ
-        self.size = message.ByteSize()
         signature = self.served.signature or _EMPTY
         request, self.raw = read_request(message, model=self.model, signature=signature, checks=decoder.checks)
         return request
+
+    def read_slowly(self, *, max_bytes: int) -> InferRequest:
+        return self.read(self.served.large_decoder())
+
+    @property
+    def is_worded(self) -> bool:
+        return not self.raw
+
+    @property
+    def is_written_aside(self) -> bool:
+        return self.prepared is not None and self.prepared.answer is not None
 
     def said(self) -> Sequence[int]:
         return ()
@@ -88,7 +105,7 @@ class GrpcInference(Inference):
     def body_of(self, event_id: bytes, outputs: bytes) -> bytes:
         return b""
 
-    def release(self, body: bytes, *, event_id: bytes, status: int) -> None:
+    def write(self, body: bytes, *, event_id: bytes, status: int) -> None:
         prediction_id, arm = event_id.decode(), self.choice.arm
         self.trailers = (
             ("gateway-prediction-id", prediction_id),
@@ -99,7 +116,6 @@ class GrpcInference(Inference):
             self.refusal = self.failure
         else:
             self.response = self._response(prediction_id, arm)
-        self.connection.answered(self)
 
     def refuse(self, error: GatewayError) -> None:
         self.refusal = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from gateway.protocol.errors import CallerError, GatewayError
 from gateway.serving.grpc.errors import CODE_OF_STATUS, code_of, details_of
 from gateway.serving.repository_calls import CallRefused
 
-__all__ = ("Call", "Context", "absent", "answered", "parse", "serialize", "unary")
+__all__ = ("Call", "Context", "absent", "answered", "parse", "serialize", "unary", "unread")
 
 Context = Any
 """A `grpc.aio.ServicerContext`; the library has no types."""
@@ -33,6 +34,11 @@ def unary(request: Any, call: Call, *, seconds: float) -> grpc.RpcMethodHandler:
     seconds : float
         Time for the message to arrive.
     """
+    return unread(partial(_call, request, call), seconds=seconds)
+
+
+def unread(call: Call, *, seconds: float) -> grpc.RpcMethodHandler:
+    """As `unary`, where the call is given the bytes of the message."""
 
     # Taken as a stream of one message, which is the same on the wire, so that the wait for it can be bounded.
     async def method(arriving: AsyncIterator[bytes], context: Context) -> Any:
@@ -41,7 +47,7 @@ def unary(request: Any, call: Call, *, seconds: float) -> grpc.RpcMethodHandler:
                 content = await anext(arriving, None)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's message did not arrive in time")
-        return await answered(_call(request, call, content, context), context)
+        return await answered(_called(call, content, context), context)
 
     return grpc.stream_unary_rpc_method_handler(method, response_serializer=serialize)
 
@@ -90,7 +96,11 @@ def serialize(message: Any) -> bytes:
     return content
 
 
-async def _call(request: Any, call: Call, content: bytes | None, context: Context) -> Any:
+async def _called(call: Call, content: bytes | None, context: Context) -> Any:
     if content is None:
         raise CallerError("the call has no message")
+    return await call(content, context)
+
+
+async def _call(request: Any, call: Call, content: bytes, context: Context) -> Any:
     return await call(parse(request, content), context)

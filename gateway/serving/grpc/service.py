@@ -14,7 +14,7 @@ from gateway.serving.front import Front
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.calls import OtherCalls
 from gateway.serving.grpc.inference import GrpcInference
-from gateway.serving.grpc.methods import Context, absent, answered, parse, serialize, unary
+from gateway.serving.grpc.methods import Context, absent, answered, parse, serialize, unary, unread
 from gateway.serving.inference import Inference
 
 __all__ = ("SERVICE", "InferenceService")
@@ -60,7 +60,7 @@ class InferenceService:
             name: unary(request, call, seconds=seconds) for name, (request, call) in self._calls.table().items()
         }
         table |= {name: absent(text) for name, text in _ABSENT.items()}
-        table["ModelInfer"] = unary(messages.ModelInferRequest, self._infer, seconds=seconds)
+        table["ModelInfer"] = unread(self._infer, seconds=seconds)
         table["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._infer_stream, response_serializer=serialize
         )
@@ -74,11 +74,10 @@ class InferenceService:
             if not patience.expired():
                 patience.reschedule(now)
 
-    def _accept(self, message: messages.ModelInferRequest, context: Context) -> _Pending:
-        waiter = _Waiter()
-        inference = GrpcInference(waiter, message)
+    def _accept(self, content: bytes, context: Context) -> _Pending:
+        message, waiter, size = parse(messages.ModelInferRequest, content), _Waiter(), len(content)
+        inference = GrpcInference(waiter, message, size=size)
         inference.read_head(context.invocation_metadata() or (), context.time_remaining())
-        size = message.ByteSize()
         if size > LARGE_BODY_BYTES:
             inference.held_body = self._front.bodies.open()
             if not inference.held_body.grow(size) and inference.refused is None:
@@ -86,10 +85,10 @@ class InferenceService:
         self._front.accept(inference)
         return inference, waiter
 
-    async def _infer(self, message: messages.ModelInferRequest, context: Context) -> Any:
+    async def _infer(self, content: bytes, context: Context) -> Any:
         if self._closing:
             raise EngineUnavailable(CLOSING)
-        inference = await _answered(self._accept(message, context))
+        inference = await _answered(self._accept(content, context))
         if inference.trailers:
             context.set_trailing_metadata(inference.trailers)
         if inference.refusal is not None:
@@ -123,12 +122,12 @@ class InferenceService:
                 content = await self._next(arriving)
                 if content is None:
                     return None
-                message = parse(messages.ModelInferRequest, content)
+                pending = self._accept(content, context)
             except TimeoutError:
                 break
             except CallerError as error:
                 return error
-            await under_way.put(self._accept(message, context))
+            await under_way.put(pending)
         return EngineUnavailable(CLOSING) if self._closing else DeadlineExceeded("no request came for too long")
 
     async def _next(self, arriving: AsyncIterator[bytes]) -> bytes | None:

@@ -6,12 +6,12 @@ Source: Open Inference Protocol V2, "GRPC", `InferTensorContents` and "Raw Tenso
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gateway.protocol.binary import tensor_to_bytes
+from gateway.protocol.binary import Texts, tensor_to_bytes, texts_of
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.serving.grpc import inference_pb2 as messages
@@ -35,6 +35,9 @@ FIELD_OF = {
     "BYTES": "bytes_contents",
 }
 """Datatype to the field of `InferTensorContents` that carries its elements; FP16 and BF16 have none."""
+
+SLICE_ELEMENTS = 64 * 1024
+"""Of the elements that are read or written in one step of the interpreter: others run between."""
 
 
 def typed_tensor(contents: messages.InferTensorContents, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
@@ -66,7 +69,9 @@ def typed_tensor(contents: messages.InferTensorContents, spec: TensorSpec, shape
         return _texts(elements, spec).reshape(shape)
     dtype = NUMPY_OF[spec.datatype]
     wide = np.dtype(f"<{dtype.kind}{max(4, dtype.itemsize)}") if dtype.kind in "iu" else dtype
-    array: Array = np.fromiter(elements, wide, len(elements))
+    array: Array = np.empty(len(elements), wide)
+    for start in range(0, array.size, SLICE_ELEMENTS):
+        array[start : start + SLICE_ELEMENTS] = elements[start : start + SLICE_ELEMENTS]
     if wide != dtype and array.size:
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
@@ -90,15 +95,16 @@ def put_outputs(
         tensor = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         if raw:
             response.raw_output_contents.append(bytes(tensor_to_bytes(array)))
-        elif spec.datatype == "BYTES":
-            tensor.contents.bytes_contents.extend([text.encode() for text in array.ravel()])
-        else:
-            getattr(tensor.contents, FIELD_OF[spec.datatype]).extend(array.ravel().tolist())
+            continue
+        room, flat = getattr(tensor.contents, FIELD_OF[spec.datatype]), array.ravel()
+        for start in range(0, flat.size, SLICE_ELEMENTS):
+            elements = flat[start : start + SLICE_ELEMENTS].tolist()
+            room.extend([text.encode() for text in elements] if spec.datatype == "BYTES" else elements)
 
 
-def _texts(elements: Iterable[bytes], spec: TensorSpec) -> Array:
+def _texts(elements: Sequence[bytes], spec: TensorSpec) -> Texts:
     try:
-        return np.array([element.decode() for element in elements], dtype=object)
+        return texts_of([element.decode() for element in elements])
     except UnicodeDecodeError:
         raise CallerError(
             f"input '{spec.name}' has an element that is not UTF-8; strings of a model are text"
