@@ -82,7 +82,6 @@ class Inference(Job):
     prepared: Prepared | None = None
     held_body: HeldBody | None = None
     held_answer: HeldBody | None = None
-    is_long: bool = False  # its body is known to be read slowly
     # Known once it is routed.
     served: ServedVersion = None  # type: ignore[assignment]
     route: Route = None  # type: ignore[assignment]
@@ -177,6 +176,11 @@ class Inference(Job):
         if self.requested is None:
             return None
         return [asked.position for asked in self.requested if not (asked.binary or asked.classes)]
+
+    @property
+    def is_long(self) -> bool:
+        """Whether reading it takes long, whatever is in `body`."""
+        return False
 
     @property
     def is_worded(self) -> bool:

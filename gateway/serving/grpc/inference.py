@@ -56,9 +56,6 @@ class GrpcInference(Inference):
         super().__init__(connection, shown_name(message.model_name))
         self.message = message
         self.size = size
-        if size > SLOW_PLAIN_BYTES:
-            in_bytes = len(message.raw_input_contents) and all(each.datatype != "BYTES" for each in message.inputs)
-            self.is_long = not in_bytes or size > SLOW_BINARY_BYTES
         self.given_id: str = message.id[:MAX_GIVEN_ID]
 
     def read_head(self, metadata: Iterable[tuple[str, str | bytes]], seconds_left: float | None) -> None:
@@ -87,6 +84,12 @@ class GrpcInference(Inference):
 
     def read_slowly(self, *, max_bytes: int) -> InferRequest:
         return self.read(self.served.large_decoder())
+
+    @property
+    def is_long(self) -> bool:
+        if len(self.message.raw_input_contents) and not self.served.takes_texts:
+            return self.size > SLOW_BINARY_BYTES
+        return self.size > SLOW_PLAIN_BYTES
 
     @property
     def is_worded(self) -> bool:
