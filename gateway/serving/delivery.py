@@ -22,13 +22,14 @@ from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
 from gateway.protocol.encode import encode_flat, encode_rows, encode_string
-from gateway.protocol.errors import GatewayError, LogUnavailable, ModelFailed
+from gateway.protocol.errors import GatewayError, LogUnavailable, ModelFailed, Overloaded
 from gateway.routing.table import hash_key
 from gateway.serving.answers import status_of
 from gateway.serving.aside import SideThread, are_slow_to_answer, prepare_answers
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_alone
 from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
+from gateway.serving.room import Room
 from gateway.serving.stencil import Stencil
 from gateway.telemetry.cells import CellFile
 
@@ -39,6 +40,8 @@ Answer = tuple[bytes, bytes, int, bool]
 
 _log = logging.getLogger(__name__)
 _U32 = Struct("<I")
+IN_WORDS, IN_BINARY = 4, 2
+"""Bytes that an answer takes while it waits, for each of its tensors: these, and in JSON most often two to three."""
 BLOCK_BYTES = 2**20
 """Of the tensors in one block of the log."""
 UNWRITTEN = "the answer could not be written"
@@ -55,6 +58,8 @@ class Delivery:
         This front's metrics.
     side : SideThread
         For what is slow to write down.
+    answers : Room
+        For what waits there.
     commit : GroupCommit or None
         Of the spool, where an answer leaves only when its record would survive a power loss.
     blocks : bool
@@ -69,6 +74,7 @@ class Delivery:
         cells: CellFile,
         *,
         side: SideThread,
+        answers: Room,
         commit: GroupCommit | None,
         blocks: bool,
         max_tensor_bytes: int,
@@ -76,6 +82,7 @@ class Delivery:
         self._spool = spool
         self._cells = cells
         self._side = side
+        self._answers = answers
         self._commit = commit
         self._blocks = blocks
         self._max_tensor_bytes = max_tensor_bytes
@@ -93,6 +100,7 @@ class Delivery:
     def deliver(self, inferences: Sequence[Inference]) -> None:
         """Log finished requests of one version in one write, then release their answers."""
         if inferences and are_slow_to_answer(inferences):
+            self._hold(inferences)
             prepare = partial(prepare_answers, inferences, max_tensor_bytes=self._max_tensor_bytes)
             self._side.write(prepare, partial(self._prepared, inferences))
             return
@@ -230,6 +238,16 @@ class Delivery:
             for inference in inferences:
                 inference.give_up(fault)
         self.deliver(inferences)
+
+    def _hold(self, inferences: Sequence[Inference]) -> None:
+        # What is written aside waits there, beside the run's results, and its client may take its time.
+        for inference in inferences:
+            if inference.failure is None and inference.held_answer is None:
+                held = self._answers.open()
+                if held.grow(_size_of(inference) * (IN_WORDS if inference.is_worded else IN_BINARY)):
+                    inference.held_answer = held
+                else:
+                    inference.failure = Overloaded(self._answers.full)
 
     def _count_spooled(self, batch: _Batch, *, dropped: int) -> None:
         count = len(batch.inferences) - dropped
@@ -435,6 +453,15 @@ def _refuse(inference: Inference, error: GatewayError) -> None:
         inference.refuse(error)
     except Exception:
         _log.exception("a caller of model '%s' could not be told", inference.model)
+
+
+def _size_of(inference: Inference) -> int:
+    """Bytes of its part of its run's results."""
+    run = inference.run
+    if run is None:
+        return 0
+    size = int(sum([result.nbytes for result in run.results]))
+    return size * inference.rows // (run.rows or 1)
 
 
 def _column(numbers: Sequence[int]) -> bytes:

@@ -42,10 +42,10 @@ from gateway.serving.aside import (
     result_of,
     too_late,
 )
-from gateway.serving.bodies import BodyRoom, HeldBody
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
+from gateway.serving.room import Held, Room
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
@@ -99,6 +99,7 @@ class Front:
             spool,
             cells,
             side=self._side,
+            answers=self.answers,
             commit=commit,
             blocks=settings.spool.full == "block",
             max_tensor_bytes=settings.log.max_tensor_bytes,
@@ -122,6 +123,7 @@ class Front:
             batch_seconds=settings.engine.max_batch_ms / 1000,
         )
         self._refused: list[Inference] = []
+        self._reading: set[Inference] = set()  # whose bodies are not read at once
         self._max_body_bytes = settings.limits.max_body_bytes
         self._max_tensor_bytes = settings.log.max_tensor_bytes
         self._timeout_seconds = settings.limits.request_timeout_ms / 1000
@@ -266,7 +268,10 @@ class Front:
         for line in (self._side.unread, self._turns.unread):
             for inference in line.expire(now):
                 inference.failure = too_late(inference)
+                self._reading.discard(inference)
                 self._shed(inference)
+        if self._reading:
+            self._reading = {inference for inference in self._reading if not inference.abandoned}
         if not self._was_ready and self.revision >= 0:
             self._was_ready = all(self._is_settled(model, route.stable) for model, route in self.routes.items())
         if self._close_gone(now):
@@ -276,7 +281,12 @@ class Front:
             served.lane.expire(now)
 
     def _close_gone(self, now: float) -> int:
-        gone = [served for served, until in self._leaving.items() if served.lane.idle or until < now]
+        reading = {inference.served for inference in self._reading} if self._leaving else ()
+        gone = [
+            served
+            for served, until in self._leaving.items()
+            if until < now or (served.lane.idle and served not in reading)
+        ]
         for served in gone:
             del self._leaving[served]
             served.lane.close()
@@ -379,8 +389,9 @@ class Front:
         else:
             read = partial(read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=most)
             self._side.read(inference, read, then)
+        self._reading.add(inference)
 
-    def _hold_compressed(self, inference: Inference) -> HeldBody | None:
+    def _hold_compressed(self, inference: Inference) -> Held | None:
         # While it waits, what is small only because it is compressed counts as larger ones do since they came.
         if inference.encoding is None or inference.held_body is not None:
             return None
@@ -389,8 +400,9 @@ class Front:
             raise Overloaded(self.bodies.full)
         return held
 
-    def _go_on(self, inference: Inference, held: HeldBody | None, read: Future[InferRequest | None]) -> None:
+    def _go_on(self, inference: Inference, held: Held | None, read: Future[InferRequest | None]) -> None:
         # With a request that was not read at once.
+        self._reading.discard(inference)
         if held is not None:
             held.close()
         if inference.abandoned:
@@ -449,5 +461,5 @@ class Front:
             self.delivery.deliver(inferences)
 
 
-def _room(max_bytes: int, what: str, setting: str) -> BodyRoom:
-    return BodyRoom(max_bytes, full=f"the gateway holds {max_bytes} bytes of {what} already (limits.{setting})")
+def _room(max_bytes: int, what: str, setting: str) -> Room:
+    return Room(max_bytes, full=f"the gateway holds {max_bytes} bytes of {what} already (limits.{setting})")

@@ -16,11 +16,11 @@ from uvicorn.server import ServerState
 from gateway.protocol.errors import BodyTooLarge, GatewayError, Overloaded
 from gateway.serving.answers import error_answer, status_of
 from gateway.serving.aside import SLOW_JSON_BYTES
-from gateway.serving.bodies import LARGE_BODY_BYTES, HeldBody
 from gateway.serving.front import Front
 from gateway.serving.inference import Inference
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.receiver import Receiver
+from gateway.serving.room import LARGE_BODY_BYTES, Held
 
 __all__ = ("LENGTH_FIELD", "IncomingBody")
 
@@ -45,7 +45,7 @@ class IncomingBody(Pipeline):
         super().__init__(config, server_state, app_state, _loop, front=front)
         self._max_body = self._limits.max_body_bytes
         self._content: list[bytes] = []  # of a request to the app
-        self._held_body: HeldBody | None = None
+        self._held_body: Held | None = None
         self._receiver: Receiver | None = None
         self._large: Inference
         self._large_head = b""  # the last one that the parser saw

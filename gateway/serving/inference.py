@@ -17,7 +17,7 @@ from gateway.protocol.errors import CallerError, GatewayError, ModelFailed, Unkn
 from gateway.protocol.request import InferRequest, RequestedOutput
 from gateway.routing.table import Choice, Route
 from gateway.serving.answers import error_answer, infer_answer, status_of
-from gateway.serving.bodies import HeldBody
+from gateway.serving.room import Held
 from gateway.serving.version import ServedVersion
 
 __all__ = ("Connection", "Inference", "Prepared", "parse_pin", "path_pin")
@@ -80,8 +80,8 @@ class Inference(Job):
     text: bytes = b""
     plain: bool = False
     prepared: Prepared | None = None
-    held_body: HeldBody | None = None
-    held_answer: HeldBody | None = None
+    held_body: Held | None = None
+    held_answer: Held | None = None
     # Known once it is routed.
     served: ServedVersion = None  # type: ignore[assignment]
     route: Route = None  # type: ignore[assignment]

@@ -22,9 +22,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.serving.answers import error_answer
-from gateway.serving.bodies import HeldBody
 from gateway.serving.front import Front
 from gateway.serving.inference import Inference
+from gateway.serving.room import Held
 
 __all__ = ("FAULT", "Pipeline")
 
@@ -68,7 +68,7 @@ class Pipeline(HttpToolsProtocol):
         self._written = 0
         self._taken = 0
         self._taken_at = 0.0
-        self._untaken: HeldBody | None = None
+        self._untaken: Held | None = None
         self._quiet_since = 0.0  # 0: since the sweep before the next
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ class Pipeline(HttpToolsProtocol):
             self._submit(inference)
 
     def _enqueue_asgi(
-        self, url: bytes, headers: list[tuple[bytes, bytes]], content: bytes, *, held_body: HeldBody | None
+        self, url: bytes, headers: list[tuple[bytes, bytes]], content: bytes, *, held_body: Held | None
     ) -> None:
         """Take a whole request for the app, so that no app ever waits for a client.
 

@@ -18,7 +18,6 @@ from uvicorn.server import ServerState
 
 from gateway.protocol.errors import BodyTooLarge, GatewayError
 from gateway.serving.answers import error_answer
-from gateway.serving.bodies import LARGE_BODY_BYTES
 from gateway.serving.front import Front
 from gateway.serving.head import (
     METHODS,
@@ -34,6 +33,7 @@ from gateway.serving.head import (
 from gateway.serving.incoming import LENGTH_FIELD, IncomingBody
 from gateway.serving.inference import Inference, path_pin
 from gateway.serving.pipeline import FAULT
+from gateway.serving.room import LARGE_BODY_BYTES
 
 __all__ = ("GatewayProtocol",)
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -114,25 +113,6 @@ def test_one_wrong_element_among_many_strings_is_found(last: str, text: str) -> 
     with pytest.raises(CallerError, match=text):
         decoded(last)
     assert decoded('"z"') == ["é"] * (count - 1) + ["z"]
-
-
-VALUES = st.recursive(
-    st.text('[]{}"\\\\\n,é', max_size=9),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text('["\\\\}', max_size=3), values, max_size=2),
-)
-
-
-def depth_of(value: Any) -> int:
-    if isinstance(value, str):
-        return 0
-    return 1 + max(map(depth_of, value.values() if isinstance(value, dict) else value), default=0)
-
-
-@given(VALUES, st.integers(1, 40))
-def test_nesting_is_told_in_pieces_of_any_length(value: Any, block: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_tensor, "_BLOCK", block)
-        assert nesting_of(json.dumps(value).encode()) == depth_of(value)
 
 
 def test_many_rows_of_strings_are_those_that_were_sent() -> None:

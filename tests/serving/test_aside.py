@@ -152,6 +152,22 @@ async def test_a_caller_who_leaves_meanwhile_is_not_served(tmp_path: Path, gate:
         assert d.front.bodies.held_bytes == 0
 
 
+async def test_a_version_that_is_taken_away_meanwhile_answers_what_was_taken_for_it(tmp_path: Path, gate: Gate) -> None:
+    async with door(tmp_path) as d:
+        reader, writer = await d.connect()
+        writer.write(gate.post())
+        await started(gate)
+        d.front.follow(2, {}, {})
+        await asyncio.sleep(0.3)  # in which the front looks several times whether it may let go of the engine
+        gate.open.set()
+        assert (await read_answer(reader))[0] == 200
+        writer.close()
+        async with asyncio.timeout(10):
+            while d.front._leaving:
+                await asyncio.sleep(0.01)
+        assert not d.front._reading
+
+
 async def test_the_time_it_took_counts_towards_the_deadline(tmp_path: Path, gate: Gate) -> None:
     async with door(tmp_path) as d:
         d.engine.hold.clear()

@@ -121,3 +121,19 @@ async def test_an_answer_that_cannot_be_released_keeps_back_none_behind_it(
         assert [status for status, _, _ in answers] == [200, 500, 200]
         assert "could not be written" in answers[1][2]["error"] and "ZeroDivisionError" in caplog.text
         assert d.front.versions["m", 1].requests("stable", 200).value == len(d.log()) == 5
+
+
+async def test_a_front_holds_so_many_bytes_of_answers_and_refuses_what_goes_beyond(tmp_path: Path) -> None:
+    async with wide_door(tmp_path, limits={"max_held_answer_bytes": 2**20}) as d:
+        answers = await together(d, *[asked(number) for number in range(7)])
+        statuses = [status for status, _, _ in answers]
+        assert set(statuses) == {200, 503}
+        for status, headers, content in answers:
+            if status == 503:
+                assert "limits.max_held_answer_bytes" in content["error"] and headers["retry-after"] == "1"
+        assert sorted(record["status"] for record in d.log()) == sorted([200, 200, *statuses])
+        async with asyncio.timeout(10):
+            while d.front.answers.held_bytes:
+                await asyncio.sleep(0.01)
+        (answer,) = await d.send(asked(1), read=1)
+        assert answer[0] == 200

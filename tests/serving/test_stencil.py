@@ -24,6 +24,7 @@ from gateway.routing.table import Choice, Route
 from gateway.serving import delivery
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
+from gateway.serving.room import Room
 from gateway.serving.version import ServedVersion
 from gateway.settings import load_settings
 from gateway.telemetry.cells import CellFile
@@ -41,7 +42,15 @@ class _Front:
         self.cells = CellFile(folder / "front.cells")
         self.spool = SpoolWriter(folder / "spool" / "front-0", slot=0, settings=settings.spool)
         side: Any = SimpleNamespace()
-        self.delivery = Delivery(self.spool, self.cells, side=side, commit=None, blocks=True, max_tensor_bytes=1000)
+        self.delivery = Delivery(
+            self.spool,
+            self.cells,
+            side=side,
+            answers=Room(2**20, full=""),
+            commit=None,
+            blocks=True,
+            max_tensor_bytes=1000,
+        )
         self.served = ServedVersion(
             "m%d", 2, digest="sha256:00", gateway="g%1", cells=self.cells, limits=Limits(), max_logged_bytes=1000
         )

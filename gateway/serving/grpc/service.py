@@ -9,13 +9,13 @@ from typing import Any
 import grpc
 
 from gateway.protocol.errors import CallerError, DeadlineExceeded, EngineUnavailable, GatewayError, Overloaded
-from gateway.serving.bodies import LARGE_BODY_BYTES
 from gateway.serving.front import Front
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.calls import OtherCalls
 from gateway.serving.grpc.inference import GrpcInference
 from gateway.serving.grpc.methods import Context, absent, answered, parse, serialize, unary, unread
 from gateway.serving.inference import Inference
+from gateway.serving.room import LARGE_BODY_BYTES
 
 __all__ = ("SERVICE", "InferenceService")
 

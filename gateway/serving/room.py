@@ -1,51 +1,51 @@
-"""How much of large request bodies one front holds at a time, over all of its connections."""
+"""How much of large request bodies, and of answers, one front holds at a time, over all of its connections."""
 
 from __future__ import annotations
 
-__all__ = ("LARGE_BODY_BYTES", "BodyRoom", "HeldBody")
+__all__ = ("LARGE_BODY_BYTES", "Held", "Room")
 
 LARGE_BODY_BYTES = 64 * 1024
 """Bodies up to this are not counted; what else bounds them (connections, queues) keeps them small together."""
 
 
-class BodyRoom:
-    """Counts the bytes of large bodies, from their arrival until their requests are answered.
+class Room:
+    """Counts bytes from when they are there until nobody needs them any more.
 
     Parameters
     ----------
     max_bytes : int
-        Of all of them together.
+        Of all that is held together.
     full : str
         Why something was refused, for its caller.
 
-    >>> room = BodyRoom(100)
+    >>> room = Room(100, full="no more")
     >>> body = room.open()
     >>> body.grow(80), room.open().grow(30), room
-    (True, False, <BodyRoom 80 of 100 bytes>)
+    (True, False, <Room 80 of 100 bytes>)
     >>> body.close()
     >>> room
-    <BodyRoom 0 of 100 bytes>
+    <Room 0 of 100 bytes>
     """
 
-    def __init__(self, max_bytes: int, *, full: str = "") -> None:
+    def __init__(self, max_bytes: int, *, full: str) -> None:
         self.max_bytes = max_bytes
         self.full = full
         self.held_bytes = 0
 
     def __repr__(self) -> str:
-        return f"<BodyRoom {self.held_bytes} of {self.max_bytes} bytes>"
+        return f"<Room {self.held_bytes} of {self.max_bytes} bytes>"
 
-    def open(self) -> HeldBody:
-        """A body of which nothing is held yet."""
-        return HeldBody(self)
+    def open(self) -> Held:
+        """A share of which nothing is held yet."""
+        return Held(self)
 
 
-class HeldBody:
-    """One body's share of the room, given back when it is closed or nobody has it any more."""
+class Held:
+    """A share of the room, given back when it is closed or nobody has it any more."""
 
     __slots__ = ("_room", "_size")
 
-    def __init__(self, room: BodyRoom) -> None:
+    def __init__(self, room: Room) -> None:
         self._room = room
         self._size = 0
 
@@ -63,6 +63,5 @@ class HeldBody:
 
     def close(self) -> None:
         """Hold nothing any more."""
-        if self._size:  # what holds nothing may be let go by any thread
-            self._room.held_bytes -= self._size
-            self._size = 0
+        self._room.held_bytes -= self._size
+        self._size = 0
