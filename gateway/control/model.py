@@ -29,10 +29,10 @@ from gateway.control.versions import Versions
 from gateway.control.watch import VersionWatch, WatchState
 from gateway.events.records import PredictionRecord
 from gateway.repository.policy import ModelPolicy
-from gateway.rollout.errors import EvidenceError
+from gateway.rollout.errors import RolloutError
 from gateway.rollout.judge import Verdict
 from gateway.rollout.machine import RolloutState
-from gateway.rollout.plan import Plan
+from gateway.rollout.plan import Plan, check_plan
 from gateway.routing.table import Route
 
 __all__ = ("Findings", "Harm", "ModelState", "ModelWatch")
@@ -94,6 +94,11 @@ class ModelWatch:
         Time between two flushes.
     engines : Engines, optional
         Tells which versions are out of service.
+
+    Raises
+    ------
+    PlanError
+        No canary could be judged by the policy.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class ModelWatch:
         flush_seconds: float,
         engines: Engines | None = None,
     ) -> None:
+        check_plan(plan_of(policy))
         self.route = route
         self.policy = policy
         self.rollout: RolloutState | None = None
@@ -243,12 +249,10 @@ class ModelWatch:
         self._harm = state.harm
         trial = state.trial
         if trial is not None and trial.canary == self.route.canary and trial.stable == self.route.stable:
-            self._begin(trial.canary, trial.start, trial.plan)
-            self._reported = set(state.reported)
             try:
-                if self.trial is not None:
-                    self.trial.restore(trial)
-            except EvidenceError as error:
+                self._begin(trial.canary, trial.start, trial.plan).restore(trial)
+                self._reported = set(state.reported)
+            except RolloutError as error:
                 notes.append(f"the trial of {self.route.model}/{trial.canary} is judged anew: {error}")
         return notes
 
@@ -273,8 +277,11 @@ class ModelWatch:
         known = (trial.stable, trial.canary, trial.start.trial, trial.start.began)
         return known != (route.stable, route.canary, start.trial, start.began)
 
-    def _begin(self, canary: int, start: TrialStart, plan: Plan) -> None:
+    def _begin(self, canary: int, start: TrialStart, plan: Plan) -> Trial:
         stable = self.route.stable
+        # Whatever becomes of the new one, the old one no longer speaks for the route.
+        self.trial = None
+        self._reported.clear()
         self.trial = Trial(
             self.route.model,
             stable=stable,
@@ -284,7 +291,7 @@ class ModelWatch:
             policy=self.policy,
             profiles={version: self._versions.profile(self.route.model, version) for version in (stable, canary)},
         )
-        self._reported.clear()
+        return self.trial
 
     def _guarded(self, trial: Trial, situation: Situation) -> list[Move]:
         """Tell the judge that the canary is out of service while stable serves; there is no better place otherwise."""

@@ -35,6 +35,8 @@ from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_PREDICTION, S
 from gateway.predictions.segments import LogRecord, expanded
 from gateway.predictions.source import LogSource
 from gateway.predictions.spool import SpoolError
+from gateway.repository.policy import ModelPolicy
+from gateway.routing.table import Route
 from gateway.settings import MonitorSettings
 
 __all__ = ("Checkpoint", "Monitor", "OpenSource")
@@ -140,6 +142,7 @@ class Monitor:
         self._join = LabelJoin(self._quality_output, max_predictions=settings.join_predictions)
         self._following = StoreView(store, metrics=self._metrics, note=note)
         self._restored: dict[str, ModelState] = {}
+        self._unfollowed: dict[str, str] = {}
         self._source: LogSource | None = None
         self._found: list[tuple[str, PredictionRecord | None]] = []
         self._delays: dict[str, list[float]] = {}
@@ -410,30 +413,58 @@ class Monitor:
         following = self._following
         if following.snapshot is None:
             return
-        for name, route in following.snapshot.routes.items():
-            policy = self._versions.policy(name)
-            model = self.models.get(name)
-            if model is not None and model.policy != policy:
-                self._note(f"model.toml of {name} has changed; its evidence is collected anew")
-                model = None
-            if model is None:
-                model = self.models[name] = ModelWatch(
-                    route,
-                    policy=policy,
-                    versions=self._versions,
-                    flush_seconds=self._settings.flush_seconds,
-                    engines=self._engines,
-                )
-                for note in model.restore(self._restored.pop(name, ModelState())):
-                    self._note(note)
-            model.follow(
-                route,
-                rollout=following.rollouts.get(name),
-                start=following.trials.starts.get(name),
-                plan=following.plans.get(name),
-            )
-        for name in self.models.keys() - following.snapshot.routes.keys():
+        routes = following.snapshot.routes
+        for name, route in routes.items():
+            try:
+                self._follow(name, route)
+            except Exception as error:  # one model's policy or plan must not end the watch over the others
+                if self._unfollowed.get(name) != repr(error):
+                    self._unfollowed[name] = repr(error)
+                    self._note(f"{name} cannot be followed, it is watched as before: {error!r}")
+            else:
+                self._unfollowed.pop(name, None)
+        for name in self.models.keys() - routes.keys():
             del self.models[name]
+
+    def _follow(self, name: str, route: Route) -> None:
+        """Follow one model's route and policy; where the policy cannot be followed, the one before stays."""
+        policy, watched = self._versions.policy(name), self.models.get(name)
+        if watched is not None and watched.policy == policy:
+            self._tell(watched, route)
+            return
+        try:
+            model = self._watch_over(route, policy)
+        except Exception:
+            if watched is not None:
+                self._tell(watched, route)
+            raise
+        if watched is not None:
+            self._note(f"model.toml of {name} has changed; its evidence is collected anew")
+        self.models[name] = model
+
+    def _watch_over(self, route: Route, policy: ModelPolicy) -> ModelWatch:
+        model = ModelWatch(
+            route,
+            policy=policy,
+            versions=self._versions,
+            flush_seconds=self._settings.flush_seconds,
+            engines=self._engines,
+        )
+        notes = model.restore(self._restored.get(route.model, ModelState()))
+        self._tell(model, route)
+        self._restored.pop(route.model, None)
+        for note in notes:
+            self._note(note)
+        return model
+
+    def _tell(self, model: ModelWatch, route: Route) -> None:
+        following, name = self._following, route.model
+        model.follow(
+            route,
+            rollout=following.rollouts.get(name),
+            start=following.trials.starts.get(name),
+            plan=following.plans.get(name),
+        )
 
     def _previous_of(self, model: ModelWatch) -> int | None:
         previous = model.route.previous

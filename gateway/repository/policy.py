@@ -5,11 +5,16 @@ An unknown key or a wrong value is refused with the file, the key and what is al
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from gateway.rollout.errors import PlanError
+from gateway.rollout.plan import Plan, check_plan
 
 __all__ = (
     "Action",
@@ -30,6 +35,7 @@ Action = Literal["alert", "pause", "rollback", "retrain"]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Probability = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Days = Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
 
 
 class PolicyError(Exception):
@@ -72,14 +78,14 @@ class EnginePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DriftPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Input and output drift against the reference profile (e-CUSUM).
 
-    `false_alarm_days`: promised mean time between false alarms of one version, in days.
+    `false_alarm_days`: promised mean time between false alarms of one version, in days; at most a million.
     `tolerance`: density ratios below 1 + tolerance are no drift.
     `ignore`: inputs that are no evidence, such as a calendar.
     """
 
     ignore: tuple[str, ...] = ()
     tolerance: Positive = 0.10
-    false_alarm_days: Positive = 90.0
+    false_alarm_days: Days = 90.0
     inputs: Action = "alert"
     outputs: Action = "alert"
 
@@ -183,6 +189,28 @@ def load_policy(folder: Path) -> ModelPolicy:
         raise PolicyError(f"{path}: engine.options.{stray[0]}: no such provider in engine.providers")
     if not policy.engine.providers:
         raise PolicyError(f"{path}: engine.providers = []: expected at least one, such as 'CPUExecutionProvider'")
-    if any(a >= b for a, b in zip(policy.rollout.steps, policy.rollout.steps[1:], strict=False)):
-        raise PolicyError(f"{path}: rollout.steps = {list(policy.rollout.steps)}: weights must rise")
+    for key, number in _numbers(msgspec.to_builtins(policy)):
+        if not math.isfinite(number):
+            raise PolicyError(f"{path}: {key} = {number}: expected a finite number")
+    try:
+        check_plan(_plan_of(policy.rollout))
+    except PlanError as error:
+        raise PolicyError(f"{path}: rollout: {error}") from None
     return policy
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _numbers(each, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for place, each in enumerate(value):
+            yield from _numbers(each, f"{key}[{place}]")
+
+
+def _plan_of(rollout: RolloutPolicy) -> Plan:
+    """What a plan takes from the policy under the same name; its actions are checked by their type."""
+    fields = msgspec.structs.asdict(rollout)
+    return Plan(**{name: value for name, value in fields.items() if name in Plan.__struct_fields__})

@@ -480,6 +480,54 @@ def test_decisions_wait_while_the_store_is_away_and_none_is_lost(make_world: Any
     assert {"harm", "retrain_requested"} <= set(world.kinds())
 
 
+WITHOUT_END = ModelPolicy(rollout=RolloutPolicy(steps=(10.0, 50.0, 100.0)))
+"""A policy whose plan no judge takes; `load_policy` refuses it."""
+
+
+@pytest.mark.promise("P12")
+def test_a_policy_that_no_judge_takes_leaves_the_other_models_watched(make_world: Any) -> None:
+    world = make_world(policy=WITHOUT_END)
+    world.store.register("n", 1, "sha256:1")
+    world.store.approve("n", 1, actor="tester", reason="it is a test")
+    world.store.set_route("n", stable=1, actor="tester", reason="it is a test")
+    start_trial(world)
+    for _ in range(100):
+        world.predict(1)
+        world.predict(1, model="n")
+    for _ in range(2):
+        monitor = world.run()
+        assert set(monitor.models) == {"n"}
+    assert monitor.skipped == {"unknown model": 100}
+    assert sum("m cannot be followed" in note and "steps has 100.0" in note for note in world.notes) == 2
+
+
+@pytest.mark.promise("P12")
+def test_a_policy_that_cannot_be_followed_leaves_the_one_before_and_its_evidence(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 200, canary=good, stable=good)
+
+    async def change() -> None:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        await world.feed(monitor)
+        before = monitor.models["m"]
+        world.versions._policies["m"] = WITHOUT_END
+        send_on_arms(world, 100, canary=good, stable=good)
+        await world.feed(monitor, flush_every=10)
+        assert monitor.models["m"] is before
+        assert before.policy == ModelPolicy()
+        assert sum(watch.quality.rows for watch in before.watches.values()) == 300
+        world.store.set_route("m", stable=1, canary=3, weight=50.0, actor="tester", reason="the route is followed")
+        await monitor.flush()
+        assert monitor.models["m"] is before
+        assert before.trial.canary == 3
+        await monitor.close()
+
+    asyncio.run(change())
+    assert sum("cannot be followed" in note for note in world.notes) == 1
+
+
 def test_status_and_metrics_show_what_is_known(make_world: Any, tmp_path: Any) -> None:
     world = make_world()
     cells = CellFile(tmp_path / "monitor.cells")
