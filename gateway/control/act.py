@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gateway.control.change import MAX_WORDS
 from gateway.control.decisions import Move
 from gateway.control.errors import Refused, StoreAway, StoreError
 from gateway.events.records import DecisionRecord
@@ -63,6 +64,9 @@ class Actor:
     they should not. While the store is away, moves wait, at most 1,000; beyond that the oldest records are given up
     first and counted in `lost`, never a move of traffic.
 
+    A reason may hold what others worded, such as an engine's failure or the names of features. What the store would
+    not take is written as an escape or cut, and the evidence then has the whole of it under `whole_reason`.
+
     Parameters
     ----------
     store : Acts
@@ -112,28 +116,39 @@ class Actor:
         return done
 
     def _carry_out(self, move: Move) -> DecisionRecord:
-        evidence = _finite(move.evidence)
+        reason, evidence = _worded(move.reason), _finite(move.evidence)
+        if reason != move.reason:
+            evidence["whole_reason"] = move.reason
         if move.do == "rollout" and move.event is not None:
             return self._store.move_rollout(
                 move.rollout,
                 move.event,
                 actor=ACTOR,
-                reason=move.reason,
+                reason=reason,
                 evidence=evidence,
                 expected_step=move.step,
                 expected_phase=move.phase,
             )
         if move.do == "take_back":
-            return self._store.rollback(
-                move.model, actor=ACTOR, reason=move.reason, evidence=evidence, version=move.version
-            )
+            return self._store.rollback(move.model, actor=ACTOR, reason=reason, evidence=evidence, version=move.version)
         return self._store.decide(
-            move.model, kind=move.kind, actor=ACTOR, reason=move.reason, before={}, after={}, evidence=evidence
+            move.model, kind=move.kind, actor=ACTOR, reason=reason, before={}, after={}, evidence=evidence
         )
 
 
 def _identity(move: Move) -> tuple[str, str, str, str, int | None, int | None]:
     return move.model, move.do, move.event or move.kind, move.rollout, move.version, move.step
+
+
+def _worded(reason: str) -> str:
+    """The reason in characters and in a length that the store takes."""
+    if not reason.isprintable():
+        reason = "".join(_escaped(letter) for letter in reason)
+    return reason if len(reason) <= MAX_WORDS else reason[: MAX_WORDS - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _escaped(letter: str) -> str:
+    return letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode()
 
 
 def _finite(evidence: dict[str, Any]) -> dict[str, Any]:

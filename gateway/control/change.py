@@ -22,7 +22,7 @@ from gateway.rollout.machine import RolloutState
 from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
 
-__all__ = ("Change", "Status", "VersionState", "decision_of", "rollout_of", "route_of", "version_of")
+__all__ = ("MAX_WORDS", "Change", "Status", "VersionState", "decision_of", "rollout_of", "route_of", "version_of")
 
 Status = Literal["registered", "approved", "rejected"]
 

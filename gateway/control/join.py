@@ -255,14 +255,18 @@ class LabelJoin:
 
 
 def event_time_of(record: PredictionRecord) -> str:
-    """The time a prediction speaks of: `parameters.event_time` when it is ISO 8601, else when it was answered."""
+    """The time a prediction speaks of: `parameters.event_time` when it is ISO 8601, else when it was answered.
+
+    It is written anew: between date and time Python reads any character, and what a caller gave may hold one that no
+    decision can carry.
+    """
     given = record.parameters.get("event_time")
     if isinstance(given, str) and len(given) <= 40:
         try:
-            datetime.fromisoformat(given)
+            told = datetime.fromisoformat(given).isoformat()
         except ValueError:
             return record.time
-        return given
+        return told.removesuffix("+00:00") + "Z" if told.endswith("+00:00") else told
     return record.time
 
 

@@ -13,10 +13,10 @@ from gateway.control.engines import EngineNotes, Fault
 from gateway.repository.policy import ModelPolicy, RolloutPolicy
 
 
-def note(world: Any, version: int, state: str) -> None:
+def note(world: Any, version: int, state: str, *, reason: str = "it ended 5 times") -> None:
     folder = world.folder / "run"
     folder.mkdir(exist_ok=True)
-    (folder / f"engine-m-{version}.json").write_text(json.dumps({"state": state, "reason": "it ended 5 times"}))
+    (folder / f"engine-m-{version}.json").write_text(json.dumps({"state": state, "reason": reason}))
 
 
 def watch_for(world: Any, seconds: float) -> None:
@@ -51,6 +51,19 @@ def test_a_canary_out_of_service_is_taken_back(make_world: Any, state: str, guar
     assert "it ended 5 times" in rollback.reason
     assert rollback.evidence["certificate"]["guards"] == {guard: "it ended 5 times"}
     assert world.store.snapshot().routes["m"].canary is None
+
+
+@pytest.mark.promise("P12")
+@pytest.mark.parametrize("reason", ["cannot read \x1b[31mx\x00\u202e", "node " + "x" * 5_000])
+def test_a_canary_is_taken_back_whatever_words_its_engine_fails_with(make_world: Any, reason: str) -> None:
+    world = rolling_out(make_world, "rollback")
+    note(world, 2, "failed", reason=reason)
+    watch_for(world, 4.0)
+    [rollback] = world.decisions()
+    assert rollback.reason.isprintable() and len(rollback.reason) <= 2_000
+    assert reason in rollback.evidence["whole_reason"]
+    assert world.store.snapshot().routes["m"].canary is None
+    assert world.store.audit().first_bad is None
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_label_meets_its_row() -> None:
         (2.0,),
         5.0,
         "2026-01-01T00:00:00.000Z",
-        "2012-03-04",
+        "2012-03-04T00:00:00",
         3600.0,
         b"payload",
     )
@@ -170,11 +170,24 @@ def test_a_state_taken_over_joins_as_before() -> None:
 
 
 def test_an_event_time_that_is_no_time_is_not_used() -> None:
-    assert (
-        event_time_of(prediction(1, [1.0], parameters={"event_time": "2012-03-04T05:00:00"})) == "2012-03-04T05:00:00"
-    )
     for wrong in ("yesterday", 5, None, "2012-03-04" + "x" * 100):
         assert event_time_of(prediction(1, [1.0], parameters={"event_time": wrong})) == "2026-01-01T00:00:00.000Z"
+
+
+@pytest.mark.promise("P12")
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("2012-03-04T05:00:00", "2012-03-04T05:00:00"),
+        ("2012-03-04 05:00:00.250Z", "2012-03-04T05:00:00.250000Z"),
+        ("20120304T050000+0100", "2012-03-04T05:00:00+01:00"),
+        ("2012-03-04\x1b05:00:00+00:00", "2012-03-04T05:00:00Z"),
+        ("2012-03-04\x0005:00", "2012-03-04T05:00:00"),
+        ("2012-03-04\u202e05:00", "2012-03-04T05:00:00"),
+    ],
+)
+def test_an_event_time_is_told_in_our_own_characters(given: str, told: str) -> None:
+    assert event_time_of(prediction(1, [1.0], parameters={"event_time": given})) == told
 
 
 @settings(deadline=None)

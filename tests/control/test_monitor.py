@@ -282,6 +282,19 @@ def test_one_client_neither_raises_nor_silences_an_alarm_of_harm(make_world: Any
 
 
 @pytest.mark.promise("P12")
+def test_no_caller_silences_an_alarm_with_the_time_it_gives(make_world: Any) -> None:
+    world = make_world()
+    for hour in range(1_000):
+        changes = {"parameters": {"event_time": f"2012-01-{1 + hour // 40:02}\x1b10:00:00"}}
+        found = world.predict(1, **changes)
+        world.label(found, world.answer_of(found) + world.random.normal(0.0, 4.0))
+    world.run()
+    harm = next(decision for decision in world.decisions() if decision.kind == "harm")
+    assert "since 2012-01-01T10:00 (week of 2011-12-26)" in harm.reason
+    assert not any("refused" in note for note in world.notes)
+
+
+@pytest.mark.promise("P12")
 def test_one_request_with_many_rows_raises_no_alarm(make_world: Any) -> None:
     world = make_world()
     send(world, 500)
