@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -68,6 +69,7 @@ class Findings(msgspec.Struct, frozen=True):
     alarms: list[Alarm]
     moves: list[Move]
     harms: list[Harm]
+    notes: list[str] = []
 
 
 class ModelState(msgspec.Struct):
@@ -209,11 +211,15 @@ class ModelWatch:
         harm = self._harm
         if not harms and harm is not None and (harm.pairs is None or len(harm.rows) >= _COMPARE_EACH_ROWS):
             harms.append(harm)
-        if self.trial is not None and not self._is_frozen:
-            self.trial.flush()
-            moves += self._guarded(self.trial, situation)
-            moves += self._judged(self.trial, situation, hours_of)
-        return Findings(alarms, moves, harms)
+        notes: list[str] = []
+        trial = self.trial
+        if trial is not None and not self._is_frozen:
+            with self._spared(trial, notes):
+                trial.flush()
+            with self._spared(trial, notes):
+                moves += self._guarded(trial, situation)
+                moves += self._judged(trial, situation, hours_of)
+        return Findings(alarms, moves, harms, notes)
 
     def decide_compared(self, harm: Harm, comparison: Comparison, *, rows: int, previous: int | None) -> list[Move]:
         """Moves for a harm whose first `rows` rows were compared; until 2,000, the comparison goes on with new ones."""
@@ -292,6 +298,17 @@ class ModelWatch:
             profiles={version: self._versions.profile(self.route.model, version) for version in (stable, canary)},
         )
         return self.trial
+
+    @contextmanager
+    def _spared(self, trial: Trial, notes: list[str]) -> Iterator[None]:
+        """What is wrong with a trial must not cost what is known of the versions; it is noted once a trial."""
+        try:
+            yield
+        except Exception as error:
+            name = f"trouble:{type(error).__name__}"
+            if name not in self._reported:
+                self._reported.add(name)
+                notes.append(f"the trial of {self.route.model}/{trial.canary} misses evidence: {error!r}")
 
     def _guarded(self, trial: Trial, situation: Situation) -> list[Move]:
         """Tell the judge that the canary is out of service while stable serves; there is no better place otherwise."""

@@ -229,6 +229,8 @@ class Monitor:
                 del self.models[model.route.model]
                 self._follow_routes()
                 continue
+            for note in findings.notes:
+                self._note(note)
             for alarm in findings.alarms:
                 self._metrics.alarm(alarm)
             self._actor.add(findings.moves)

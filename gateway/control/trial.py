@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from gateway.drift.profile import Profile
 from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import Arm, PredictionRecord
 from gateway.repository.policy import ModelPolicy
-from gateway.rollout.judge import Judge, Reading, Verdict
+from gateway.rollout.judge import MAX_NAMES, Judge, Reading, Verdict
 from gateway.rollout.plan import Plan
 
 __all__ = ("Trial", "TrialState")
@@ -186,15 +186,21 @@ class Trial:
         return strange, bins
 
     def _comparable_outputs(self) -> frozenset[str]:
-        """Outputs whose references were cut into as many quantiles on both versions."""
+        """Numeric outputs whose references were cut into as many quantiles on both versions.
+
+        Of many, those that come first in the stable version's profile: as many as the judge tells apart.
+        """
         stable, canary = self._profiles.get(self.stable), self._profiles.get(self.canary)
         if stable is None or canary is None:
             return frozenset()
-        return frozenset(
+        comparable = (
             name
             for name, feature in stable.outputs.items()
-            if name in canary.outputs and len(canary.outputs[name].edges) == len(feature.edges)
+            if name in canary.outputs
+            and feature.kind == canary.outputs[name].kind == "numeric"
+            and len(canary.outputs[name].edges) == len(feature.edges)
         )
+        return frozenset(islice(comparable, MAX_NAMES))
 
     def _tell(self, record: PredictionRecord, strange: bool, bins: dict[str, list[int]]) -> None:
         judge, on_canary, weight, key = self._judge, record.arm == "canary", record.weight, record.key

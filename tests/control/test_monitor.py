@@ -11,9 +11,12 @@ import pytest
 
 from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
-from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.control.trial import Trial
+from gateway.drift.profile import Profile, build_profile
+from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION, TensorRecord
 from gateway.predictions.segments import LogRecord
 from gateway.repository.policy import DriftPolicy, ModelPolicy, RolloutPolicy
+from gateway.rollout.errors import EvidenceError
 from gateway.telemetry.cells import CellFile
 
 
@@ -330,6 +333,44 @@ def test_records_from_before_the_trial_are_no_evidence_in_it(make_world: Any) ->
     send_on_arms(world, 300, canary=good, stable=good)
     world.run()
     assert world.kinds() == []
+
+
+def wide(columns: int) -> Profile:
+    """A reference of x and temp, and of one output with so many columns, all N(0, 1)."""
+    random = np.random.default_rng(0)
+    inputs = {name: random.normal(size=(2_000, 1)) for name in ("x", "temp")}
+    return build_profile(inputs=inputs, outputs={"y": random.normal(size=(2_000, columns))}, columns={})
+
+
+def test_a_canary_with_many_outputs_is_judged_by_the_first_of_them(make_world: Any) -> None:
+    def answer(world: Any, version: int, arm: str, weight: float) -> None:
+        values = world.random.normal(2.0 if arm == "canary" else 0.0, 1.0, 80).tolist()
+        world.predict(version, arm=arm, weight=weight, outputs=[TensorRecord("y", "FP64", (1, 80), values)])
+
+    profile = wide(80)
+    world = make_world({1: profile, 2: profile}, policy=ModelPolicy(rollout=RolloutPolicy(outputs="rollback")))
+    start_trial(world)
+    send_on_arms(world, 400, canary=answer, stable=answer)
+    world.run()
+    rollback = next(decision for decision in world.decisions() if decision.kind == "rollback")
+    assert rollback.evidence["metric"] == "outputs"
+    assert set(rollback.evidence["certificate"]["counts"]["shifts"]["outputs"]) == {f"y[{n}]" for n in range(64)}
+    assert not any("anew" in note for note in world.notes)
+
+
+def test_a_trial_that_fails_costs_nothing_that_is_known_of_the_versions(make_world: Any, monkeypatch: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise EvidenceError("one too many")
+
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 300, canary=good, stable=good)
+    monkeypatch.setattr(Trial, "flush", fail)
+    monitor = world.run()
+    assert sum(watch.quality.rows for watch in monitor.models["m"].watches.values()) == 300
+    assert monitor.models["m"].trial is not None
+    assert [note for note in world.notes if "m/2 misses evidence" in note and "one too many" in note] == world.notes
+    assert len(world.notes) == 1
 
 
 def test_failing_requests_of_the_canary_take_it_back(make_world: Any) -> None:
