@@ -253,7 +253,8 @@ class Monitor:
         """Write where we are; call it right after a flush, when no row is in between."""
         if self._source is None:
             return
-        models = {name: model.state() for name, model in self.models.items()}
+        # What was restored waits for the store, and longer where a model cannot be followed: it is still known.
+        models = self._restored | {name: model.state() for name, model in self.models.items()}
         state = Checkpoint(
             self._source.position(),
             models,
@@ -425,8 +426,9 @@ class Monitor:
                     self._note(f"{name} cannot be followed, it is watched as before: {error!r}")
             else:
                 self._unfollowed.pop(name, None)
-        for name in self.models.keys() - routes.keys():
-            del self.models[name]
+        for known in (self.models, self._restored):
+            for name in known.keys() - routes.keys():
+                del known[name]
 
     def _follow(self, name: str, route: Route) -> None:
         """Follow one model's route and policy; where the policy cannot be followed, the one before stays."""

@@ -486,6 +486,31 @@ def test_a_restart_from_a_checkpoint_equals_no_restart(make_world: Any, tmp_path
     ) == expected
 
 
+def test_a_monitor_that_never_reached_the_store_forgets_nothing(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 300, canary=good, stable=good)
+    before = world.run().models["m"]
+
+    async def stopped_at_once() -> None:
+        stop, monitor = asyncio.Event(), world.monitor()
+        stop.set()
+        await monitor.start(stop)
+        assert monitor.models == {}
+        await monitor.close()
+
+    def away() -> int:
+        raise StoreAway("the disk is gone")
+
+    world.store.revision = away
+    for _ in range(2):
+        asyncio.run(stopped_at_once())
+    del world.store.revision
+    after = world.run().models["m"]
+    assert after.state() == before.state()
+    assert after.watches[1].quality.rows + after.watches[2].quality.rows == 300
+
+
 def test_a_crash_right_after_a_decision_does_not_repeat_it(make_world: Any) -> None:
     world = make_world()
     send(world, 1_000, error=4.0)
