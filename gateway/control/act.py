@@ -54,6 +54,8 @@ class Acts(Protocol):
         reason: str,
         evidence: dict[str, Any] | None = None,
         version: int | None = None,
+        expected_trial: int | None = None,
+        expected_rollout: str | None = None,
     ) -> DecisionRecord: ...
 
 
@@ -85,11 +87,14 @@ class Actor:
         return f"<Actor pending={len(self.pending)} lost={self.lost}{' away' if self._away else ''}>"
 
     def add(self, moves: list[Move]) -> None:
-        """Queue moves; one that waits already is not queued twice."""
+        """Queue moves; one that waits already is not queued twice, and a pause goes before a step that waits.
+
+        Behind the step it would find the rollout elsewhere and be refused, and an alarm does not pause twice.
+        """
         waiting = {_identity(move) for move in self.pending}
         for move in moves:
             if move.do == "record" or _identity(move) not in waiting:
-                self.pending.append(move)
+                self.pending.insert(self._place_of(move), move)
                 waiting.add(_identity(move))
         while len(self.pending) > _KEPT_MOVES:
             oldest = next((index for index, move in enumerate(self.pending) if move.do == "record"), 0)
@@ -115,11 +120,18 @@ class Actor:
             self.pending.pop(0)
         return done
 
+    def _place_of(self, move: Move) -> int:
+        last = len(self.pending)
+        if move.event != "pause":
+            return last
+        steps = (index for index, each in enumerate(self.pending) if each.event in ("advance", "promote"))
+        return next((index for index in steps if self.pending[index].rollout == move.rollout), last)
+
     def _carry_out(self, move: Move) -> DecisionRecord:
         reason, evidence = _worded(move.reason), _finite(move.evidence)
         if reason != move.reason:
             evidence["whole_reason"] = move.reason
-        if move.do == "rollout" and move.event is not None:
+        if move.do == "rollout" and move.event is not None and move.rollout is not None:
             return self._store.move_rollout(
                 move.rollout,
                 move.event,
@@ -130,14 +142,22 @@ class Actor:
                 expected_phase=move.phase,
             )
         if move.do == "take_back":
-            return self._store.rollback(move.model, actor=ACTOR, reason=reason, evidence=evidence, version=move.version)
+            return self._store.rollback(
+                move.model,
+                actor=ACTOR,
+                reason=reason,
+                evidence=evidence,
+                version=move.version,
+                expected_trial=move.trial,
+                expected_rollout=move.rollout,
+            )
         return self._store.decide(
             move.model, kind=move.kind, actor=ACTOR, reason=reason, before={}, after={}, evidence=evidence
         )
 
 
-def _identity(move: Move) -> tuple[str, str, str, str, int | None, int | None]:
-    return move.model, move.do, move.event or move.kind, move.rollout, move.version, move.step
+def _identity(move: Move) -> tuple[str | int | None, ...]:
+    return move.model, move.do, move.event or move.kind, move.rollout, move.version, move.trial, move.step
 
 
 def _worded(reason: str) -> str:

@@ -42,9 +42,12 @@ class Move(msgspec.Struct, frozen=True):
         Record a decision that changes nothing; move a rollout by `event`; take `version` off the route.
     kind : str
         Kind of the decision that is recorded; where the route moves, the store names it.
-    step, phase
-        Where the rollout stood when a verdict decided this; the move is refused when the rollout stands elsewhere
-        by then, so that one which a crash lets be tried again is never made twice.
+    rollout, step, phase
+        Where the rollout stood when this was decided; the move is refused when it stands elsewhere by then, so that one
+        which a crash lets be tried again is never made twice. A verdict that takes a canary back names the rollout
+        too, or "" where none was open.
+    trial : int or None
+        The trial whose canary is taken back; a later one has to be judged by its own evidence.
     """
 
     model: str
@@ -53,10 +56,11 @@ class Move(msgspec.Struct, frozen=True):
     reason: str
     evidence: dict[str, Any]
     event: Event | None = None
-    rollout: str = ""
+    rollout: str | None = None
     version: int | None = None
     step: int | None = None
     phase: Phase | None = None
+    trial: int | None = None
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -156,7 +160,18 @@ def decide_verdict(verdict: Verdict, situation: Situation, certificate: dict[str
     if verdict.kind == "rollback":
         if rollout is not None and rollout.phase == "frozen":
             return []
-        return [Move(route.model, "take_back", "rollback", reason, evidence, version=route.canary)]
+        return [
+            Move(
+                route.model,
+                "take_back",
+                "rollback",
+                reason,
+                evidence,
+                rollout=rollout.id if rollout is not None else "",
+                version=route.canary,
+                trial=route.trial,
+            )
+        ]
     if rollout is None:
         if verdict.kind == "freeze":
             return [Move(route.model, "record", "frozen", reason + "; its evidence does not count", evidence)]
@@ -167,19 +182,7 @@ def decide_verdict(verdict: Verdict, situation: Situation, certificate: dict[str
     if event == "expire":
         reason += "; the rollout is paused until a person decides"
     # A verdict is said again at each flush, so a move that is refused as the rollout has moved on costs nothing.
-    return [
-        Move(
-            route.model,
-            "rollout",
-            event,
-            reason,
-            evidence,
-            event=event,
-            rollout=rollout.id,
-            step=rollout.step,
-            phase=rollout.phase,
-        )
-    ]
+    return [_move(rollout, event, reason, evidence)]
 
 
 def metric_alarm(
@@ -218,7 +221,7 @@ def decide_fault(guard: str, reason: str, situation: Situation, *, action: Actio
     evidence = {"metric": "errors", "version": route.canary, "guard": guard}
     moves = [Move(route.model, "record", "drift_alarm", text, evidence)]
     if action == "pause" and rollout is not None and rollout.phase == "running":
-        moves.append(Move(route.model, "rollout", "pause", text, evidence, event="pause", rollout=rollout.id))
+        moves.append(_move(rollout, "pause", text, evidence))
     return moves
 
 
@@ -269,7 +272,7 @@ def _follow(alarm: Alarm, situation: Situation, *, retrain: bool | None = None) 
     rollout = situation.rollout
     if alarm.action == "pause" and rollout is not None and rollout.phase == "running":
         reason = f"paused as {alarm.detector} of version {alarm.version} raised an alarm"
-        moves.append(Move(alarm.model, "rollout", "pause", reason, _evidence(alarm), event="pause", rollout=rollout.id))
+        moves.append(_move(rollout, "pause", reason, _evidence(alarm)))
     if retrain if retrain is not None else alarm.action == "retrain":
         reason = (
             f"{alarm.model} wants training on what came after {alarm.since[:10]}: "
@@ -284,8 +287,24 @@ def _record(kind: str, alarm: Alarm, reason: str) -> Move:
     return Move(alarm.model, "record", kind, reason, _evidence(alarm))
 
 
+def _move(rollout: RolloutState, event: Event, reason: str, evidence: dict[str, Any]) -> Move:
+    return Move(
+        rollout.model,
+        "rollout",
+        event,
+        reason,
+        evidence,
+        event=event,
+        rollout=rollout.id,
+        step=rollout.step,
+        phase=rollout.phase,
+    )
+
+
 def _take_back(alarm: Alarm, situation: Situation, reason: str) -> Move:
-    return Move(alarm.model, "take_back", "rollback", reason, _evidence(alarm), version=situation.route.canary)
+    # It names no rollout: one that has begun since is of the same canary, and this alarm is not said again.
+    route = situation.route
+    return Move(alarm.model, "take_back", "rollback", reason, _evidence(alarm), version=route.canary, trial=route.trial)
 
 
 def _evidence(alarm: Alarm) -> dict[str, Any]:

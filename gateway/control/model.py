@@ -145,10 +145,12 @@ class ModelWatch:
         """
         if route.stable != self.route.stable:
             self._harm = None
-        if (route.stable, route.canary) != (self.route.stable, self.route.canary):
-            for version in {route.stable, route.canary} - {self.route.stable, self.route.canary, None}:
-                if version in self.watches:
-                    self.watches[version].rearm()
+        before = {self.route.stable, self.route.canary}
+        if route.trial != self.route.trial:
+            before.discard(route.canary)
+        for version in {route.stable, route.canary} - before:
+            if version in self.watches:
+                self.watches[version].rearm()
         self.route, self.rollout = route, rollout
         on_trial = route.canary is not None and route.weight > 0 and start is not None and start.trial == route.trial
         if not on_trial or route.canary is None or start is None:

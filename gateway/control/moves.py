@@ -178,6 +178,8 @@ def roll_back(
     model: str,
     *,
     version: int | None,
+    expected_trial: int | None,
+    expected_rollout: str | None,
     actor: str,
     reason: str,
     evidence: dict[str, Any] | None,
@@ -187,10 +189,18 @@ def roll_back(
     Raises
     ------
     Refused
-        There is nothing to take back, or `version` carries no traffic (somebody took it back before).
+        There is nothing to take back, `version` carries no traffic (somebody took it back before), or another trial or
+        rollout is under way than was expected.
     """
     old = _known_route(change, model)
     rollout = change.open_rollout(model)
+    if expected_trial is not None and expected_trial != old.trial:
+        raise Refused(f"{model} is in trial {old.trial} by now; this was decided in trial {expected_trial}")
+    open_id = rollout.id if rollout is not None else ""
+    if expected_rollout is not None and expected_rollout != open_id:
+        raise Refused(
+            f"{model} has {open_id or 'no rollout'} open by now; this was decided with {expected_rollout or 'none'}"
+        )
     under_way = rollout is not None or old.weight > 0
     if version is not None and version != old.stable and not (under_way and version == old.canary):
         raise Refused(f"{model} version {version} carries no traffic; there is nothing to take back")

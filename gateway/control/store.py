@@ -303,6 +303,8 @@ class Store:
         reason: str,
         evidence: dict[str, Any] | None = None,
         version: int | None = None,
+        expected_trial: int | None = None,
+        expected_rollout: str | None = None,
     ) -> DecisionRecord:
         """Take the canary off the route (its open rollout is rolled back), or, without one, go back to `previous`.
 
@@ -311,14 +313,26 @@ class Store:
         version : int, optional
             The version that shall be taken back. Who decides on evidence names it, so that a second call, or one
             that comes late, takes nothing else back. Naming the stable version takes an open rollout down with it.
+        expected_trial, expected_rollout : optional
+            The trial, and the open rollout ("" for none), in which that was decided. Who decides on a trial's evidence
+            names them, so that a call that comes late takes no later trial of the same version back.
 
         Raises
         ------
         Refused
-            There is nothing to take back, or nothing approved to go back to.
+            There is nothing to take back, nothing approved to go back to, or another trial or rollout by now.
         """
         with self._change() as change:
-            return roll_back(change, model, version=version, actor=actor, reason=reason, evidence=evidence)
+            return roll_back(
+                change,
+                model,
+                version=version,
+                expected_trial=expected_trial,
+                expected_rollout=expected_rollout,
+                actor=actor,
+                reason=reason,
+                evidence=evidence,
+            )
 
     def rollout(self, model: str) -> RolloutState | None:
         """The open rollout of a model."""

@@ -12,6 +12,7 @@ from gateway.control.decisions import (
     Comparison,
     Situation,
     decide_alarm,
+    decide_fault,
     decide_harm,
     decide_verdict,
     needs_comparison,
@@ -166,6 +167,25 @@ def test_a_verdict_carries_its_certificate() -> None:
         "certificate": {"counts": 1},
     }
     assert moved.version == 2
+
+
+def test_what_takes_a_canary_back_names_the_trial_that_the_evidence_is_of() -> None:
+    [by_hand] = decide_verdict(verdict("rollback"), Situation(ON_TRIAL), {})
+    assert (by_hand.trial, by_hand.rollout) == (1, "")
+    [in_rollout] = decide_verdict(verdict("rollback"), Situation(ON_TRIAL, rollout()), {})
+    assert (in_rollout.trial, in_rollout.rollout) == (1, "rollout-1")
+    drifted = Situation(ON_TRIAL, rollout(), {"outputs": frozenset({2})})
+    [by_alarm] = decide_alarm(alarm("outputs", version=2, action="rollback"), drifted)
+    assert (by_alarm.trial, by_alarm.rollout) == (1, None)
+
+
+def test_what_pauses_a_rollout_names_where_it_stood() -> None:
+    situation = Situation(ON_TRIAL, rollout("advance"))
+    by_alarm = decide_alarm(alarm("inputs", action="pause"), situation)[-1]
+    by_fault = decide_fault("crash_loop", "it ended", situation, action="pause")[-1]
+    [by_verdict] = decide_verdict(verdict("pause"), situation, {})
+    for moved in (by_alarm, by_fault, by_verdict):
+        assert (moved.event, moved.rollout, moved.step, moved.phase) == ("pause", "rollout-1", 1, "running")
 
 
 def test_both_arms_drifting_is_no_changed_world_when_the_judge_sees_them_differ() -> None:

@@ -607,6 +607,68 @@ def test_a_policy_that_cannot_be_followed_leaves_the_one_before_and_its_evidence
     assert sum("cannot be followed" in note for note in world.notes) == 1
 
 
+def test_a_rollback_that_waited_for_the_store_leaves_a_later_trial_alone(make_world: Any) -> None:
+    def failing(world: Any, version: int, arm: str, weight: float) -> None:
+        world.predict(version, arm=arm, weight=weight, status=500, outputs=[], error="the model failed")
+
+    def away(*_: Any, **__: Any) -> None:
+        raise StoreAway("the disk is gone")
+
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 400, canary=failing, stable=good)
+    world.store.rollback = away
+    assert [move.kind for move in world.run()._actor.pending] == ["rollback"]
+    del world.store.rollback
+    world.store.set_route("m", stable=1, actor="tester", reason="the canary is mended")
+    start_trial(world)
+    world.run()
+    assert world.kinds() == []
+    assert world.store.snapshot().routes["m"].canary == 2
+    assert any("in trial 2 by now" in note for note in world.notes)
+    send_on_arms(world, 400, canary=failing, stable=good)
+    world.run()
+    assert world.kinds() == ["rollback"]
+
+
+def test_a_later_trial_of_a_canary_is_told_of_its_drift_again(make_world: Any) -> None:
+    world = make_world(policy=ModelPolicy(drift=DriftPolicy(outputs="rollback")))
+    start_trial(world)
+
+    def plain(world: Any, version: int, arm: str, weight: float, **changes: Any) -> None:
+        world.predict(version, arm=arm, weight=weight, **changes)
+
+    def drifting(*arguments: Any) -> None:
+        plain(*arguments, y=float(world.random.normal(30.0, 1.0)))
+
+    real, away = world.store.rollback, [True]
+
+    def rollback(*arguments: Any, **named: Any) -> Any:
+        if away[0]:
+            raise StoreAway("the disk is gone")
+        return real(*arguments, **named)
+
+    world.store.rollback = rollback
+    send_on_arms(world, 400, canary=drifting, stable=plain)
+
+    async def all_of_it() -> None:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        await world.feed(monitor)
+        world.store.set_route("m", stable=1, actor="tester", reason="off the route")
+        start_trial(world)
+        away[0] = False
+        await monitor.flush()
+        assert world.kinds() == []
+        send_on_arms(world, 100, canary=drifting, stable=plain)
+        await world.feed(monitor)
+        await monitor.close()
+
+    asyncio.run(all_of_it())
+    assert "rollback" in world.kinds()
+    assert world.decisions()[0].before["trial"] == 2
+
+
 def test_status_and_metrics_show_what_is_known(make_world: Any, tmp_path: Any) -> None:
     world = make_world()
     cells = CellFile(tmp_path / "monitor.cells")

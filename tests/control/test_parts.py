@@ -169,6 +169,18 @@ def test_moves_are_kept_while_the_store_is_away_and_given_up_when_it_refuses() -
     assert "was refused" in notes[-1]
 
 
+def test_a_pause_goes_before_the_step_that_waits_for_the_store() -> None:
+    store = MoodyStore()
+    store.fault = StoreAway("away")
+    actor = Actor(store, note=[].append)
+    step = Move("m", "rollout", "advance", "r", {}, event="advance", rollout="rollout-1", step=0)
+    actor.add([Move("m", "record", "harm", "r", {}), step])
+    actor.add([msgspec.structs.replace(step, event="pause", rollout=name) for name in ("rollout-1", "rollout-2")])
+    store.fault = None
+    actor.act()
+    assert store.done == ["harm", "pause", "advance", "pause"]
+
+
 def test_while_the_store_stays_away_records_are_given_up_and_moves_of_traffic_never() -> None:
     store, notes = MoodyStore(), []
     store.fault = StoreAway("away")

@@ -455,6 +455,24 @@ def test_a_rollback_that_comes_twice_takes_nothing_else_back(store: Store) -> No
     refused(store, lambda: store.rollback("m", actor="judge", reason="", version=2), match="no traffic")
 
 
+def test_a_rollback_that_was_decided_in_another_trial_is_refused(store: Store) -> None:
+    approved(store, 1, 2)
+    store.set_route("m", stable=1, canary=2, weight=5, actor="ada", reason="")
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.set_route("m", stable=1, canary=2, weight=5, actor="ada", reason="")
+
+    def back(trial: int, rollout: str | None = None) -> DecisionRecord:
+        named: dict[str, Any] = {"expected_trial": trial, "expected_rollout": rollout}
+        return store.rollback("m", actor="judge", reason="", version=2, **named)
+
+    refused(store, lambda: back(1), match="in trial 2 by now")
+    refused(store, lambda: back(2, "rollout-9"), match="no rollout open by now")
+    store.start_rollout("m", 2, plan=STEPS, actor="ada", reason="")
+    rollout = store.rollouts("m")[0].id
+    refused(store, lambda: back(2, ""), match=f"{rollout} open by now; this was decided with none")
+    assert back(2, rollout).after["canary"] is None
+
+
 def test_taking_the_stable_version_back_takes_an_open_rollout_with_it(store: Store) -> None:
     approved(store, 1, 2, 3)
     store.set_route("m", stable=1, actor="ada", reason="")
