@@ -28,7 +28,7 @@ from gateway.control.plans import plan_of
 from gateway.control.trial import Trial, TrialState
 from gateway.control.versions import Versions
 from gateway.control.watch import VersionWatch, WatchState
-from gateway.events.records import PredictionRecord
+from gateway.events.records import Arm, PredictionRecord
 from gateway.repository.policy import ModelPolicy
 from gateway.rollout.errors import RolloutError
 from gateway.rollout.judge import Verdict
@@ -132,7 +132,13 @@ class ModelWatch:
         return f"<ModelWatch {self.route.model} versions={sorted(self.watches)} trial={self.trial!r}>"
 
     def follow(
-        self, route: Route, *, rollout: RolloutState | None, start: TrialStart | None, plan: Plan | None
+        self,
+        route: Route,
+        *,
+        rollout: RolloutState | None,
+        start: TrialStart | None,
+        plan: Plan | None,
+        approved: Callable[[int], bool],
     ) -> None:
         """Take over what the store says; a trial that is another one begins without evidence.
 
@@ -142,6 +148,8 @@ class ModelWatch:
             Of the route's trial; None while the decision that began it has not been read.
         plan : Plan or None
             Of the open rollout.
+        approved : callable
+            Whether a version is; one that is not, and is not on the route either, is watched no longer.
         """
         if route.stable != self.route.stable:
             self._harm = None
@@ -152,6 +160,8 @@ class ModelWatch:
             if version in self.watches:
                 self.watches[version].rearm()
         self.route, self.rollout = route, rollout
+        for version in [each for each in self.watches if not (self._on_route(each) or approved(each))]:
+            del self.watches[version]
         on_trial = route.canary is not None and route.weight > 0 and start is not None and start.trial == route.trial
         if not on_trial or route.canary is None or start is None:
             self.trial = None
@@ -165,19 +175,24 @@ class ModelWatch:
 
     def add_prediction(self, record: PredictionRecord) -> None:
         """Take one prediction of this model, of a version the store knows."""
-        self._watch(record.version).add_prediction(record)
+        watch = self._watch_of(record.version, record.arm)
+        if watch is not None:
+            watch.add_prediction(record)
         if self.trial is not None and not self._is_frozen:
             self.trial.add_prediction(record)
 
     def add_block(self, block: LoggedBlock) -> None:
         """Take the predictions of a block, as `add_prediction` takes them one by one."""
-        self._watch(block.head.version).add_block(block)
+        watch = self._watch_of(block.head.version, block.head.arm)
+        if watch is not None:
+            watch.add_block(block)
         if self.trial is not None and not self._is_frozen:
             self.trial.add_block(block)
 
     def add_label(self, row: LabelledRow) -> None:
         """Take one labelled row of this model."""
-        counted = self._watch(row.version).add_label(row)
+        watch = self._watch_of(row.version, row.arm)
+        counted = watch.add_label(row) if watch is not None else None
         if counted is not None and row.version == self.route.stable:
             large = row.payload is not None and len(row.payload) > _LARGEST_PAYLOAD_BYTES
             kept = msgspec.structs.replace(row, payload=None) if large else row
@@ -243,10 +258,12 @@ class ModelWatch:
             self._harm,
         )
 
-    def restore(self, state: ModelState) -> list[str]:
+    def restore(self, state: ModelState, *, approved: Callable[[int], bool]) -> list[str]:
         """Go on from a checkpoint; returns notes on what could not be taken over and begins anew."""
         notes = []
         for version, kept in state.watches.items():
+            if not (self._on_route(version) or approved(version)):
+                continue
             try:
                 self._watch(version).restore(kept)
             except (ValueError, KeyError) as error:
@@ -268,6 +285,14 @@ class ModelWatch:
     def _is_frozen(self) -> bool:
         return self.rollout is not None and self.rollout.phase == "frozen"
 
+    def _on_route(self, version: int) -> bool:
+        return version in (self.route.stable, self.route.canary, self.route.previous)
+
+    def _watch_of(self, version: int, arm: Arm) -> VersionWatch | None:
+        """The watch that takes what was served on this arm; who pins a version does not have it watched."""
+        routed = arm in ("stable", "canary")
+        return self._watch(version) if routed or self._on_route(version) else self.watches.get(version)
+
     def _watch(self, version: int) -> VersionWatch:
         watch = self.watches.get(version)
         if watch is None:
@@ -278,7 +303,7 @@ class ModelWatch:
                 profile=self._versions.profile(self.route.model, version),
                 flush_seconds=self._flush_seconds,
             )
-            self.notes += watch.notes
+            self.notes += [note for note in watch.notes if note not in self.notes]
         return watch
 
     def _is_another(self, trial: Trial, route: Route, start: TrialStart) -> bool:

@@ -454,7 +454,7 @@ class Monitor:
             flush_seconds=self._settings.flush_seconds,
             engines=self._engines,
         )
-        notes = model.restore(self._restored.get(route.model, ModelState()))
+        notes = model.restore(self._restored.get(route.model, ModelState()), approved=self._approved(route.model))
         self._tell(model, route)
         self._restored.pop(route.model, None)
         for note in notes:
@@ -468,7 +468,11 @@ class Monitor:
             rollout=following.rollouts.get(name),
             start=following.trials.starts.get(name),
             plan=following.plans.get(name),
+            approved=self._approved(name),
         )
+
+    def _approved(self, model: str) -> Callable[[int], bool]:
+        return lambda version: self._following.approved(model, version)
 
     def _previous_of(self, model: ModelWatch) -> int | None:
         previous = model.route.previous

@@ -11,12 +11,14 @@ import pytest
 
 from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
+from gateway.control.model import ModelWatch
 from gateway.control.trial import Trial
 from gateway.drift.profile import Profile, build_profile
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION, TensorRecord
 from gateway.predictions.segments import LogRecord
 from gateway.repository.policy import DriftPolicy, ModelPolicy, RolloutPolicy
 from gateway.rollout.errors import EvidenceError
+from gateway.routing.table import Route
 from gateway.telemetry.cells import CellFile
 
 
@@ -321,6 +323,59 @@ def test_pinned_requests_are_no_evidence(make_world: Any) -> None:
     monitor = world.run()
     assert world.kinds() == []
     assert monitor.models["m"].watches[2].quality.rows < 300
+
+
+def test_who_pins_a_version_does_not_have_it_watched(make_world: Any) -> None:
+    world = make_world()
+    for version in (2, 3):
+        found = world.predict(version, arm="pinned")
+        world.label(found, 0.0)
+    world.predict(1, arm="pinned")
+    assert set(world.run().models["m"].watches) == {1}
+
+
+def test_a_version_that_is_off_the_route_and_not_approved_is_watched_no_longer(make_world: Any, tmp_path: Any) -> None:
+    world = make_world()
+    cells = CellFile(tmp_path / "monitor.cells")
+    world.metrics = CellMetrics(cells)
+    start_trial(world)
+    send_on_arms(world, 200, canary=good, stable=good)
+    world.store.set_route("m", stable=3, actor="tester", reason="another one")
+    world.predict(3)
+
+    def seen(monitor: Any) -> tuple[set[int], set[str]]:
+        shown = {dict(series)["version"] for name, series in world.metrics._shown if name == "gateway_drift_evidence"}
+        return set(monitor.models["m"].watches), shown
+
+    async def all_of_it() -> None:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        await world.feed(monitor)
+        monitor.write_status()
+        assert seen(monitor) == ({1, 2, 3}, {"1", "2", "3"})
+        for version in (1, 2):
+            world.store.reject("m", version, actor="tester", reason="retired")
+        await monitor.flush()
+        monitor.write_status()
+        # Version 1 is the previous one.
+        assert seen(monitor) == ({1, 3}, {"1", "3"})
+        gone = {"model": "m", "version": "2", "feature": "temp"}
+        assert np.isnan(cells.gauge("gateway_drift_evidence", gone).value)
+        await monitor.close()
+
+    asyncio.run(all_of_it())
+    cells.close()
+
+
+def test_a_version_that_was_retired_while_the_monitor_was_down_is_not_taken_up_again(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 200, canary=good, stable=good)
+    state = world.run().models["m"].state()
+    assert set(state.watches) == {1, 2}
+    again = ModelWatch(Route("m", stable=1), policy=ModelPolicy(), versions=world.versions, flush_seconds=0.25)
+    assert again.restore(state, approved=lambda version: False) == []
+    assert set(again.watches) == {1}
 
 
 def test_records_from_before_the_trial_are_no_evidence_in_it(make_world: Any) -> None:
