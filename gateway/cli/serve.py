@@ -78,7 +78,8 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
             policy = load_policy(settings.models / name)
             for version in versions:
                 if version.model == name:
-                    redaction_of(version, policy.logging.redact)
+                    for doubt in redaction_of(version, policy.logging.redact).doubts:
+                        typer.echo(f"{name}: {doubt}")
         except PolicyError as error:
             faults += 1
             typer.echo(str(error))

@@ -46,6 +46,8 @@ def run_approved(order: EngineOrder, *, log: ProcessLog) -> None:
     version = load_version(Path(order.folder))
     policy = load_policy(version.folder.parent)
     redaction = redaction_of(version, policy.logging.redact)
+    for doubt in redaction.doubts:
+        log.warn(doubt)
     threads, why = choose_threads(order.threads, usable_cores())
     providers, missing = choose_providers(
         policy.engine.providers, options=policy.engine.options, installed=ModelSession.installed_providers()
