@@ -48,8 +48,6 @@ SWEEP_SECONDS = 1.0
 RECONNECT_SECONDS = 0.05
 REACH_SECONDS = 2.0
 ADMIN_CONNECTIONS = 256
-DECISIONS_SLOT = 255
-"""Slot of the decisions' stream; fronts have 0 and up."""
 
 
 def metrics_dir(settings: Settings) -> Path:
@@ -319,7 +317,7 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
     from gateway.control.engines import EngineNotes
     from gateway.control.gauges import CellMetrics
     from gateway.control.monitor import Monitor
-    from gateway.control.outbox import Outbox
+    from gateway.control.outbox import Outbox, open_decisions
     from gateway.control.store import Store
     from gateway.control.versions import FolderVersions
     from gateway.events.encoding import decode
@@ -327,7 +325,6 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
     from gateway.predictions.kafka_source import KafkaSource
     from gateway.predictions.lookup import find
     from gateway.predictions.source import LogSource, SpoolSource
-    from gateway.predictions.spool import SpoolWriter
 
     from_kafka = settings.monitor.source == "kafka" or (
         settings.monitor.source == "auto" and bool(settings.kafka.bootstrap_servers)
@@ -352,13 +349,7 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         return found if isinstance(found, PredictionRecord) else None
 
     stop = _stop_signal()
-    writer = await _only_writer(
-        lambda: SpoolWriter(
-            settings.spool_dir / "decisions", slot=DECISIONS_SLOT, settings=settings.spool, reserve_bytes=0
-        ),
-        stop,
-        log=log,
-    )
+    writer = await _only_writer(lambda: open_decisions(settings), stop, log=log)
     if writer is None:
         return
     store = Store(settings.store_url)

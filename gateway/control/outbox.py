@@ -13,10 +13,12 @@ from gateway.events.encoding import RecordError, decode, encode
 from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.segments import list_segments, scan, split_name
 from gateway.predictions.spool import SpoolError, SpoolWriter
+from gateway.settings import Settings
 
-__all__ = ("DECISIONS_STREAM", "Decisions", "Outbox", "last_published")
+__all__ = ("DECISIONS_STREAM", "Decisions", "Outbox", "last_published", "open_decisions")
 
 DECISIONS_STREAM = "decisions"
+_SLOT = 255  # fronts have 0 and up
 _AT_ONCE = 100
 _TICK_SECONDS = 1.0
 
@@ -25,6 +27,18 @@ class Decisions(Protocol):
     """Where decisions come from; `gateway.control.store.Store` is one."""
 
     def decisions(self, *, after_seq: int = 0, model: str | None = None, limit: int = 100) -> list[DecisionRecord]: ...
+
+
+def open_decisions(settings: Settings) -> SpoolWriter:
+    """Open the stream of decisions for writing. Whatever `spool.full` says, none is dropped: they wait in the store.
+
+    Raises
+    ------
+    SpoolError
+        The folder cannot be used or has a writer already.
+    """
+    spool = settings.spool.model_copy(update={"full": "block"})
+    return SpoolWriter(settings.spool_dir / DECISIONS_STREAM, slot=_SLOT, settings=spool, reserve_bytes=0)
 
 
 class Outbox:
@@ -37,7 +51,7 @@ class Outbox:
     ----------
     store : Decisions
     writer : SpoolWriter
-        Of the stream.
+        Of the stream; one that refuses what it has no room for (`open_decisions`).
     note : callable
         Takes one sentence on what could not be done.
     monotonic : callable

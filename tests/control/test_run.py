@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.control.lock import held_lock
-from gateway.control.outbox import DECISIONS_STREAM, Outbox, last_published
+from gateway.control.outbox import DECISIONS_STREAM, Outbox, last_published, open_decisions
 from gateway.events.encoding import decode
 from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.source import SpoolSource
 from gateway.predictions.spool import SpoolFull, SpoolWriter
-from gateway.settings import SpoolSettings
+from gateway.settings import Settings, SpoolSettings
 
 
 async def until(true: Any, *, seconds: float = 20.0) -> None:
@@ -189,22 +191,29 @@ def test_decisions_wait_while_the_log_cannot_be_written(make_world: Any, tmp_pat
     assert published(tmp_path) == world.store.decisions(limit=1_000)
 
 
-def test_a_stream_of_decisions_that_was_full_is_written_again_once_there_is_room(
-    make_world: Any, tmp_path: Path
+@pytest.mark.parametrize("full", ["block", "drop"])
+def test_decisions_that_found_the_log_full_are_in_it_in_order_once_there_is_room(
+    make_world: Any, tmp_path: Path, full: str
 ) -> None:
     world = make_world()
-    spool = tmp_path / "spool"
+    settings = Settings.model_validate({"state_dir": tmp_path, "spool": {"max_bytes": 2**20, "full": full}})
+    spool = settings.spool_dir
+    writer = open_decisions(settings)
+    box = Outbox(world.store, writer, note=world.notes.append, monotonic=lambda: world.now[0])
+    assert box.publish() == world.store.decisions(limit=1_000)
     filler = SpoolWriter(spool / "front-0", slot=0, settings=SpoolSettings())
     filler.append([(KIND_DECISION, bytes(2**20))] * 2)
     filler.close()
-    settings = SpoolSettings(max_bytes=2**20)
-    writer = SpoolWriter(spool / DECISIONS_STREAM, slot=255, settings=settings, reserve_bytes=0)
-    box = Outbox(world.store, writer, note=world.notes.append, monotonic=lambda: world.now[0])
-    assert box.publish() == []
+    for stable in (2, 3):
+        world.now[0] += 1.0
+        world.store.set_route("m", stable=stable, actor="tester", reason="while the log is full")
+        assert box.publish() == []
+    assert len([note for note in world.notes if "wait to be logged" in note]) == 1
     for path in (spool / "front-0").glob("*.seg"):
         path.unlink()
     assert box.publish() == []
     world.now[0] += 1.0
-    assert box.publish() == world.store.decisions(limit=1_000)
+    world.store.set_route("m", stable=1, actor="tester", reason="there is room")
+    assert [decision.reason for decision in box.publish()] == ["while the log is full"] * 2 + ["there is room"]
     writer.close()
     assert published(tmp_path) == world.store.decisions(limit=1_000)
