@@ -115,30 +115,39 @@ class KafkaSource:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         while not self._closed:
-            left = max(0.0, deadline - loop.time())
-            if self._consumer is None and not await self._connected_within(left):
-                return []
-            left = max(0.0, deadline - loop.time())
-            try:
-                batches = await bounded(
-                    self._consumer.getmany(timeout_ms=int(left * 1000), max_records=max_records), left + _GRACE_SECONDS
-                )
-            except TimeoutError:
-                # The group is being rebalanced, which takes as long as its slowest member.
-                batches = {}
-            except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
-                await self._begin_at_the_earliest(error)
-                continue
-            except (KafkaError, OSError) as error:
-                await self._lose(error)
-                return []
-            self._look(loop)
-            records = []
-            for place, messages in batches.items():
-                records += self._records_of(place, messages)
-            if records or not batches:
-                return folded(records) if self._whole_blocks else records
+            records = await self._read_once(max_records, deadline)
+            if records is not None or loop.time() >= deadline:
+                return records or []
+            # What was passed over may have come without waiting for it.
+            await asyncio.sleep(0)
         return []
+
+    async def _read_once(self, max_records: int, deadline: float) -> list[LogRecord] | None:
+        """What comes next; None when all of it was passed over and more may be there at once."""
+        loop = asyncio.get_running_loop()
+        if self._consumer is None and not await self._connected_within(max(0.0, deadline - loop.time())):
+            return []
+        left = max(0.0, deadline - loop.time())
+        try:
+            batches = await bounded(
+                self._consumer.getmany(timeout_ms=int(left * 1000), max_records=max_records), left + _GRACE_SECONDS
+            )
+        except TimeoutError:
+            # The group is being rebalanced, which takes as long as its slowest member.
+            batches = {}
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            await self._begin_at_the_earliest(error)
+            return None
+        except (KafkaError, OSError) as error:
+            await self._lose(error)
+            return []
+        self._look(loop)
+        records = []
+        for place, messages in batches.items():
+            records += self._records_of(place, messages)
+        if batches and not records:
+            return None
+        return folded(records) if self._whole_blocks else records
 
     def lag_events(self) -> int:
         """Messages of this member's partitions that were not returned yet, as of the last fetch."""
@@ -156,9 +165,13 @@ class KafkaSource:
         await self._commit(self._position)
 
     async def _commit(self, positions: Mapping[TopicPartition, int]) -> None:
-        if self._consumer is None or not positions:
+        if self._consumer is None:
             return
-        offsets = {place: OffsetAndMetadata(offset, "") for place, offset in positions.items()}
+        # One partition that is another member's by now would have all of it refused.
+        assigned = self._consumer.assignment()
+        offsets = {place: OffsetAndMetadata(at, "") for place, at in positions.items() if place in assigned}
+        if not offsets:
+            return
         # A commit that fails costs a repetition after a rebalance, which the reader's checkpoint and the
         # deduplication catch.
         with contextlib.suppress(KafkaError, OSError, TimeoutError):
@@ -230,7 +243,11 @@ class KafkaSource:
 
     async def _let_go(self, revoked: set[TopicPartition]) -> None:
         await self._commit({place: self._position[place] for place in revoked if place in self._position})
-        for place in revoked:
+        self._keep(revoked)
+
+    def _keep(self, places: Iterable[TopicPartition]) -> None:
+        """Keep how far partitions were read that are not this member's any more, should they come back."""
+        for place in list(places):
             if place in self._position:
                 self._checkpoint[_name(place)] = self._position.pop(place)
 
@@ -291,6 +308,8 @@ class KafkaSource:
             looking.cancel()
         if consumer is not None:
             await discard_consumer(consumer)
+        # Whatever it is assigned when it is back comes as new.
+        self._keep(self._position)
 
     def _set_connected(self, connected: bool, error: Exception | None) -> None:
         if self._note is not None and (connected != self.connected or not self._noted):
