@@ -216,14 +216,19 @@ class Archive:
                 if (since is None or moment >= since) and (until is None or moment < until):
                     yield moment, record
 
-    def between(self, boot: str, first: int, last: int) -> Iterator[tuple[float, LogRecord]]:
+    def between(self, boot: str, first: int, last: int, *, afresh: bool = False) -> Iterator[tuple[float, LogRecord]]:
         """Yield times and records of one life, numbers `first` to `last`.
+
+        Parameters
+        ----------
+        afresh : bool
+            List the archive again: some of them may have come since that was done.
 
         Raises
         ------
         ArchiveError
         """
-        files = [f for f in self._list(afresh=True) if f.boot == boot and f.last >= first and f.first <= last]
+        files = [f for f in self._list(afresh=afresh) if f.boot == boot and f.last >= first and f.first <= last]
         lanes: dict[tuple[int, str, str], list[_File]] = {}
         for file in sorted(files):
             lanes.setdefault((file.kind, file.model, file.day), []).append(file)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import heapq
-from collections import ChainMap
 from collections.abc import Collection, Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
 from gateway.predictions.archive import Archive, lowest_in
 from gateway.predictions.reader import SpoolReader
-from gateway.predictions.segments import LogRecord, list_segments, list_streams, scan, split_name
+from gateway.predictions.segments import (
+    HEADER_BYTES,
+    LogRecord,
+    list_segments,
+    list_streams,
+    numbers_of,
+    scan,
+    split_name,
+)
+from gateway.predictions.spool import SpoolError
 
-__all__ = ("moment_of", "read_all")
+__all__ = ("Ends", "ends_of", "moment_of", "read_all")
 
+Ends = Mapping[str, tuple[str, int]]
+"""By stream the address of its last record."""
+
+_AT_ONCE = 1000
 _HEAD_BYTES = 256 * 1024
 # Clocks are set back now and then; by how much a later record may have an earlier time.
 _SLACK_SECONDS = 60.0
@@ -27,8 +40,11 @@ def read_all(
     since: float | None = None,
     until: float | None = None,
     archive: Archive | None = None,
+    ends: Ends | None = None,
 ) -> Iterator[LogRecord]:
     """Yield what the log holds now: the archive day by day, then the spool, all streams merged in the order of time.
+
+    What is written while it is read is not yielded, so that it comes to an end beside writers.
 
     Parameters
     ----------
@@ -38,14 +54,22 @@ def read_all(
         Only records of this time or later, and before this time, in seconds since 1970.
     archive : Archive, optional
         Where records are that have left the spool, and those that leave it while it is read.
+    ends : mapping of stream to address, optional
+        Yield what the log held when `ends_of` returned this.
+
+    Raises
+    ------
+    SpoolError, ArchiveError
     """
+    ends = ends_of(spool_dir) if ends is None else ends
     lowest = {stream: lowest_in(spool_dir, stream) for stream in list_streams(spool_dir)}
-    firsts = {stream: _first_segment(spool_dir / stream, since) for stream in list_streams(spool_dir)}
+    firsts = {stream: _first_segment(spool_dir / stream, since) for stream in ends}
+    archived = None if archive is None else _Archived(archive, spool_dir)
     if archive is not None:
-        for _, record in archive.read(kinds=kinds, since=since, until=until, below=dict(ChainMap(*lowest.values()))):
+        for _, record in archive.read(kinds=kinds, since=since, until=until, below=_archived_below(lowest, ends)):
             yield record
     streams = [
-        _read_stream(spool_dir / stream, first, until, _Leaving(archive, lowest.get(stream, {})))
+        _read_stream(spool_dir / stream, first, ends[stream], until, _Leaving(archived, stream, lowest.get(stream, {})))
         for stream, first in firsts.items()
         if first is not None
     ]
@@ -64,13 +88,71 @@ def moment_of(record: LogRecord) -> float:
         return int(record.boot[:12], 16) / 1000
 
 
-def _read_stream(folder: Path, first: str, until: float | None, leaving: _Leaving) -> Iterator[tuple[float, LogRecord]]:
+def ends_of(spool_dir: Path) -> dict[str, tuple[str, int]]:
+    """Return where each stream ends now.
+
+    Raises
+    ------
+    SpoolError
+        A file of the spool cannot be read.
+    """
+    found = {stream: _end_of(spool_dir / stream) for stream in list_streams(spool_dir)}
+    return {stream: end for stream, end in found.items() if end is not None}
+
+
+def _archived_below(lowest: Mapping[str, Mapping[str, int]], ends: Ends) -> dict[str, int]:
+    """By life the number below which records are read from the archive: in the spool they are, or behind the end."""
+    below = {boot: number + 1 for boot, number in ends.values()}
+    for stream, lives in lowest.items():
+        last, number = ends.get(stream, ("", 0))
+        for boot, first in lives.items():
+            below[boot] = first if boot < last else min(first, number + 1) if boot == last else 0
+    return below
+
+
+def _end_of(folder: Path) -> tuple[str, int] | None:
+    for name in reversed(list_segments(folder)):
+        try:
+            content = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SpoolError(f"cannot read {folder / name}: {error.strerror}") from None
+        boot, first = split_name(name)
+        return boot, _last_number(content, boot) or first - 1
+    return None
+
+
+def _last_number(content: bytes, boot: str) -> int:
+    """The number of the last record of a segment that checks; 0 where none does."""
+    offset = number = 0
+    while True:
+        found = scan(content, boot, start=offset, max_records=_AT_ONCE, blocks="unread")
+        if found.records:
+            last = found.records[-1]
+            number = last.sequence + numbers_of(content, found.end - HEADER_BYTES - len(last.payload)) - 1
+        offset = found.end + (found.needed if found.damaged else 0)
+        if not found.records and not (found.damaged and found.needed):
+            return number
+
+
+def _read_stream(
+    folder: Path, first: str, end: tuple[str, int], until: float | None, leaving: _Leaving
+) -> Iterator[tuple[float, LogRecord]]:
+    """Read from a segment on to a record, in the order of writing."""
+    records = _read_from(folder, first, end, until, leaving)
+    return takewhile(lambda found: found[1].address <= end, records)
+
+
+def _read_from(
+    folder: Path, first: str, end: tuple[str, int], until: float | None, leaving: _Leaving
+) -> Iterator[tuple[float, LogRecord]]:
     reader = SpoolReader(folder.parent, position={folder.name: (first, 0)}, streams=(folder.name,))
     segment = ""
     boot, sequence = split_name(first)
     before = LogRecord(0, boot, sequence - 1, b"")
     try:
-        while block := reader.read():
+        while before.address < end and (block := reader.read(_AT_ONCE)):
             for record in block:
                 yield from leaving.between(before, record)
                 before = record
@@ -79,9 +161,31 @@ def _read_stream(folder: Path, first: str, until: float | None, leaving: _Leavin
             if until is not None and now_in != segment and _begins(folder / now_in) > until:
                 return
             segment = now_in
-        yield from leaving.after(before)
+        if before.address < end:
+            yield from leaving.after(before)
     finally:
         reader.close()
+
+
+class _Archived:
+    """The archive as what leaves the spool goes there; it is listed again where something has left since it was."""
+
+    def __init__(self, archive: Archive, spool_dir: Path) -> None:
+        self._archive = archive
+        self._spool_dir = spool_dir
+        self._there = self._segments()
+
+    def between(self, stream: str, boot: str, first: int, last: int) -> Iterator[tuple[float, LogRecord]]:
+        """Yield times and records of one life of a stream, numbers `first` to `last`."""
+        there = {name for name in self._there.get(stream, ()) if name.startswith(boot)}
+        has_left = not there.issubset(list_segments(self._spool_dir / stream))
+        if has_left:
+            # First what is still there: a segment is in the archive before it leaves.
+            self._there = self._segments()
+        yield from self._archive.between(boot, first, last, afresh=has_left)
+
+    def _segments(self) -> dict[str, list[str]]:
+        return {stream: list_segments(self._spool_dir / stream) for stream in list_streams(self._spool_dir)}
 
 
 class _Leaving:
@@ -93,20 +197,21 @@ class _Leaving:
         The first number of each life that was in the stream when reading began: what is before it is read elsewhere.
     """
 
-    def __init__(self, archive: Archive | None, lowest: Mapping[str, int]) -> None:
+    def __init__(self, archive: _Archived | None, stream: str, lowest: Mapping[str, int]) -> None:
         self._archive = archive
+        self._stream = stream
         self._lowest = lowest
 
     def between(self, before: LogRecord, record: LogRecord) -> Iterator[tuple[float, LogRecord]]:
         """What lay between two records that were read one after the other."""
         if record.boot == before.boot:
             if self._archive is not None and record.sequence > before.sequence + 1:
-                yield from self._archive.between(record.boot, before.sequence + 1, record.sequence - 1)
+                yield from self._archive.between(self._stream, record.boot, before.sequence + 1, record.sequence - 1)
             return
         yield from self._rest(before, until=record.boot)
         first = self._lowest.get(record.boot, 1)
         if self._archive is not None and record.sequence > first:
-            yield from self._archive.between(record.boot, first, record.sequence - 1)
+            yield from self._archive.between(self._stream, record.boot, first, record.sequence - 1)
 
     def after(self, last: LogRecord) -> Iterator[tuple[float, LogRecord]]:
         """What lay behind the last record that was read."""
@@ -116,10 +221,10 @@ class _Leaving:
         """What lay behind a record, in its life and in those that followed it."""
         if self._archive is None:
             return
-        yield from self._archive.between(before.boot, before.sequence + 1, _NO_END)
+        yield from self._archive.between(self._stream, before.boot, before.sequence + 1, _NO_END)
         for boot, first in sorted(self._lowest.items()):
             if before.boot < boot < until:
-                yield from self._archive.between(boot, first, _NO_END)
+                yield from self._archive.between(self._stream, boot, first, _NO_END)
 
 
 def _first_segment(folder: Path, since: float | None) -> str | None:

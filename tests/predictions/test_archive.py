@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.predictions.archiver import Archiver, ArchiverBusy, _alone
 from gateway.predictions.lookup import LogLookup
 from gateway.predictions.segments import LogRecord, list_segments, scan
 from gateway.predictions.spool import SpoolWriter
-from gateway.predictions.tail import read_all
+from gateway.predictions.tail import ends_of, read_all
 from gateway.settings import Settings, SpoolSettings
 from tests.blocks import singles
 
@@ -135,6 +136,69 @@ def test_what_moves_while_it_is_read_is_read_all_the_same(tmp_path: Path) -> Non
     early = [next(found) for _ in range(10)]
     archiver(spool, archive).move_due(max_age_seconds=-1)
     assert by_address([*early, *found]) == by_address(written)
+
+
+def test_what_moves_between_two_readings_to_the_same_end_is_read_again(tmp_path: Path, url: str) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=60)
+    archive = Archive(url)
+    ends = ends_of(spool)
+    before = list(read_all(spool, archive=archive, ends=ends))
+    with closing(SpoolWriter(spool / "front-0", slot=0, settings=SpoolSettings(segment_bytes=4096))) as writer:
+        for _ in range(200):
+            writer.append([(1, b'{"time":"2012-03-01T00:00:00Z","model":"m0"}')])
+    archiver(spool, archive).move_due(max_age_seconds=-1)
+    again = list(read_all(spool, archive=archive, ends=ends))
+    assert by_address(again) == by_address(before) and len(before) == 120
+
+
+def lives_with_gaps(spool: Path, *, lives: int, gaps: int) -> int:
+    """A stream of many lives whose writer dropped records again and again; returns how many are there."""
+    count = 0
+    for _ in range(lives):
+        with closing(SpoolWriter(spool / "front-0", slot=0, settings=SpoolSettings(segment_bytes=4096))) as writer:
+            for _ in range(gaps):
+                writer.next_sequence += 1
+                writer.append([(1, b'{"time":"2012-03-01T00:00:00Z","model":"m0"}')] * 5)
+                count += 5
+    return count
+
+
+def count_listings(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    listings: list[str] = []
+    find = archive._files.find
+
+    def counted(path: str) -> Any:
+        listings.append(path)
+        return find(path)
+
+    monkeypatch.setattr(archive._files, "find", counted)
+    return listings
+
+
+def test_gaps_and_lives_that_nothing_left_do_not_list_the_archive_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    count = lives_with_gaps(spool, lives=5, gaps=10)
+    archive = Archive(str(tmp_path / "archive"))
+    listings = count_listings(archive, monkeypatch)
+    assert len(list(read_all(spool, archive=archive))) == count
+    assert len(listings) == 1
+
+
+def test_what_leaves_at_once_while_it_is_read_lists_the_archive_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    count = lives_with_gaps(spool, lives=5, gaps=100)
+    reader = Archive(str(tmp_path / "archive"))
+    listings = count_listings(reader, monkeypatch)
+    found = read_all(spool, archive=reader)
+    early = [next(found) for _ in range(10)]
+    assert archiver(spool, Archive(str(tmp_path / "archive"))).move_due(max_age_seconds=-1) > 20
+    assert len([*early, *found]) == count
+    assert len(listings) == 2
 
 
 def test_an_archive_that_takes_nothing_loses_nothing(tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
+import pytest
+
+from gateway.admin.tail import open_tail
 from gateway.events.records import KIND_BLOCK
-from gateway.predictions.spool import SpoolWriter
-from gateway.predictions.tail import read_all
+from gateway.predictions.segments import HEADER_BYTES, list_segments
+from gateway.predictions.spool import SpoolError, SpoolWriter
+from gateway.predictions.tail import ends_of, read_all
 from gateway.settings import SpoolSettings
 from tests.blocks import singles
 
@@ -63,3 +69,71 @@ def test_predictions_of_a_block_are_merged_by_their_time_in_the_order_of_their_n
 
 def test_an_empty_spool_has_nothing_to_show(tmp_path: Path) -> None:
     assert list(read_all(tmp_path / "nowhere")) == []
+
+
+def test_reading_ends_where_the_log_ended_when_it_began_beside_writers_that_never_rest(tmp_path: Path) -> None:
+    writers = two_streams(tmp_path)
+    found = []
+    for record in islice(read_all(tmp_path), 1000):
+        found.append(record.payload)
+        for writer in writers:
+            writer.append([(1, record_at(59))] * 2)
+    assert found == [record_at(second) for second in range(10)]
+
+
+def test_a_tail_that_does_not_follow_ends_beside_writers_that_never_rest(tmp_path: Path) -> None:
+    writers = two_streams(tmp_path)
+    for writer in writers:
+        writer.append([(1, record_at(30))] * 400)
+    tail = open_tail(tmp_path, model=None, start="start", follow=False)
+    found = 0
+    for _ in range(100):
+        found += len(tail.read())
+        if tail.at_end:
+            break
+        for writer in writers:
+            writer.append([(1, record_at(59))] * 400)
+    assert tail.at_end and found == 804, "four of the first ten are predictions"
+    tail.close()
+
+
+def test_the_same_end_gives_the_same_records_again_over_segments_lives_and_new_streams(tmp_path: Path) -> None:
+    settings = SpoolSettings(segment_bytes=4096)
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=settings)
+    for second in range(60):
+        writer.append([(1, record_at(second))] * 5)
+    ends = ends_of(tmp_path)
+    assert ends == {"front-0": (writer.boot, 300)}
+    before = list(read_all(tmp_path, ends=ends))
+    for _ in range(60):
+        writer.append([(1, record_at(30))])
+    writer.close()
+    for slot in (0, 1):
+        with closing(SpoolWriter(tmp_path / f"front-{slot}", slot=slot, settings=settings)) as later:
+            later.append([(1, record_at(30))])
+    assert len(before) == 300 and list(read_all(tmp_path, ends=ends)) == before
+
+
+def test_a_stream_ends_with_the_last_number_of_a_block_whatever_is_damaged_before_and_torn_behind(
+    tmp_path: Path,
+) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    writer.append([(1, record_at(0)), (1, record_at(1)), (KIND_BLOCK, singles(40).payload())])
+    [name] = list_segments(tmp_path / "front-0")
+    segment = tmp_path / "front-0" / name
+    content = bytearray(segment.read_bytes())
+    content[HEADER_BYTES + 3] ^= 1
+    segment.write_bytes(bytes(content) + content[:30])
+    assert ends_of(tmp_path) == {"front-0": (writer.boot, 42)}
+    assert [record.sequence for record in read_all(tmp_path)] == list(range(2, 43))
+    segment.write_bytes(b"")
+    assert ends_of(tmp_path) == {"front-0": (writer.boot, 0)}
+    assert list(read_all(tmp_path)) == []
+
+
+def test_an_end_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    name = list_segments(two_streams(tmp_path)[0].directory)[0]
+    (tmp_path / "front-0" / name).unlink()
+    (tmp_path / "front-0" / name).mkdir()
+    with pytest.raises(SpoolError, match=f"cannot read .*{name}: Is a directory"):
+        ends_of(tmp_path)
