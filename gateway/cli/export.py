@@ -20,8 +20,10 @@ from gateway.cli.window import (
     Source,
     StateDir,
     Until,
+    end_moment,
     interruptible,
     moment,
+    readings_of,
     records_of,
     settings_of,
 )
@@ -61,7 +63,7 @@ def export(
     if form == "parquet" and output is None:
         raise typer.BadParameter("Parquet goes into a file", param_hint="--output")
     settings = settings_of(config, state_dir)
-    low, high = moment(since, "--since"), moment(until, "--until")
+    low, high = moment(since, "--since"), end_moment(until)
     from gateway.predictions.arrow import NeedsArchiveExtra
     from gateway.predictions.export import chosen, export_jsonl, export_parquet, lines_of
     from gateway.predictions.table import TableLine, labels_by_prediction
@@ -77,9 +79,10 @@ def export(
             )
             names = _column_names(models or settings.models)
 
+            read = readings_of(settings, source, kinds={KIND_PREDICTION}, since=low, until=high)
+
             def lines() -> Iterator[TableLine]:
-                records = records_of(settings, source, kinds={KIND_PREDICTION}, since=low, until=high)
-                wanted = chosen(records, model=model, version=version, arm=arm, failed=failed)
+                wanted = chosen(read(), model=model, version=version, arm=arm, failed=failed)
                 return lines_of(wanted, names, joined)
 
             if form == "parquet" and output is not None:

@@ -51,6 +51,7 @@ def reconcile(
     metrics = settings.run_dir / "metrics"
     from gateway.predictions.reconcile import balance, lives_of
 
+    # Without --until the log is read to where it ends: a clock that was set back must not hide a number.
     low, high = moment(since, "--since"), moment(until, "--until")
     kinds = {KIND_PREDICTION, KIND_FEEDBACK}
     records = records_of(settings, source, kinds=kinds, since=low, until=high)

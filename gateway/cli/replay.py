@@ -18,6 +18,7 @@ from gateway.cli.window import (
     Source,
     StateDir,
     Until,
+    end_moment,
     interruptible,
     moment,
     records_of,
@@ -63,7 +64,7 @@ def replay(
     """
     settings = settings_of(config, state_dir)
     records = records_of(
-        settings, source, kinds={KIND_PREDICTION}, since=moment(since, "--since"), until=moment(until, "--until")
+        settings, source, kinds={KIND_PREDICTION}, since=moment(since, "--since"), until=end_moment(until)
     )
     from gateway.predictions.replay import replay as run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,8 +28,10 @@ __all__ = (
     "StateDir",
     "Until",
     "archive_of",
+    "end_moment",
     "interruptible",
     "moment",
+    "readings_of",
     "records_of",
     "settings_of",
     "spool_of",
@@ -71,6 +73,17 @@ def moment(text: str | None, option: str) -> float | None:
         ) from None
 
 
+def end_moment(text: str | None) -> float:
+    """Read `--until` as seconds since 1970; the time of the call where there is none.
+
+    Raises
+    ------
+    typer.BadParameter
+    """
+    found = moment(text, "--until")
+    return time.time() if found is None else found
+
+
 def settings_of(config: Path | None, state_dir: Path | None) -> Settings:
     """The settings here, for the log of a state directory.
 
@@ -89,7 +102,7 @@ def settings_of(config: Path | None, state_dir: Path | None) -> Settings:
 def records_of(
     settings: Settings, source: str, *, kinds: Collection[int], since: float | None, until: float | None
 ) -> Iterator[LogRecord]:
-    """Read a window of the log, from the spool or from Kafka.
+    """Read a window of the log, from the spool or from Kafka, to where it ends when that begins.
 
     Raises
     ------
@@ -103,6 +116,27 @@ def records_of(
 
     archive = archive_of(settings)
     return read_all(spool_of(settings), kinds=kinds, since=since, until=until, archive=archive)
+
+
+def readings_of(
+    settings: Settings, source: str, *, kinds: Collection[int], since: float | None, until: float | None
+) -> Callable[[], Iterator[LogRecord]]:
+    """As `records_of`, to be read more than once: always to where the log ends now.
+
+    Raises
+    ------
+    CommandError, SpoolError, KafkaUnreadable
+    """
+    if source == "kafka":
+        from gateway.predictions.kafka_window import ends_of_topics, read_topics
+
+        held = ends_of_topics(settings.kafka, kinds=kinds)
+        return lambda: read_topics(settings.kafka, kinds=kinds, since=since, until=until, ends=held)
+    from gateway.predictions.tail import ends_of, read_all
+
+    spool, archive = spool_of(settings), archive_of(settings)
+    ends = ends_of(spool)
+    return lambda: read_all(spool, kinds=kinds, since=since, until=until, archive=archive, ends=ends)
 
 
 def archive_of(settings: Settings) -> Archive | None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 from typer.testing import CliRunner, Result
 
+import gateway.predictions.export
 from gateway.cli.main import app as program
 from gateway.cli.predictions import app
 from gateway.events.addresses import format_id
@@ -168,6 +170,60 @@ def test_an_export_is_a_table_with_the_names_of_the_reference_and_the_labels(sta
     )
     assert table.column("time").to_pylist()[1].timestamp() == START + 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def late_prediction(state: Path, *, time: float) -> None:
+    """One more prediction in another front's stream, of another model with a column of its own."""
+    writer = SpoolWriter(state / "spool" / "front-1", slot=1, settings=SpoolSettings())
+    event_id = format_id(writer.boot, writer.next_sequence)
+    record = prediction_record(
+        prediction_head(
+            gateway="g", model="late", version=1, digest="sha256:0", arm="stable", weight=0.0, reason="stable"
+        ),
+        event_id=event_id.encode(),
+        time=record_time(time),
+        sequence=writer.next_sequence,
+        status=200,
+        rows=1,
+        timings=(1, 2, 3),
+        inputs=tensor_records(
+            [tensor_head(TensorSpec("late", "FP32", (-1, 1)))], [np.ones((1, 1), "f4")], [None], max_bytes=4096
+        ),
+        outputs=b"[]",
+        parameters={},
+        request_id=None,
+        key=None,
+        error=None,
+    )
+    writer.append([(KIND_PREDICTION, record)])
+    writer.close()
+
+
+def test_an_export_to_parquet_has_the_rows_whose_columns_it_found_and_no_others(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(state, tmp_path / "state")
+    find_columns = gateway.predictions.export._schema
+
+    def and_meanwhile(arrow: Any, lines: Any) -> Any:
+        found = find_columns(arrow, lines)
+        late_prediction(tmp_path / "state", time=START)
+        return found
+
+    monkeypatch.setattr("gateway.predictions.export._schema", and_meanwhile)
+    common = ("export", "--models", MODELS, "--state-dir", tmp_path / "state", "-o", tmp_path / "table.parquet")
+    assert "60 rows in" in called(*common).output
+    assert "61 rows in" in called(*common).output
+    late = parquet.read_table(tmp_path / "table.parquet").column("late").to_pylist()
+    assert [value for value in late if value is not None] == [1.0] and len(late) == COUNT + 1
+
+
+def test_an_export_ends_with_the_time_of_the_call_where_no_other_is_given(state: Path, tmp_path: Path) -> None:
+    shutil.copytree(state, tmp_path / "state")
+    late_prediction(tmp_path / "state", time=time.time() + 3600)
+    common = ("export", "--state-dir", tmp_path / "state")
+    assert len(called(*common).stdout.splitlines()) == COUNT
+    assert len(called(*common, "--until", "2999-01-01T00:00").stdout.splitlines()) == COUNT + 1
 
 
 def test_an_export_chooses_and_says_what_it_cannot_do(state: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.events.addresses import format_id
-from gateway.predictions.kafka_window import KafkaUnreadable, read_topics
+from gateway.predictions.kafka_window import KafkaUnreadable, ends_of_topics, read_topics
 from gateway.predictions.reconcile import lives_of
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.shipper import Shipper
@@ -42,6 +42,26 @@ def test_a_window_of_the_topics_is_read_once_however_often_it_was_shipped(tmp_pa
     [life] = lives_of(repeated)
     assert (life.records, life.repeated, life.gaps) == (60, 60, [])
     assert list(read_topics(settings, kinds={1}, since=START + 10**6)) == []
+
+
+@pytest.mark.broker
+def test_what_comes_after_an_end_is_not_read_to_it(tmp_path: Path, kafka: str) -> None:
+    settings = KafkaSettings(bootstrap_servers=kafka, topic_prefix=f"t{uuid.uuid4().hex[:10]}", request_timeout_ms=5000)
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+
+    def write(count: int) -> None:
+        for number in range(count):
+            event = {"id": format_id(writer.boot, writer.next_sequence), "time": "2012-03-01T00:00:00Z"}
+            writer.append([(1, json.dumps({**event, "model": f"m{number % 5}"}).encode())])
+        asyncio.run(ship(tmp_path, settings))
+
+    write(30)
+    ends = ends_of_topics(settings, kinds={1})
+    assert sum(ends.values()) == 30
+    write(30)
+    found = read_topics(settings, kinds={1}, ends=ends)
+    assert sorted(record.sequence for record in found) == list(range(1, 31))
+    assert len(list(read_topics(settings, kinds={1}))) == 60
 
 
 async def ship(spool: Path, settings: KafkaSettings) -> None:
