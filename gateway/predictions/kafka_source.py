@@ -254,6 +254,14 @@ class KafkaSource:
     async def _take_up(self, assigned: set[TopicPartition], consumer: Any) -> None:
         if not assigned:
             return
+        # What lies where the group stands must not come before it is known whether to go on there.
+        consumer.pause(*assigned)
+        try:
+            await self._go_on(assigned, consumer)
+        finally:
+            consumer.resume(*assigned & consumer.assignment())
+
+    async def _go_on(self, assigned: set[TopicPartition], consumer: Any) -> None:
         if self._begins_at_the_end:
             ends = await bounded(consumer.end_offsets(list(assigned)), self._limit)
             self._checkpoint.update({_name(place): end for place, end in ends.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition
@@ -43,6 +43,8 @@ class StubConsumer:
         self.batches: deque[dict[TopicPartition, list[Message]] | Exception] = deque()
         self.given = 0
         self.committed_offsets: dict[TopicPartition, int] = {}
+        self.sought: dict[TopicPartition, int] = {}
+        self.paused: set[TopicPartition] = set()
         self._client = StubClient()
         self._listener: Any = None
 
@@ -59,10 +61,21 @@ class StubConsumer:
         return self.assigned
 
     async def committed(self, place: TopicPartition) -> int | None:
+        assert place in self.paused, "what lies at the offset that was committed may come meanwhile"
         return self.committed_offsets.get(place)
 
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        assert self.paused.issuperset(places), "what lies at the offset that was committed may come meanwhile"
+        return dict.fromkeys(places, 7)
+
     def seek(self, place: TopicPartition, offset: int) -> None:
-        pass
+        self.sought[place] = offset
+
+    def pause(self, *places: TopicPartition) -> None:
+        self.paused.update(places)
+
+    def resume(self, *places: TopicPartition) -> None:
+        self.paused.difference_update(places)
 
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Message]]:
         if self._listener is not None:
@@ -172,4 +185,20 @@ async def test_what_comes_behind_repetitions_is_read_in_the_same_read(members: d
     members.append(only)
     reader = source()
     assert [record.sequence for _ in range(2) for record in await reader.read(100, 5.0)] == [1, 2]
+    await reader.close()
+
+
+@pytest.mark.parametrize("start", ["latest", "earliest"])
+async def test_nothing_comes_of_a_partition_before_it_is_known_where_to_go_on(
+    members: deque[StubConsumer], start: Literal["latest", "earliest"]
+) -> None:
+    only = StubConsumer(*PLACES)
+    only.committed_offsets = dict.fromkeys(PLACES, 3)
+    members.append(only)
+    position = {"gateway.predictions/0": {"offset": 7, "seen": {}}} if start == "earliest" else None
+    settings = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+    reader = KafkaSource(settings, "group", position=position, start=start)
+    assert await reader.read(100, 0.05) == []
+    assert only.sought == dict.fromkeys(PLACES[: 1 if start == "earliest" else 2], 7)
+    assert only.paused == set()
     await reader.close()
