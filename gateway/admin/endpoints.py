@@ -186,9 +186,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
         "POST",
         "/routes/{model}/rollback",
-        "Take the canary off the route, or without one go back to the previous stable version.",
+        "Take the canary off the route, or without one go back to the previous stable version. If-Match: the revision "
+        "that was read.",
         lambda o, call: o.rollback(
-            call.path["model"], version=call.body.version, reason=call.body.reason, actor=call.actor
+            call.path["model"],
+            version=call.body.version,
+            reason=call.body.reason,
+            expected_revision=_revision(call),
+            actor=call.actor,
         ),
         body=RollbackRequest,
     ),

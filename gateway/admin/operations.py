@@ -167,8 +167,12 @@ class Operations:
         decision = self._store.remove_route(model, actor=actor, reason=reason, expected_revision=expected_revision)
         return {"decision": _decision(decision)}
 
-    def rollback(self, model: str, *, version: int | None, reason: str, actor: str) -> Body:
-        decision = self._store.rollback(model, version=version, actor=actor, reason=reason)
+    def rollback(
+        self, model: str, *, version: int | None, reason: str, expected_revision: int | None, actor: str
+    ) -> Body:
+        decision = self._store.rollback(
+            model, version=version, actor=actor, reason=reason, expected_revision=expected_revision
+        )
         return {"route": self.route(model), "decision": _decision(decision)}
 
     def start_rollout(

@@ -183,16 +183,20 @@ def roll_back(
     actor: str,
     reason: str,
     evidence: dict[str, Any] | None,
+    expected_revision: int | None,
 ) -> DecisionRecord:
     """Take the canary back where one is under way, else the stable version.
 
     Raises
     ------
+    Conflict
+        The route has another revision by now than `expected_revision`.
     Refused
         There is nothing to take back, `version` carries no traffic (somebody took it back before), or another trial or
         rollout is under way than was expected.
     """
     old = _known_route(change, model)
+    _check_revision(model, old, expected_revision)
     rollout = change.open_rollout(model)
     if expected_trial is not None and expected_trial != old.trial:
         raise Refused(f"{model} is in trial {old.trial} by now; this was decided in trial {expected_trial}")

@@ -305,6 +305,7 @@ class Store:
         version: int | None = None,
         expected_trial: int | None = None,
         expected_rollout: str | None = None,
+        expected_revision: int | None = None,
     ) -> DecisionRecord:
         """Take the canary off the route (its open rollout is rolled back), or, without one, go back to `previous`.
 
@@ -316,9 +317,13 @@ class Store:
         expected_trial, expected_rollout : optional
             The trial, and the open rollout ("" for none), in which that was decided. Who decides on a trial's evidence
             names them, so that a call that comes late takes no later trial of the same version back.
+        expected_revision : int, optional
+            The revision of the route the caller has seen.
 
         Raises
         ------
+        Conflict
+            The route has another revision by now.
         Refused
             There is nothing to take back, nothing approved to go back to, or another trial or rollout by now.
         """
@@ -332,6 +337,7 @@ class Store:
                 actor=actor,
                 reason=reason,
                 evidence=evidence,
+                expected_revision=expected_revision,
             )
 
     def rollout(self, model: str) -> RolloutState | None:

@@ -298,6 +298,17 @@ def test_a_rollback_answers_with_the_route_and_the_decision(client: TestClient, 
     assert "no traffic" in error_of(client.post(f"{API}/routes/m/rollback", json={"version": 2}), 409)
 
 
+def test_a_rollback_of_a_route_that_has_changed_is_412(client: TestClient, world: World) -> None:
+    world.serve(1, 2, 3)
+    client.put(f"{API}/routes/m", json={"stable": 1})
+    seen = client.put(f"{API}/routes/m", json={"stable": 2, "canary": 3, "weight": 50}).json()["revision"]
+    world.store.rollback("m", version=3, actor="gateway monitor", reason="worse")
+    stale, fresh = ({"if-match": f'"{revision}"'} for revision in (seen, seen + 1))
+    assert "look at it again" in error_of(client.post(f"{API}/routes/m/rollback", json={}, headers=stale), 412)
+    assert client.get(f"{API}/routes/m").json()["stable"] == 2
+    assert client.post(f"{API}/routes/m/rollback", json={}, headers=fresh).json()["route"]["stable"] == 1
+
+
 def test_a_route_is_removed_and_the_last_version_can_be_rejected_then(client: TestClient, world: World) -> None:
     world.serve(1)
     revision = client.put(f"{API}/routes/m", json={"stable": 1}).json()["revision"]

@@ -110,7 +110,7 @@ def test_a_way_through_the_whole_life_of_a_version(world: World) -> None:
     assert "paused" in done("rollout", "pause", "m", "--reason", "lunch")
     assert "running" in done("rollout", "resume", "m")
     assert "promoted" in done("rollout", "promote", "m", "--reason", "I know")
-    assert done("rollback", "m", "--reason", "I did not") == "rolled back; m: version 1 is stable\n"
+    assert done("rollback", "m", "--reason", "I did not") == "version 2 was taken back; m: version 1 is stable\n"
     assert "version 2 is rejected" in done("models", "reject", "m", 2, "--reason", "bad")
     assert done("route", "remove", "m", "--reason", "retired") == (
         "m has no route any more\nnext, to end its engines: gateway models reject m VERSION --reason TEXT\n"
@@ -156,6 +156,49 @@ def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
     assert "no route" in failed("route", "remove", "m")
     assert "has not written" in failed("drift", "status")
     assert "event id" in failed("predictions", "show", "x")
+
+
+def test_a_rollback_leaves_the_stable_version_alone_when_the_monitor_was_quicker(world: World) -> None:
+    world.serve(1, 2, 3)
+    for stable in (1, 2):
+        world.store.set_route("m", stable=stable, actor="ada", reason="")
+    world.store.set_route("m", stable=2, canary=3, weight=10, actor="ada", reason="")
+    world.store.rollback("m", version=3, actor="gateway monitor", reason="worse")
+    world.store.decide("m", kind="drift_alarm", actor="gateway monitor", reason="", before={}, after={}, evidence={})
+    text = failed("rollback", "m", "--reason", "errors")
+    assert "version 3 of m was taken back already, by gateway monitor at " in text
+    assert "`gateway rollback m --version 2`" in text
+    assert world.store.snapshot().routes["m"].stable == 2
+    assert done("rollback", "m", "--version", 2) == "version 2 was taken back; m: version 1 is stable\n"
+
+
+def test_a_rollback_takes_back_what_it_has_read_and_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.serve(1, 2, 3)
+    for stable in (1, 2):
+        world.store.set_route("m", stable=stable, actor="ada", reason="")
+    world.store.set_route("m", stable=2, canary=3, weight=10, actor="ada", reason="")
+    read = AdminClient.get
+
+    def and_then_the_monitor(self: AdminClient, path: str, query: Any = None) -> Any:
+        body = read(self, path, query)
+        world.store.rollback("m", version=3, actor="gateway monitor", reason="worse")
+        return body
+
+    monkeypatch.setattr(AdminClient, "get", and_then_the_monitor)
+    assert "version 3 carries no traffic" in failed("rollback", "m")
+    assert world.store.snapshot().routes["m"].stable == 2
+
+
+def test_a_rollback_of_a_route_that_was_seen_asks_for_its_revision(world: World) -> None:
+    world.serve(1, 2, 3)
+    for stable in (1, 2):
+        world.store.set_route("m", stable=stable, actor="ada", reason="")
+    seen = world.store.set_route("m", stable=2, canary=3, weight=10, actor="ada", reason="")
+    revision = world.store.snapshot().routes["m"].revision
+    world.store.rollback("m", actor="gateway monitor", reason="worse")
+    assert f"is at revision {revision + 1}, not {revision}" in failed("rollback", "m", "--revision", revision)
+    assert world.store.snapshot().routes["m"].stable == seen.after["stable"]
+    assert "version 2 was taken back" in done("rollback", "m", "--revision", revision + 1)
 
 
 def test_an_approval_whose_engine_is_not_ready_fails_and_says_why(world: World) -> None:
