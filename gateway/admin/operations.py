@@ -234,7 +234,7 @@ class Operations:
 
     def verify_audit(self) -> Body:
         report = self._store.audit()
-        return {"ok": report.first_bad is None, **msgspec.to_builtins(report)}
+        return {"ok": report.ok, **msgspec.to_builtins(report)}
 
     def drift(self, model: str | None) -> Body:
         """What the monitor wrote last: all of it, or what it sees of one model."""

@@ -8,7 +8,7 @@ import typer
 
 from gateway.cli.client import CommandError, open_client
 from gateway.cli.group import Commands
-from gateway.cli.screen import AsJson, print_json, print_table
+from gateway.cli.screen import AsJson, clean, print_json, print_table
 
 __all__ = ("app",)
 
@@ -33,7 +33,10 @@ def list_decisions(
 
 @app.command()
 def verify(as_json: AsJson = False) -> None:
-    """Walk the chain of all decisions; fails when one was changed, removed or moved."""
+    """Walk the chain of all decisions; fails when one was changed, removed, moved or put in.
+
+    It fails too when a version or a route is not as its last decision left it.
+    """
     report = open_client().get("/audit/verify")
     if as_json:
         print_json(report)
@@ -41,6 +44,11 @@ def verify(as_json: AsJson = False) -> None:
             raise typer.Exit(1)
     elif report["ok"]:
         typer.echo(f"{report['decisions']} decisions, none touched; the last hash is {report['head']}")
+    elif report["first_bad"] is None:
+        raise CommandError(
+            "the decisions are as they were written, but the store is not as they left it: "
+            + "; ".join(clean(text) for text in report["differences"])
+        )
     else:
         raise CommandError(
             f"decision {report['first_bad']} is not as it was written; "

@@ -9,7 +9,7 @@ import msgspec
 from gateway.control.change import Change, Status, VersionState
 from gateway.control.errors import Conflict, Refused
 
-__all__ = ("SYSTEM", "judge_version", "register_version")
+__all__ = ("SYSTEM", "judge_version", "register_version", "version_summary")
 
 SYSTEM = "gateway"
 """The actor of what the gateway does on its own."""
@@ -30,8 +30,8 @@ def register_version(change: Change, model: str, version: int, digest: str) -> V
             kind="version_registered",
             actor=SYSTEM,
             reason="the version's folder was found" if state is None else "the version's files have changed",
-            before=_summary(state),
-            after=_summary(fresh),
+            before=version_summary(state),
+            after=version_summary(fresh),
         )
         return fresh
     attempt = {"version": version, "digest": digest}
@@ -42,8 +42,8 @@ def register_version(change: Change, model: str, version: int, digest: str) -> V
             kind="digest_refused",
             actor=SYSTEM,
             reason="the files of an approved version have changed",
-            before=_summary(state),
-            after=_summary(state),
+            before=version_summary(state),
+            after=version_summary(state),
             evidence=attempt,
         )
     return state
@@ -75,8 +75,8 @@ def judge_version(
         kind=f"version_{status}",
         actor=actor,
         reason=reason,
-        before=_summary(state),
-        after=_summary(judged),
+        before=version_summary(state),
+        after=version_summary(judged),
     )
     return judged
 
@@ -97,7 +97,8 @@ def _take_off_route(change: Change, model: str, version: int) -> None:
         change.put_route(msgspec.structs.replace(route, canary=None, revision=change.revision))
 
 
-def _summary(state: VersionState | None) -> dict[str, Any]:
+def version_summary(state: VersionState | None) -> dict[str, Any]:
+    """What a decision says of a version."""
     if state is None:
         return {}
     return {"version": state.version, "digest": state.digest, "status": state.status}

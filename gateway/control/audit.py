@@ -48,6 +48,8 @@ def seal(record: DecisionRecord) -> DecisionRecord:
 def verify(records: Iterable[DecisionRecord], *, last_seq: int | None = None, last_hash: str = "") -> int | None:
     """Walk the chain from its first decision and return the first sequence number that is not as it was written.
 
+    One that was put in before its place is named by its own number.
+
     Parameters
     ----------
     records : iterable of DecisionRecord
@@ -64,7 +66,7 @@ def verify(records: Iterable[DecisionRecord], *, last_seq: int | None = None, la
     for record in records:
         seq += 1
         if record.seq != seq or record.prev_hash != previous or record.hash != _hash(record):
-            return seq
+            return min(seq, record.seq)
         previous = record.hash
     if last_seq is None:
         return None

@@ -6,6 +6,7 @@ or nothing is seen by others.
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from gateway.control import schema
 from gateway.control.audit import canonical, seal
 from gateway.control.errors import NotKnown, Refused, StoreError
 from gateway.events.addresses import format_id
-from gateway.events.records import DecisionRecord
+from gateway.events.records import SCHEMA, DecisionRecord
 from gateway.rollout.machine import RolloutState
 from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
@@ -28,6 +29,8 @@ Status = Literal["registered", "approved", "rejected"]
 
 MAX_WORDS = 2000
 """Characters in a reason; an actor may have a tenth. Argo and GitHub cut such texts at 1 to 4 thousand."""
+
+_OBJECTS = ("before", "after", "evidence")
 
 
 class VersionState(msgspec.Struct, frozen=True):
@@ -197,7 +200,7 @@ class Change:
         )
         self._hash = record.hash
         fields = msgspec.structs.asdict(record)
-        texts = {name: canonical(fields[name]).decode() for name in ("before", "after", "evidence")}
+        texts = {name: canonical(fields[name]).decode() for name in _OBJECTS}
         self._connection.execute(sa.insert(schema.decisions).values({**fields, **texts}))
         return record
 
@@ -231,10 +234,23 @@ def rollout_of(row: sa.RowMapping) -> RolloutState:
 
 
 def decision_of(row: sa.RowMapping) -> DecisionRecord:
-    fields = dict(row)
-    for name in ("before", "after", "evidence"):
-        fields[name] = orjson.loads(fields[name])
-    return DecisionRecord(**fields)
+    """The decision in a row. One that somebody has made unreadable is shown as far as it goes, without its hash."""
+    fields = {str(name): value for name, value in row.items()}
+    try:
+        for name in _OBJECTS:
+            fields[name] = orjson.loads(fields[name])
+        canonical(fields)
+        return msgspec.convert(fields, DecisionRecord)
+    except (ValueError, msgspec.ValidationError):
+        shown: dict[str, Any] = {str(name): _shown(value) for name, value in row.items()}
+        objects = {name: {"unreadable": shown[name]} for name in _OBJECTS}
+        seq = row["seq"] if isinstance(row["seq"], int) else sys.maxsize
+        return DecisionRecord(**{**shown, **objects, "seq": seq, "prev_hash": "", "hash": "", "schema": SCHEMA})
+
+
+def _shown(value: object) -> str:
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(value: dict[str, Any], name: str) -> dict[str, Any]:

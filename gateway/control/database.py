@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,18 @@ class Database:
             cursor.close()
 
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that sees one moment of the store."""
+    def reading(self, *, any_text: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that sees one moment of the store.
+
+        Parameters
+        ----------
+        any_text : bool
+            Read texts that are no UTF-8 too, with surrogates for their bytes. PostgreSQL holds none.
+        """
         with self._translated(), self._engine.connect() as connection:
             if self.dialect == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            with connection.begin():
+            with connection.begin(), _any_text(connection) if any_text else nullcontext():
                 yield connection
 
     @contextmanager
@@ -91,6 +97,23 @@ class Database:
             raise StoreAway(f"the store {self!r} does not answer: {_first_line(error)}") from error
         except exc.SQLAlchemyError as error:
             raise StoreError(f"the store {self!r} failed: {_first_line(error)}") from error
+
+
+@contextmanager
+def _any_text(connection: sa.Connection) -> Iterator[None]:
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver.text_factory = _text_of
+    try:
+        yield
+    finally:
+        driver.text_factory = str
+
+
+def _text_of(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _parsed(url: str) -> sa.URL:

@@ -88,6 +88,7 @@ decisions = sa.Table(
     sa.Column("prev_hash", sa.String(64), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),
     sa.Column("schema", sa.Integer, nullable=False),
+    sa.CheckConstraint("seq > 0", name="decision_seq"),
     sa.Index("decisions_of_model", "model", "seq"),
 )
 

@@ -29,6 +29,7 @@ from gateway.control.moves import (
     set_route_by_hand,
     start_rollout,
 )
+from gateway.control.standing import Standing
 from gateway.events.records import DecisionRecord
 from gateway.rollout.machine import Event, Phase, RolloutState
 from gateway.rollout.plan import Plan
@@ -59,11 +60,20 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True):
-    """What a walk over the whole chain found; `first_bad` is None when nothing was touched."""
+    """What a walk over the whole chain found.
+
+    `first_bad` is None when no decision was touched. `differences` tells then which versions and routes are not as
+    the decisions left them.
+    """
 
     decisions: int
     first_bad: int | None
     head: str
+    differences: list[str] = []
+
+    @property
+    def ok(self) -> bool:
+        return self.first_bad is None and not self.differences
 
 
 def _draw_salt() -> str:
@@ -440,15 +450,24 @@ class Store:
         return found[0] if found else None
 
     def _read_decisions(self, query: sa.Select[Any]) -> list[DecisionRecord]:
-        with self._database.reading() as connection:
-            return [decision_of(row) for row in connection.execute(query).mappings()]
+        with self._database.reading(any_text=True) as connection:
+            rows = connection.execute(query).mappings().all()
+        # SQLite takes anything for a number; a row without one has no place here, and the audit names it.
+        return [decision_of(row) for row in rows if isinstance(row["seq"], int)]
 
     def audit(self) -> AuditReport:
-        """Walk the whole chain and compare its end with the head."""
-        with self._database.reading() as connection:
+        """Walk the whole chain, compare its end with the head, and versions and routes with what it says of them."""
+        standing = Standing()
+        differences: list[str] = []
+        with self._database.reading(any_text=True) as connection:
             head = connection.execute(sa.select(schema.head)).one()
-            first_bad = verify(_walk(connection), last_seq=head.last_seq, last_hash=head.last_hash)
-        return AuditReport(head.last_seq, first_bad, head.last_hash)
+            last_seq = head.last_seq if isinstance(head.last_seq, int) else 0
+            first_bad = verify(standing.follow(_walk(connection)), last_seq=last_seq, last_hash=head.last_hash)
+            if first_bad is None:
+                versions = [version_of(row) for row in connection.execute(sa.select(schema.versions)).mappings()]
+                routes = [route_of(row) for row in connection.execute(sa.select(schema.routes)).mappings()]
+                differences = standing.differences(versions, routes)
+        return AuditReport(last_seq, first_bad, head.last_hash, differences)
 
     @contextmanager
     def _change(self) -> Iterator[Change]:
@@ -460,11 +479,11 @@ class Store:
 
 def _walk(connection: sa.Connection) -> Iterator[DecisionRecord]:
     table = schema.decisions
-    seq = -1
+    first = sa.select(table).order_by(table.c.seq).limit(PAGE)
+    query = first
     while True:
-        query = sa.select(table).where(table.c.seq > seq).order_by(table.c.seq).limit(PAGE)
         page = connection.execute(query).mappings().all()
         yield from (decision_of(row) for row in page)
         if len(page) < PAGE:
             return
-        seq = page[-1]["seq"]
+        query = first.where(table.c.seq > page[-1]["seq"])

@@ -423,6 +423,35 @@ def test_tampering_shows(client: TestClient, world: World) -> None:
     assert (report["ok"], report["first_bad"]) == (False, 2)
 
 
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize("edit", ["evidence = '{'", "time = x'ff'", "reason = CAST(x'ff' AS TEXT)"])
+def test_a_decision_that_was_made_unreadable_is_shown_as_touched_and_ends_no_page(
+    client: TestClient, world: World, edit: str
+) -> None:
+    world.serve(1)
+    database = sqlite3.connect(world.settings.state_dir / "store.db")
+    database.execute("DROP TRIGGER decisions_refuse_update")
+    database.execute(f"UPDATE decisions SET {edit} WHERE seq = 2")
+    database.commit()
+    database.close()
+    report = client.get(f"{API}/audit/verify").json()
+    assert (report["ok"], report["first_bad"]) == (False, 2)
+    assert [one["seq"] for one in client.get(f"{API}/decisions").json()["decisions"]] == [1, 2]
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.promise("P14")
+def test_an_approval_without_a_decision_shows(client: TestClient, world: World) -> None:
+    world.serve(1)
+    database = sqlite3.connect(world.settings.state_dir / "store.db")
+    database.execute("INSERT INTO versions VALUES ('m', 2, 'sha256:2', 'approved')")
+    database.commit()
+    database.close()
+    report = client.get(f"{API}/audit/verify").json()
+    assert (report["ok"], report["first_bad"]) == (False, None)
+    assert report["differences"] == ["version m/2 is in the store, but no decision put it there"]
+
+
 def test_drift_is_what_the_monitor_wrote(client: TestClient, world: World) -> None:
     status = world.settings.state_dir / "monitor" / "status.json"
     status.parent.mkdir()

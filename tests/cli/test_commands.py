@@ -300,6 +300,16 @@ def test_tampering_is_exit_code_1(world: World) -> None:
     assert (result.exit_code, json.loads(result.stdout)["first_bad"]) == (1, 2)
 
 
+def test_a_version_that_no_decision_approved_is_exit_code_1(world: World) -> None:
+    world.serve(1)
+    database = sqlite3.connect(world.settings.state_dir / "store.db")
+    database.execute("INSERT INTO versions VALUES ('m', 2, 'sha256:2', 'approved')")
+    database.commit()
+    database.close()
+    assert "version m/2 is in the store, but no decision put it there" in failed("audit", "verify")
+    assert call("audit", "verify", "--json").exit_code == 1
+
+
 STATUS = {
     "time": 1.0,
     "models": {

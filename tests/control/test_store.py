@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import psycopg
 import pytest
@@ -533,6 +534,11 @@ def test_the_database_itself_refuses_to_change_a_decision(store: Store, url: str
     [
         (["UPDATE decisions SET reason = 'fine' WHERE seq = 3"], 3),
         (["UPDATE decisions SET evidence = '{\"e\":1}' WHERE seq = 2"], 2),
+        (["UPDATE decisions SET evidence = '{' WHERE seq = 2"], 2),
+        (["UPDATE decisions SET evidence = ''", "UPDATE decisions SET time = ''"], 1),
+        ([f"UPDATE decisions SET evidence = '{'[' * 2000}{']' * 2000}' WHERE seq = 3"], 3),
+        ([f"UPDATE decisions SET evidence = '{'[' * 300}{']' * 300}' WHERE seq = 3"], 3),
+        (["UPDATE decisions SET evidence = '[NaN]' WHERE seq = 6"], 6),
         (["DELETE FROM decisions WHERE seq = 4"], 4),
         (["DELETE FROM decisions WHERE seq > 4"], 5),
         (["DELETE FROM decisions"], 1),
@@ -554,6 +560,120 @@ def test_the_audit_names_the_first_decision_that_was_tampered_with(
     assert store.audit().first_bad is None
     by_hand(url, *without_triggers(url), *tampering)
     assert store.audit().first_bad == first_bad
+    assert len(store.decisions()) <= 6, "and it can be looked at"
+
+
+def without_checks(url: str) -> list[str]:
+    """A store from before there was a check."""
+    if url.startswith("sqlite"):
+        return ["PRAGMA ignore_check_constraints = ON"]
+    return ["ALTER TABLE decisions DROP CONSTRAINT decision_seq"]
+
+
+def put_in(seq: int) -> str:
+    columns = 'id, time, model, kind, actor, reason, "before", "after", evidence, prev_hash, hash, "schema"'
+    return f"INSERT INTO decisions (seq, {columns}) SELECT {seq}, {columns} FROM decisions WHERE seq = 2"
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize(("seq", "first_bad"), [(-7, -7), (0, 0), (7, 7), (2**40, 7)])
+def test_the_audit_names_a_decision_that_was_put_in(store: Store, url: str, seq: int, first_bad: int) -> None:
+    approved(store, 1, 2, 3)
+    by_hand(url, *without_checks(url), put_in(seq))
+    assert store.audit().first_bad == first_bad
+
+
+@pytest.mark.parametrize("seq", [-7, 0])
+def test_the_database_itself_refuses_a_decision_before_the_first(store: Store, url: str, seq: int) -> None:
+    approved(store, 1)
+    with pytest.raises((sqlite3.Error, psycopg.Error), match="decision_seq"):
+        by_hand(url, put_in(seq))
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("time", "x'00ff'"),
+        ("reason", "CAST(x'ff' AS TEXT)"),
+        ("evidence", "CAST(x'22ff22' AS TEXT)"),
+        ("hash", "x'00'"),
+        ("schema", "'one'"),
+        ("seq", "'three'"),
+        ("seq", "2.5"),
+    ],
+)
+def test_a_decision_that_sqlite_let_be_made_unreadable_is_named_and_ends_nothing(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    store = Store(url)
+    store.create()
+    approved(store, 1, 2, 3)
+    by_hand(url, *without_triggers(url), f'UPDATE decisions SET "{column}" = {value} WHERE seq = 3')
+    assert store.audit().first_bad == 3
+    shown = store.decisions()
+    assert [one.seq for one in shown if one.hash] == [1, 2, 4, 5, 6]
+    assert msgspec.json.encode(shown)
+    store.close()
+
+
+def test_a_store_that_nobody_touched_is_as_its_decisions_left_it(store: Store) -> None:
+    def whole() -> None:
+        report = store.audit()
+        assert report.ok, report
+
+    approved(store, 1, 2, 3)
+    with pytest.raises(Refused):
+        store.register("m", 1, "sha256:other")
+    store.register("m", 4, "sha256:4")
+    store.register("m", 4, "sha256:44")
+    whole()
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.set_route("m", stable=1, canary=2, weight=12.5, actor="ada", reason="")
+    store.start_rollout("m", 2, plan=STEPS, actor="ada", reason="")
+    store.move_rollout(store.rollouts("m")[0].id, "advance", actor="judge", reason="")
+    whole()
+    store.set_route("m", stable=1, canary=2, weight=0, actor="ada", reason="by hand")
+    store.reject("m", 2, actor="ada", reason="its canary goes off the route with it")
+    assert store.snapshot().routes["m"].canary is None
+    whole()
+    store.start_rollout("m", 3, plan=STEPS, actor="ada", reason="")
+    store.move_rollout(store.rollouts("m")[0].id, "promote", actor="judge", reason="")
+    store.rollback("m", actor="ada", reason="")
+    whole()
+    store.remove_route("m", actor="ada", reason="")
+    store.reject("m", 1, actor="ada", reason="")
+    whole()
+    store.set_route("m", stable=3, actor="ada", reason="")
+    store.decide("m", kind="drift_alarm", actor="a", reason="", before={}, after={}, evidence={})
+    whole()
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize(
+    ("tampering", "difference"),
+    [
+        ("INSERT INTO versions VALUES ('m', 9, 'sha256:9', 'approved')", "version m/9 is in the store, but no"),
+        ("UPDATE versions SET status = 'approved' WHERE version = 3", "m/3: status is 'approved', but 'registered'"),
+        ("UPDATE versions SET digest = 'sha256:0' WHERE version = 2", "m/2: digest is 'sha256:0', but 'sha256:2'"),
+        ("DELETE FROM versions WHERE version = 3", "version m/3 is not in the store, but no"),
+        ("UPDATE routes SET weight = 90", "the route of m: weight is 90.0, but 10.0 by its last decision"),
+        ("UPDATE routes SET stable = 2, canary = 1", "the route of m: canary is 1, but 2 by its last decision"),
+        ("DELETE FROM routes", "the route of m is not in the store, but no decision took it away"),
+    ],
+)
+def test_the_audit_names_a_version_or_route_that_no_decision_made_so(
+    store: Store, url: str, tampering: str, difference: str
+) -> None:
+    approved(store, 1, 2)
+    store.register("m", 3, "sha256:3")
+    store.set_route("m", stable=1, canary=2, weight=10, actor="ada", reason="")
+    assert store.audit().ok
+    by_hand(url, tampering)
+    report = store.audit()
+    assert (report.ok, report.first_bad) == (False, None)
+    assert any(difference in text for text in report.differences), report.differences
 
 
 WRITER = """
