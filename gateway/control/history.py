@@ -59,11 +59,16 @@ class Trials(msgspec.Struct):
 
 
 def _begins(known: TrialStart, decision: DecisionRecord) -> bool:
-    """A rollout of a canary that was on the route before, or a canary's first weight."""
+    """A rollout of a canary that was on the route before, a canary's first weight, or another stable version beside it.
+
+    Records from before that other one speak of the canary alone, and would look like arms not drawn at their weights.
+    """
+    before, after = decision.before, decision.after
     if decision.kind == "rollout_started":
-        return _rollout_id(decision.after) != known.rollout
-    before, after = decision.before.get("weight", 0), decision.after.get("weight", 0)
-    return decision.kind == "route_set" and not before and bool(after)
+        return _rollout_id(after) != known.rollout
+    if decision.kind != "route_set" or not after.get("weight", 0):
+        return False
+    return not before.get("weight", 0) or before.get("stable") != after.get("stable")
 
 
 def _rollout_id(after: dict[str, Any]) -> str:

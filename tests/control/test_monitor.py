@@ -451,6 +451,18 @@ def test_when_both_arms_fail_nothing_is_rolled_back(make_world: Any) -> None:
     assert world.kinds() == []
 
 
+def test_another_stable_version_beside_a_canary_leaves_its_arms_drawn_at_their_weights(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    send_on_arms(world, 600, canary=good, stable=good)
+    world.now[0] += 2.0
+    world.store.set_route("m", stable=3, canary=2, weight=50.0, actor="tester", reason="a mended stable version")
+    world.now[0] += 2.0
+    send_on_arms(world, 600, canary=good, stable=lambda world, _, arm, weight: good(world, 3, arm, weight))
+    world.run()
+    assert world.kinds() == []
+
+
 def test_arms_that_are_not_drawn_at_their_weights_freeze_the_rollout(make_world: Any) -> None:
     world = make_world()
     world.store.start_rollout("m", 2, plan={}, actor="tester", reason="a rollout")

@@ -128,6 +128,18 @@ def test_a_trial_begins_with_its_canary_and_again_with_its_rollout() -> None:
     assert trials.starts["m"].began == "2026-01-01T00:00:07.000Z"
 
 
+def test_a_trial_begins_again_when_its_canary_is_held_against_another_version() -> None:
+    trials = Trials()
+    route = {"trial": 1, "stable": 1, "canary": 3, "weight": 10.0}
+    trials.take(decision(1, "route_set", after=route))
+    trials.take(decision(2, "route_set", before=route, after={**route, "stable": 2}))
+    assert trials.starts["m"].began == "2026-01-01T00:00:02.000Z"
+    trials.take(decision(3, "route_set", before={**route, "stable": 2}, after={**route, "stable": 2, "weight": 20.0}))
+    assert trials.starts["m"].began == "2026-01-01T00:00:02.000Z"
+    trials.take(decision(4, "route_set", before={**route, "stable": 2}, after={**route, "weight": 0.0}))
+    assert trials.starts["m"].began == "2026-01-01T00:00:02.000Z"
+
+
 class MoodyStore:
     """Refuses, is away or records, as it is told."""
 
