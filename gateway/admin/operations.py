@@ -300,6 +300,16 @@ class Operations:
             raise NotFound(f"there is no version {version} of model {model!r} in {self._models_dir}")
         return load_version(folder)
 
+    def _approved(self, model: str, version: int) -> ModelVersion:
+        found = self._found(model, version)
+        known = self._store.snapshot().versions.get((model, version))
+        if known is None or known.status != "approved" or known.digest != found.digest:
+            raise Refused(
+                f"the folder of {model} version {version} has the digest {found.digest}, not the approved one; "
+                "put the approved files back"
+            )
+        return found
+
     def _require_ready(self, model: str, version: int) -> None:
         engine = self.engine(model, version)
         if engine.state != "ready":
@@ -316,7 +326,7 @@ class Operations:
     def _require_alike(self, model: str, stable: int, canary: int, *, allowed: bool) -> None:
         if allowed:
             return
-        one, other = (self._found(model, version).manifest.signature for version in (stable, canary))
+        one, other = (self._approved(model, version).manifest.signature for version in (stable, canary))
         for side in ("inputs", "outputs"):
             if sorted(getattr(one, side), key=repr) != sorted(getattr(other, side), key=repr):
                 raise Refused(

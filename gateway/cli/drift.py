@@ -39,5 +39,6 @@ def status(
         for table in (readings_table(seen), alarms_table(seen)):
             if table is not None:
                 screen.print(table)
-        if text := verdict_text(seen):
-            screen.print(clean(text), markup=False)
+        for text in (verdict_text(seen), *seen.get("notes", [])):
+            if text:
+                screen.print(clean(text), markup=False)

@@ -28,6 +28,7 @@ from gateway.control.plans import plan_of
 from gateway.control.trial import Trial, TrialState
 from gateway.control.versions import Versions
 from gateway.control.watch import VersionWatch, WatchState
+from gateway.drift.profile import Profile
 from gateway.events.records import Arm, PredictionRecord
 from gateway.repository.policy import ModelPolicy
 from gateway.rollout.errors import RolloutError
@@ -121,6 +122,7 @@ class ModelWatch:
         self.alarms: deque[Alarm] = deque(maxlen=_RECENT_ALARMS)
         self.verdict: Verdict | None = None
         self.notes: list[str] = []
+        self.without_profile: set[int] = set()
         self._versions = versions
         self._flush_seconds = flush_seconds
         self._engines = engines or SoundEngines()
@@ -300,11 +302,17 @@ class ModelWatch:
                 self.route.model,
                 version,
                 policy=self.policy,
-                profile=self._versions.profile(self.route.model, version),
+                profile=self._profile(version),
                 flush_seconds=self._flush_seconds,
             )
             self.notes += [note for note in watch.notes if note not in self.notes]
         return watch
+
+    def _profile(self, version: int) -> Profile | None:
+        profile = self._versions.profile(self.route.model, version)
+        if profile is None:
+            self.without_profile.add(version)
+        return profile
 
     def _is_another(self, trial: Trial, route: Route, start: TrialStart) -> bool:
         known = (trial.stable, trial.canary, trial.start.trial, trial.start.began)
@@ -322,7 +330,7 @@ class ModelWatch:
             start=start,
             plan=plan,
             policy=self.policy,
-            profiles={version: self._versions.profile(self.route.model, version) for version in (stable, canary)},
+            profiles={version: self._profile(version) for version in (stable, canary)},
         )
         return self.trial
 

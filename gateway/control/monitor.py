@@ -281,7 +281,10 @@ class Monitor:
             "waiting_labels": self._join.waiting,
             "pending_decisions": len(self._actor.pending),
             "store_away": self._following.away,
-            "models": {name: describe_model(model) for name, model in sorted(self.models.items())},
+            "models": {
+                name: describe_model(model, notes=self._versions.notes(name))
+                for name, model in sorted(self.models.items())
+            },
         }
         try:
             replace_file(self._folder / "status.json", msgspec.json.encode(status))
@@ -416,6 +419,7 @@ class Monitor:
         following = self._following
         if following.snapshot is None:
             return
+        self._versions.follow(following.snapshot.versions.values())
         routes = following.snapshot.routes
         for name, route in routes.items():
             try:
@@ -429,21 +433,28 @@ class Monitor:
         for known in (self.models, self._restored):
             for name in known.keys() - routes.keys():
                 del known[name]
+        for note in self._versions.news():
+            self._note(note)
 
     def _follow(self, name: str, route: Route) -> None:
         """Follow one model's route and policy; where the policy cannot be followed, the one before stays."""
-        policy, watched = self._versions.policy(name), self.models.get(name)
-        if watched is not None and watched.policy == policy:
-            self._tell(watched, route)
-            return
+        policy, watched, news = self._versions.policy(name), self.models.get(name), ""
+        if watched is not None:
+            if watched.policy != policy:
+                news = f"model.toml of {name} has changed"
+            elif any(self._versions.profile(name, version) for version in watched.without_profile):
+                news = f"a profile of {name} that was missing is there"
+            else:
+                self._tell(watched, route)
+                return
         try:
             model = self._watch_over(route, policy)
         except Exception:
             if watched is not None:
                 self._tell(watched, route)
             raise
-        if watched is not None:
-            self._note(f"model.toml of {name} has changed; its evidence is collected anew")
+        if news:
+            self._note(f"{news}; its evidence is collected anew")
         self.models[name] = model
 
     def _watch_over(self, route: Route, policy: ModelPolicy) -> ModelWatch:

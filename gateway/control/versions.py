@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
+from gateway.control.change import VersionState
 from gateway.drift.profile import Profile, ProfileError, decode_profile
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import PROFILE_NAME, is_model_name, load_version
@@ -16,13 +19,25 @@ __all__ = ("FixedVersions", "FolderVersions", "Versions")
 
 _MAX_PROFILE_BYTES = 64 * 2**20
 
+_AGAIN_SECONDS = 5.0
+"""Before a file that could not be used is looked at again."""
+
 
 class Versions(Protocol):
     """Where policies and profiles come from; asking is cheap, and safe to do for every batch."""
 
+    def follow(self, versions: Iterable[VersionState]) -> None:
+        """Take over what the store says of all versions: only profiles of approved bytes are given."""
+
     def policy(self, model: str) -> ModelPolicy: ...
 
     def profile(self, model: str, version: int) -> Profile | None: ...
+
+    def notes(self, model: str) -> list[str]:
+        """What cannot be used of a model's files now, and why."""
+
+    def news(self) -> list[str]:
+        """Notes on any model that have come up since the last call."""
 
 
 class FixedVersions:
@@ -32,71 +47,134 @@ class FixedVersions:
         self._policies = policies
         self._profiles = profiles
 
+    def follow(self, versions: Iterable[VersionState]) -> None: ...
+
     def policy(self, model: str) -> ModelPolicy:
         return self._policies.get(model, ModelPolicy())
 
     def profile(self, model: str, version: int) -> Profile | None:
         return self._profiles.get((model, version))
 
+    def notes(self, model: str) -> list[str]:
+        return []
+
+    def news(self) -> list[str]:
+        return []
+
 
 class FolderVersions:
-    """Reads `models/<name>/model.toml` and `models/<name>/<version>/profile.json`, each again only when it changed.
+    """Reads `models/<name>/model.toml` whenever it changes, and `models/<name>/<version>/profile.json` once.
 
-    A file that cannot be used leaves the last good policy, or no profile; `notes` says why.
+    A policy that cannot be used, or is gone, leaves the last good one. A profile is given when its folder has the
+    approved digest; it cannot change then. What could not be used is looked at again every 5 s.
+
+    Parameters
+    ----------
+    models_dir : Path
+    monotonic : callable
+        Seconds that never go back.
     """
 
-    def __init__(self, models_dir: Path) -> None:
+    def __init__(self, models_dir: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._models_dir = models_dir
-        self._policies: dict[str, tuple[int, ModelPolicy]] = {}
-        self._profiles: dict[tuple[str, int], tuple[int, Profile | None]] = {}
-        self.notes: dict[str, str] = {}
+        self._monotonic = monotonic
+        self._approved: dict[tuple[str, int], str] = {}
+        self._policies: dict[str, tuple[_Stamp, ModelPolicy | None]] = {}
+        self._profiles: dict[tuple[str, int], tuple[str, Profile | None]] = {}
+        self._notes: dict[str, str] = {}
+        self._again_at: dict[str, float] = {}
+        self._news: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<FolderVersions {self._models_dir} approved={len(self._approved)} notes={len(self._notes)}>"
+
+    def follow(self, versions: Iterable[VersionState]) -> None:
+        approved = {(state.model, state.version): state.digest for state in versions if state.status == "approved"}
+        for model, version in self._approved.keys() - approved.keys():
+            self._is_good(f"{model}/{version}")
+        self._approved = approved
 
     def policy(self, model: str) -> ModelPolicy:
         if not is_model_name(model):
             return ModelPolicy()
-        folder = self._models_dir / model
-        stamp = _changed(folder / "model.toml")
+        path = self._models_dir / model / "model.toml"
+        stamp = _stamp_of(path)
         known = self._policies.get(model)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        policy = known[1] if known is not None else ModelPolicy()
+        last = known[1] if known is not None else None
+        if known is not None and known[0] == stamp and not self._is_due(model):
+            return last or ModelPolicy()
+        policy = last
         try:
-            policy = load_policy(folder)
-            self.notes.pop(model, None)
+            if stamp is None and known is not None and (known[0] is not None or model in self._notes):
+                raise PolicyError(f"{path} is gone")
+            policy = load_policy(path.parent)
         except PolicyError as error:
-            self.notes[model] = str(error)
+            self._is_bad(model, f"{error}; {'the default policy holds' if last is None else 'the last policy stays'}")
+        else:
+            if last is not None and _stamp_of(path) != stamp:
+                return last  # it is being written; the next call reads it
+            self._is_good(model)
         self._policies[model] = stamp, policy
-        return policy
+        return policy or ModelPolicy()
 
     def profile(self, model: str, version: int) -> Profile | None:
-        if not is_model_name(model):
+        digest = self._approved.get((model, version))
+        if digest is None or not is_model_name(model):
             return None
-        folder = self._models_dir / model / str(version)
-        stamp = _changed(folder / PROFILE_NAME)
         known = self._profiles.get((model, version))
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == digest:
             return known[1]
-        profile = None
+        name = f"{model}/{version}"
+        if name in self._notes and not self._is_due(name):
+            return None
         try:
-            profile = _read_profile(folder)
-            self.notes.pop(f"{model}/{version}", None)
+            profile = _read_profile(self._models_dir / model / str(version), digest)
         except (RepositoryError, ProfileError, OSError) as error:
-            self.notes[f"{model}/{version}"] = str(error)
-        self._profiles[model, version] = stamp, profile
+            self._is_bad(name, f"the profile of {name} cannot be used, and its drift is not followed: {error}")
+            return None
+        self._is_good(name)
+        self._profiles[model, version] = digest, profile
         return profile
 
+    def notes(self, model: str) -> list[str]:
+        return [note for name, note in self._notes.items() if name.partition("/")[0] == model]
 
-def _changed(path: Path) -> int:
+    def news(self) -> list[str]:
+        news, self._news = self._news, []
+        return news
+
+    def _is_bad(self, name: str, note: str) -> None:
+        if self._notes.get(name) != note:
+            self._notes[name] = note
+            self._news.append(note)
+        self._again_at[name] = self._monotonic() + _AGAIN_SECONDS
+
+    def _is_good(self, name: str) -> None:
+        self._notes.pop(name, None)
+        self._again_at.pop(name, None)
+
+    def _is_due(self, name: str) -> bool:
+        return name in self._again_at and self._monotonic() >= self._again_at[name]
+
+
+_Stamp = tuple[int, int, int] | None
+"""Tells a file from what it was before; None for one that is not there."""
+
+
+def _stamp_of(path: Path) -> _Stamp:
     try:
-        return os.stat(path).st_mtime_ns
+        status = os.stat(path)
     except OSError:
-        return 0
+        return None
+    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
-def _read_profile(folder: Path) -> Profile | None:
-    """The profile whose bytes the manifest hashed; None for a version that was added without reference rows."""
-    manifest = load_version(folder).manifest
-    for entry in manifest.files:
+def _read_profile(folder: Path, digest: str) -> Profile | None:
+    """The profile whose bytes were approved; None for a version that was added without reference rows."""
+    found = load_version(folder)
+    if found.digest != digest:
+        raise ProfileError(f"its folder has the digest {found.digest}, but {digest} is approved")
+    for entry in found.manifest.files:
         if entry.path == PROFILE_NAME:
             with open(folder / PROFILE_NAME, "rb") as file:
                 raw = file.read(_MAX_PROFILE_BYTES)

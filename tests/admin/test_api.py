@@ -221,6 +221,21 @@ def test_a_canary_that_looks_different_to_callers_is_refused_unless_permitted(cl
     assert client.put(f"{API}/routes/m", json={**body, "allow_signature_change": True}).status_code == 200
 
 
+@pytest.mark.promise("P15")
+def test_signatures_are_compared_of_what_was_approved_and_of_no_other_folder(client: TestClient, world: World) -> None:
+    world.serve(1)
+    other = Signature(SIGNATURE.inputs, (TensorSpec("z", "FP32", (-1, 1)),))
+    world.store.register("m", 2, world.add_version(2, signature=other))
+    world.store.approve("m", 2, actor="ada", reason="")
+    world.ready(2)
+    shutil.rmtree(world.settings.models / "m" / "2")
+    world.add_version(2)
+    body = {"stable": 1, "canary": 2, "weight": 5}
+    assert "not the approved one" in error_of(client.put(f"{API}/routes/m", json=body), 409)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    assert "not the approved one" in error_of(client.post(f"{API}/rollouts", json={"model": "m", "canary": 2}), 409)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -360,7 +360,7 @@ STATUS = {
                     "callers": 20,
                 }
             ],
-            "notes": [],
+            "notes": ["model.toml of m is [gone]"],
         }
     },
 }
@@ -372,7 +372,16 @@ def test_drift_shows_evidence_trial_and_alarms(world: World) -> None:
     status.write_text(json.dumps(STATUS))
     text = done("drift", "status")
     assert text == done("drift", "status", "m")
-    for expected in ("inputs 50%, quality 0%", "temp", "0.07", "41.5", "promote", "needs about 300", "2012-03-05"):
+    for expected in (
+        "inputs 50%, quality 0%",
+        "temp",
+        "0.07",
+        "41.5",
+        "promote",
+        "needs about 300",
+        "2012-03-05",
+        "[gone]",
+    ):
         assert expected in text, text
     assert json.loads(done("drift", "status", "--json")) == STATUS
 

@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from gateway.control.change import VersionState
 from gateway.control.monitor import Monitor
 from gateway.control.versions import FixedVersions, FolderVersions
 from gateway.drift.profile import FeatureProfile, Profile
 from gateway.engine.oneshot import open_engine
 from gateway.events.records import TensorRecord
+from gateway.repository.manifest import load_version
 
 CHECKOUT = Path(__file__).parents[2]
 LATE_HOURS = 48
@@ -76,8 +78,10 @@ def in_celsius(profile: Profile) -> Profile:
 def bike_world(make_world: Any, *, mended: bool = False) -> Any:
     """A world whose model `m` is the shipped one, profiles and policy and all."""
     shipped = FolderVersions(CHECKOUT / "models")
+    folders = [load_version(CHECKOUT / "models" / "bike-demand" / str(version)) for version in (1, 2, 3)]
+    shipped.follow(VersionState(each.model, each.version, each.digest, "approved") for each in folders)
     profiles: dict[int, Any] = {version: shipped.profile("bike-demand", version) for version in (1, 2, 3)}
-    assert None not in profiles.values(), shipped.notes
+    assert None not in profiles.values(), shipped.news()
     if mended:
         profiles[3] = in_celsius(profiles[3])
     world = make_world()

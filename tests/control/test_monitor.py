@@ -13,6 +13,7 @@ from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
 from gateway.control.model import ModelWatch
 from gateway.control.trial import Trial
+from gateway.control.versions import FixedVersions, FolderVersions
 from gateway.drift.profile import Profile, build_profile
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION, TensorRecord
 from gateway.predictions.segments import LogRecord
@@ -449,6 +450,43 @@ def test_when_both_arms_fail_nothing_is_rolled_back(make_world: Any) -> None:
     send_on_arms(world, 1_000, canary=failing, stable=failing)
     world.run()
     assert world.kinds() == []
+
+
+def test_what_cannot_be_used_of_the_files_is_in_the_log_once_and_in_the_status(make_world: Any, tmp_path: Any) -> None:
+    world = make_world()
+    world.versions = FolderVersions(tmp_path / "models", monotonic=lambda: world.now[0])
+    policy = tmp_path / "models" / "m" / "model.toml"
+    policy.parent.mkdir(parents=True)
+    policy.write_text("[qality]\n")
+    send(world, 300, labels=False)
+    world.run()
+    about = [note for note in world.notes if "qality" in note or "the profile of m/1" in note]
+    assert len(about) == 2
+    status = msgspec.json.decode((world.folder / "monitor" / "status.json").read_bytes())
+    assert sorted(status["models"]["m"]["notes"]) == sorted(about)
+
+
+def test_a_profile_that_was_missing_is_taken_up_once_it_is_there(make_world: Any, make_profile: Any) -> None:
+    late: dict[Any, Any] = {}
+    world = make_world()
+    world.versions = FixedVersions({}, late)
+
+    async def scenario() -> Any:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        send(world, 100, labels=False)
+        await world.feed(monitor)
+        assert monitor.models["m"].watches[1].profile is None
+        late["m", 1] = make_profile()
+        await monitor.flush()
+        send(world, 100, labels=False)
+        await world.feed(monitor)
+        await monitor.close()
+        return monitor
+
+    monitor = asyncio.run(scenario())
+    assert monitor.models["m"].watches[1].profile is not None
+    assert len([note for note in world.notes if "a profile of m that was missing is there" in note]) == 1
 
 
 def test_another_stable_version_beside_a_canary_leaves_its_arms_drawn_at_their_weights(make_world: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.control.act import Actor
 from gateway.control.alarm import Latch
+from gateway.control.change import Status, VersionState
 from gateway.control.checkpoint import CheckpointFile
 from gateway.control.compare import FixedRerun, compare
 from gateway.control.decisions import Move
@@ -24,7 +25,8 @@ from gateway.control.share import CallerShare
 from gateway.control.versions import FolderVersions
 from gateway.drift.profile import bin_indices, build_profile
 from gateway.events.records import DecisionRecord, PredictionRecord, TensorRecord, Timings
-from gateway.repository.policy import QualityPolicy
+from gateway.repository.manifest import load_version
+from gateway.repository.policy import ModelPolicy, QualityPolicy
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -82,25 +84,107 @@ def test_a_checkpoint_is_read_back_or_set_aside(tmp_path: Path) -> None:
         assert file.read() == (None, "")
 
 
-def test_profiles_are_those_the_manifest_hashed(tmp_path: Path) -> None:
+def shipped_version(models_dir: Path) -> Path:
+    folder = models_dir / "bike-demand" / "1"
+    folder.mkdir(parents=True)
     for name in ("manifest.json", "model.onnx", "profile.json", "card.md"):
-        source = CHECKOUT / "models" / "bike-demand" / "1" / name
-        target = tmp_path / "bike-demand" / "1" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
-    (tmp_path / "bike-demand" / "model.toml").write_text('[quality]\noutput = "count"\n')
+        (folder / name).write_bytes((CHECKOUT / "models" / "bike-demand" / "1" / name).read_bytes())
+    return folder
+
+
+def test_profiles_are_those_the_manifest_hashed(tmp_path: Path) -> None:
+    folder = shipped_version(tmp_path)
+    states = [VersionState("bike-demand", 1, load_version(folder).digest, "approved")]
     versions = FolderVersions(tmp_path)
+    versions.follow(states)
     profile = versions.profile("bike-demand", 1)
     assert profile is not None and profile.loss is not None
-    assert versions.policy("bike-demand").quality.output == "count"
-    spoiled = (tmp_path / "bike-demand" / "1" / "profile.json").read_bytes().replace(b'"rows": 2', b'"rows": 3')
-    (tmp_path / "bike-demand" / "1" / "profile.json").write_bytes(spoiled)
-    assert FolderVersions(tmp_path).profile("bike-demand", 1) is None
-    (tmp_path / "bike-demand" / "model.toml").write_text("[qality]\n")
-    assert versions.policy("bike-demand").quality.output == "count"
-    assert "qality" in versions.notes["bike-demand"]
+    spoiled = (folder / "profile.json").read_bytes().replace(b'"rows": 2', b'"rows": 3')
+    (folder / "profile.json").write_bytes(spoiled)
+    assert versions.profile("bike-demand", 1) == profile, "what was approved does not change"
+    late = FolderVersions(tmp_path)
+    late.follow(states)
+    assert late.profile("bike-demand", 1) is None
+    assert (
+        late.notes("bike-demand") == late.news()
+        and "not the file that the manifest hashed" in late.notes("bike-demand")[0]
+    )
     assert versions.profile("../bike-demand", 1) is None
     assert versions.profile("nobody", 1) is None
+
+
+@pytest.mark.promise("P15")
+@pytest.mark.parametrize(("status", "digest"), [("registered", None), ("rejected", None), ("approved", "sha256:0")])
+def test_a_profile_that_nobody_approved_is_not_given(tmp_path: Path, status: Status, digest: str | None) -> None:
+    folder = shipped_version(tmp_path)
+    versions = FolderVersions(tmp_path)
+    assert versions.profile("bike-demand", 1) is None
+    versions.follow([VersionState("bike-demand", 1, digest or load_version(folder).digest, status)])
+    assert versions.profile("bike-demand", 1) is None
+    versions.follow([VersionState("bike-demand", 1, load_version(folder).digest, "approved")])
+    if digest is None:
+        assert versions.profile("bike-demand", 1) is not None
+    else:
+        assert "but sha256:0 is approved" in versions.news()[0]
+
+
+def test_a_profile_that_is_missing_is_said_once_and_looked_for_again(tmp_path: Path) -> None:
+    now = [0.0]
+    folder = shipped_version(tmp_path)
+    versions = FolderVersions(tmp_path, monotonic=lambda: now[0])
+    versions.follow([VersionState("bike-demand", 1, load_version(folder).digest, "approved")])
+    (folder / "profile.json").rename(tmp_path / "aside")
+    said = []
+    for _ in range(20):
+        now[0] += 1.0
+        assert versions.profile("bike-demand", 1) is None
+        said += versions.news()
+    assert said == [
+        "the profile of bike-demand/1 cannot be used, and its drift is not followed: profile.json is missing"
+    ]
+    assert versions.notes("bike-demand") == said
+    (tmp_path / "aside").rename(folder / "profile.json")
+    now[0] += 5.0
+    assert versions.profile("bike-demand", 1) is not None
+    assert versions.notes("bike-demand") == []
+
+
+def test_the_last_good_policy_stays_while_its_file_is_broken_or_gone(tmp_path: Path) -> None:
+    path = tmp_path / "m" / "model.toml"
+    path.parent.mkdir()
+    path.write_text('[quality]\noutput = "count"\n')
+    versions = FolderVersions(tmp_path)
+    assert versions.policy("m").quality.output == "count"
+    path.write_text("[qality]\n")
+    assert versions.policy("m").quality.output == versions.policy("m").quality.output == "count"
+    (said,) = versions.news()
+    assert "qality" in said and said.endswith("; the last policy stays")
+    path.unlink()
+    assert versions.policy("m").quality.output == versions.policy("m").quality.output == "count"
+    assert [f"{path} is gone; the last policy stays"] == versions.news() == versions.notes("m")
+    path.write_text('[quality]\noutput = "other"\n')
+    assert versions.policy("m").quality.output == "other"
+    assert versions.notes("m") == []
+
+
+def test_a_policy_that_is_broken_from_the_start_is_said_once(tmp_path: Path) -> None:
+    now = [0.0]
+    path = tmp_path / "m" / "model.toml"
+    path.parent.mkdir()
+    path.write_text("[qality]\n")
+    versions = FolderVersions(tmp_path, monotonic=lambda: now[0])
+    said = []
+    for _ in range(20):
+        now[0] += 1.0
+        assert versions.policy("m") == ModelPolicy()
+        said += versions.news()
+    assert len(said) == 1 and said[0].endswith("; the default policy holds")
+
+
+def test_a_model_without_a_policy_has_the_default_one_and_no_note(tmp_path: Path) -> None:
+    versions = FolderVersions(tmp_path)
+    assert versions.policy("m") == versions.policy("m") == ModelPolicy()
+    assert versions.news() == []
 
 
 def decision(seq: int, kind: str, *, before: Any = None, after: Any = None, evidence: Any = None) -> DecisionRecord:
