@@ -23,7 +23,7 @@ from gateway.admin import endpoints
 from gateway.admin.console import STYLE, page
 from gateway.admin.endpoints import ENDPOINTS, PREFIX, Call, Endpoint, Query
 from gateway.admin.engines import EngineState
-from gateway.admin.errors import OURS, BadRequest, Busy, TooLarge, status_of
+from gateway.admin.errors import OURS, BadRequest, Busy, NotFound, TooLarge, status_of
 from gateway.admin.guard import actor_of, authorize, check_json, check_origin
 from gateway.admin.openapi import describe
 from gateway.admin.operations import Operations
@@ -32,6 +32,7 @@ from gateway.admin.tail import Tail, open_tail, parse_start
 from gateway.control.store import Store
 from gateway.events.records import Arm
 from gateway.predictions.archive import Archive
+from gateway.repository.manifest import is_model_name
 from gateway.settings import Settings
 
 __all__ = ("create_admin",)
@@ -103,7 +104,7 @@ class _Admin:
             if not endpoint.is_open:
                 authorize(headers, token=self._token)
             call = Call(
-                path=dict(request.path_params),
+                path=_path(request),
                 query=_query(request, endpoint),
                 body=await _body(request, endpoint.body),
                 actor=actor_of(headers),
@@ -264,6 +265,16 @@ def _by_method(handlers: dict[str, Handler]) -> Handler:
     return run
 
 
+def _path(request: Request) -> dict[str, str]:
+    """What the path names; a model becomes part of file names, and PostgreSQL takes no NUL."""
+    path: dict[str, str] = dict(request.path_params)
+    if "model" in path and not is_model_name(path["model"]):
+        raise NotFound(f"there is no model {path['model'][:64]!r}")
+    if "\0" in path.get("rollout", ""):
+        raise NotFound(f"there is no rollout {path['rollout'][:64]!r}")
+    return path
+
+
 def _query(request: Request, endpoint: Endpoint) -> dict[str, str]:
     found = dict(request.query_params)
     known = [query.name for query in endpoint.query]
@@ -271,6 +282,8 @@ def _query(request: Request, endpoint: Endpoint) -> dict[str, str]:
         raise BadRequest(
             f"{unknown[0][:64]!r} is no parameter of {endpoint.path}; there are: {', '.join(known) or 'none'}"
         )
+    if "model" in found and not is_model_name(found["model"]):
+        raise BadRequest(f"model={found['model'][:64]!r}: expected the name of a model")
     return found
 
 

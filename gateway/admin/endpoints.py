@@ -25,6 +25,7 @@ __all__ = ("ENDPOINTS", "MAX_LIMIT", "PREFIX", "Call", "Endpoint", "Query", "is_
 PREFIX = "/api/v1"
 MAX_LIMIT = 1000
 MAX_SEQUENCE = 2**53
+MAX_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,13 @@ def _number(call: Call, name: str, *, default: int | None, highest: int) -> int 
     text = call.query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) < 17 and int(text) <= highest):
+    if not _is_number(text) or int(text) > highest:
         raise BadRequest(f"{name}={text[:32]!r}: expected a whole number from 0 to {highest}")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
 
 
 def _limit(call: Call, default: int) -> int:
@@ -111,7 +116,7 @@ def _limit(call: Call, default: int) -> int:
 
 def _revision(call: Call) -> int | None:
     revision = call.if_match.strip().removeprefix("W/").strip('"')
-    if revision and not revision.isdigit():
+    if revision and not _is_number(revision):
         raise BadRequest(f"If-Match is {call.if_match[:32]!r}; expected the revision of the route, in quotes")
     return int(revision) if revision else None
 

@@ -59,7 +59,7 @@ def check_origin(headers: Headers, *, method: str, token: str) -> None:
         if site not in _SAME_SITE:
             raise Forbidden("a page of another site may not call the admin API (Sec-Fetch-Site)")
     for origin in _values(headers, b"origin"):
-        if urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+        if _host_of(origin.decode("latin-1")) != host.lower():
             raise Forbidden("a page of another site may not call the admin API (Origin)")
 
 
@@ -95,6 +95,13 @@ def actor_of(headers: Headers) -> str:
 
 def _values(headers: Headers, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _is_local_name(host: str) -> bool:

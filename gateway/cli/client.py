@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ("AdminClient", "CommandError", "NoGateway", "inference_url", "open_client", "state_dir_here")
+__all__ = ("AdminClient", "CommandError", "NoGateway", "inference_url", "is_url", "open_client", "state_dir_here")
 
 ANSWER_SECONDS = 15.0
 APPROVE_SECONDS = 150.0
@@ -52,11 +52,12 @@ class AdminClient:
         import httpx2
 
         self.url = url.rstrip("/")
-        if urlsplit(self.url).scheme not in ("http", "https"):
+        if not is_url(self.url):
             raise CommandError(f"GATEWAY_URL is {url!r}; expected a URL such as {DEFAULT_ADMIN_URL}")
-        headers = {"gateway-actor": quote(actor or _user())}
+        headers = {b"gateway-actor": quote(actor or _user()).encode()}
         if token:
-            headers["authorization"] = f"Bearer {token}"
+            # What the environment holds, byte for byte; the admin API compares UTF-8.
+            headers[b"authorization"] = b"Bearer " + token.encode("utf-8", "surrogateescape")
         # A proxy from the environment is meant for the internet, not for a gateway on this machine.
         self._http = httpx2.Client(
             headers=headers, timeout=ANSWER_SECONDS, transport=transport, trust_env=not _is_loopback(self.url)
@@ -106,6 +107,8 @@ class AdminClient:
             raise self._away() from None
         except httpx2.HTTPError as error:
             raise CommandError(f"the gateway at {self.url} went away: {error}") from None
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise CommandError(f"the gateway at {self.url} cannot be asked this: {error}") from None
 
     def close(self) -> None:
         self._http.close()
@@ -133,6 +136,8 @@ class AdminClient:
             raise CommandError(f"the gateway at {self.url} did not answer within {timeout_seconds:g} s") from None
         except httpx2.HTTPError as error:
             raise CommandError(f"the gateway at {self.url} did not answer: {error}") from None
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise CommandError(f"the gateway at {self.url} cannot be asked this: {error}") from None
         if response.status_code >= 400:
             raise CommandError(_error_text(response))
         try:
@@ -204,6 +209,19 @@ def _url_of(state_dir: Path, *, host: str, port: str) -> str:
 
 def _if_match(revision: int | None) -> dict[str, str]:
     return {} if revision is None else {"if-match": f'"{revision}"'}
+
+
+def is_url(url: str) -> bool:
+    """Whether something may listen there.
+
+    >>> is_url("http://127.0.0.1:8003"), is_url("http://[::1"), is_url("http://h:x"), is_url("gopher://h")
+    (True, False, False, False)
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_loopback(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.cli.client import CommandError, inference_url
+from gateway.cli.client import DEFAULT_INFERENCE_URL, CommandError, inference_url, is_url
 from gateway.cli.group import Commands
 
 __all__ = ("app",)
@@ -47,9 +48,14 @@ def send(
         labels = _read(file)
     elif prediction_id is None or label is None:
         raise typer.BadParameter("expected PREDICTION_ID and --label, or --file")
+    elif not math.isfinite(label):
+        raise typer.BadParameter(f"{label} is no number that can be true", param_hint="--label")
     else:
         labels = iter([{"prediction_id": prediction_id, "row": row, "label": label}])
-    sent = _send(f"{url or inference_url()}/v2/models/{quote(model, safe='')}/feedback", labels)
+    base = url or inference_url()
+    if not is_url(base):
+        raise CommandError(f"{base!r} is no URL; expected one such as {DEFAULT_INFERENCE_URL}")
+    sent = _send(f"{base}/v2/models/{quote(model, safe='')}/feedback", labels)
     typer.echo(f"{sent} label{'' if sent == 1 else 's'} taken")
 
 
@@ -68,6 +74,8 @@ def _send(url: str, labels: Iterator[dict[str, Any]]) -> int:
         raise CommandError(f"no gateway answers at {url}; start one with `gateway serve`, or give --url") from None
     except httpx2.HTTPError as error:
         raise CommandError(f"{sent} labels taken, then the gateway went away: {error}") from None
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise CommandError(f"{sent} labels taken, and the rest cannot be sent: {error}") from None
     return sent
 
 
@@ -82,6 +90,13 @@ def _batches(labels: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
         yield batch
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -93,7 +108,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
                     yield {
                         "prediction_id": line["prediction_id"],
                         "row": int(line.get("row") or 0),
-                        "label": float(line["label"]),
+                        "label": _finite(line["label"]),
                     }
                 except (TypeError, ValueError):
                     raise CommandError(f"{path}, line {number}: expected a whole row and a number as label") from None

@@ -21,3 +21,6 @@ class Commands(TyperGroup):
         except CommandError as error:
             typer.echo(f"gateway: {error}", err=True)
             raise typer.Exit(1) from None
+        except UnicodeEncodeError as error:
+            typer.echo(f"gateway: {error.object[:64]!a} is no text that {error.encoding} has", err=True)
+            raise typer.Exit(1) from None

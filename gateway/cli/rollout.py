@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -165,6 +166,9 @@ def _view(rollout: dict[str, Any], seen: dict[str, Any]) -> RenderableType:
 
 def _weights(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        weights = [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: expected weights such as 5,25,50", param_hint="--steps") from None
+        weights = [math.nan]
+    if not all(map(math.isfinite, weights)):
+        raise typer.BadParameter(f"{text!r}: expected weights such as 5,25,50", param_hint="--steps")
+    return weights

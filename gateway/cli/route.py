@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -55,6 +56,8 @@ def set_route(
     as_json: AsJson = False,
 ) -> None:
     """Set which versions get a model's traffic; an open rollout ends by it."""
+    if weight is not None and not math.isfinite(weight):
+        raise typer.BadParameter(f"{weight} is no weight in percent", param_hint="--weight")
     if canary is None and weight:
         raise typer.BadParameter("a weight needs a canary", param_hint="--weight")
     if canary is not None and weight is None:

@@ -79,6 +79,29 @@ def test_what_is_not_there_is_404(client: TestClient, world: World, path: str) -
     assert error_of(client.get(API + path), 404)
 
 
+@pytest.mark.parametrize("name", ["a%00b", "a" * 5000, "%20", "..", "a%0Ab", "%ED%A0%80"])
+def test_what_is_no_model_name_is_404_whatever_is_asked_of_it(client: TestClient, world: World, name: str) -> None:
+    word = {"reason": "x"}
+    for method, path, body in (
+        ("PUT", f"/routes/{name}", {"stable": 1}),
+        ("GET", f"/routes/{name}", None),
+        ("POST", f"/routes/{name}/rollback", {}),
+        ("POST", f"/routes/{name}/remove", {}),
+        ("POST", f"/models/{name}/versions/1/approve", word),
+        ("POST", f"/models/{name}/versions/1/reject", word),
+        ("GET", f"/models/{name}/versions/1", None),
+        ("GET", f"/drift/{name}", None),
+    ):
+        assert error_of(client.request(method, API + path, json=body), 404)
+    assert error_of(client.post(f"{API}/rollouts/a%00b/pause", json={}), 404)
+    assert world.store.revision() == 0
+
+
+@pytest.mark.parametrize("path", ["decisions", "rollouts", "predictions"])
+def test_what_is_no_model_name_in_the_query_is_400(client: TestClient, path: str) -> None:
+    assert "name of a model" in error_of(client.get(f"{API}/{path}", params={"model": "a\0b"}), 400)
+
+
 @pytest.mark.parametrize("version", ["01", "+1", "1.0", "-1", "1e3", "latest", "18446744073709551616"])
 def test_what_is_no_version_is_400(client: TestClient, version: str) -> None:
     assert "not a version" in error_of(client.get(f"{API}/models/m/versions/{version}"), 400)
@@ -344,7 +367,9 @@ def test_a_stale_if_match_is_412(client: TestClient, world: World) -> None:
     put = {"if-match": f'"{revision}"'}
     assert client.put(f"{API}/routes/m", json={"stable": 2}, headers=put).status_code == 200
     assert error_of(client.put(f"{API}/routes/m", json={"stable": 1}, headers=put), 412)
-    assert error_of(client.put(f"{API}/routes/m", json={"stable": 1}, headers={"if-match": "x"}), 400)
+    for header in (b"x", b'"-1"', b"9" * 5000, b"\xb2", b"*"):
+        headers = {b"if-match": header}
+        assert "If-Match" in error_of(client.put(f"{API}/routes/m", json={"stable": 1}, headers=headers), 400)
 
 
 def test_two_promotes_at_once_are_one_promote(client: TestClient, world: World) -> None:

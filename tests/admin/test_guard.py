@@ -93,6 +93,8 @@ def test_addresses_of_this_machine_are_answered(client: TestClient, host: str) -
         {"origin": "http://evil.example"},
         {"origin": "http://127.0.0.1:9999"},
         {"origin": "null"},
+        {"origin": "http://[::1"},
+        {"origin": "http://[v1.x]:8003"},
         {"origin": "http://127.0.0.1:8003", "sec-fetch-site": "cross-site"},
     ],
 )

@@ -80,7 +80,9 @@ def test_token_and_actor_travel_with_every_call() -> None:
     client = AdminClient("http://h", token="t0", actor="Zoë", transport=httpx2.MockTransport(answer))
     client.get("/models", {"model": None})
     client.put("/routes/m", {}, revision=7)
-    assert [headers["authorization"] for headers in seen] == ["Bearer t0"] * 2
+    AdminClient("http://h", token="tökén\udcff", transport=httpx2.MockTransport(answer)).get("/models")
+    assert [headers["authorization"] for headers in seen[:2]] == ["Bearer t0"] * 2
+    assert dict(seen[2].raw)[b"authorization"] == "Bearer tökén".encode() + b"\xff", "the bytes of the environment"
     assert seen[0]["gateway-actor"] == "Zo%C3%AB"
     assert seen[1]["if-match"] == '"7"'
 

@@ -222,6 +222,11 @@ def test_an_approval_whose_engine_is_not_ready_fails_and_says_why(world: World) 
         ("rollout", "start", "m", "--canary", "2", "--steps", "5;10"),
         ("feedback", "send", "m"),
         ("feedback", "send", "m", "id"),
+        ("rollout", "start", "m", "--canary", "2", "--steps", "nan"),
+        ("rollout", "start", "m", "--canary", "2", "--steps", "5,inf"),
+        ("route", "set", "m", "--stable", "1", "--canary", "2", "--weight", "nan"),
+        ("feedback", "send", "m", "id", "--label", "nan"),
+        ("feedback", "send", "m", "id", "--label=-inf"),
         ("feedback", "send", "m", "id", "--label", "x"),
         ("feedback", "send", "m", "id", "--label", "1", "--file", "labels.csv"),
         ("audit", "list", "--limit", "0"),
@@ -237,6 +242,29 @@ def test_without_a_gateway_the_way_to_one_is_shown(tmp_path: Path, monkeypatch: 
     assert "holds no log either" in failed("predictions", "tail", "--no-follow")
     monkeypatch.setenv("GATEWAY_URL", "gopher://x")
     assert "expected a URL" in failed("models", "list")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://h:x", "http://h:99999", "http://", "\udcff", "http://\udcff.x", "h"]
+)
+def test_what_is_no_url_is_one_line(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("GATEWAY_URL", url)
+    failed("models", "list")
+    failed("predictions", "tail", "--no-follow")
+    monkeypatch.delenv("GATEWAY_URL")
+    failed("feedback", "send", "m", "p-1", "--label", "1", "--url", url)
+
+
+@pytest.mark.parametrize("token", ["é", "\udcc3\udca9", "x\ny"])
+def test_a_token_of_any_letters_is_one_line_at_worst(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("GATEWAY_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("GATEWAY_TOKEN", token)
+    assert "no gateway answers" in failed("models", "list")
+
+
+def test_an_argument_that_is_no_text_is_one_line(world: World) -> None:
+    for arguments in (("route", "show", "\udcff"), ("route", "remove", "m", "--reason", "\udcff")):
+        failed(*arguments)
 
 
 def test_the_tail_reads_the_spool_when_no_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,6 +477,7 @@ def test_the_labels_of_a_file_are_sent(labels: Callable[[int], Taking], tmp_path
         ("prediction_id,row\np-1,0\n", "expected prediction_id, row, label"),
         ("prediction_id,row,label\np-1,0,1\np-2,x,1\n", "line 3"),
         ("prediction_id,row,label\np-1,0\n", "line 2"),
+        ("prediction_id,row,label\np-1,0,nan\n", "line 2"),
         ("", "has the columns"),
     ],
 )
