@@ -243,14 +243,17 @@ async def _connect_lanes(front: Any, settings: Settings) -> None:
 
 
 async def _sweep(server: Any, front: Any) -> None:
+    from gateway.predictions.segments import SpoolSize
+
     loop = asyncio.get_running_loop()
+    size = SpoolSize(front.settings.spool_dir)
     spool_bytes = front.cells.gauge("gateway_spool_bytes", {})
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         now = loop.time()
         for connection in list(server.server_state.connections):
             connection.sweep(now)
-        spool_bytes.set(await asyncio.to_thread(_spool_bytes, front.settings.spool_dir))
+        spool_bytes.set(await asyncio.to_thread(size.count))
 
 
 def run_archiver(settings: Settings) -> None:
@@ -500,9 +503,3 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.bind((host, port))
     listener.setblocking(False)
     return listener
-
-
-def _spool_bytes(spool_dir: Path) -> int:
-    from gateway.predictions.segments import spool_size
-
-    return spool_size(spool_dir)

@@ -14,7 +14,7 @@ from gateway.predictions.segments import (
     MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
-    list_segments,
+    SegmentNames,
     list_streams,
     numbers_of,
     split_name,
@@ -35,6 +35,7 @@ class Backlog:
     def __init__(self, spool_dir: Path) -> None:
         self._spool_dir = spool_dir
         self._ends: dict[Path, tuple[int, int]] = {}
+        self._names: dict[str, SegmentNames] = {}
 
     def __repr__(self) -> str:
         return f"<Backlog {self._spool_dir}>"
@@ -51,7 +52,7 @@ class Backlog:
         total = 0
         for stream in list_streams(self._spool_dir):
             segment, offset = position.get(stream, ("", 0))
-            names = list_segments(self._spool_dir / stream)
+            names = self._names.setdefault(stream, SegmentNames(self._spool_dir / stream)).look()
             waiting = names[bisect_left(names, segment) :]
             for _, life in groupby(waiting, key=lambda name: split_name(name)[0]):
                 paths = [self._spool_dir / stream / name for name in life]

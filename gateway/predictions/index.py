@@ -10,7 +10,6 @@ import os
 import time
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -165,12 +164,13 @@ def index_closed(spool_dir: Path, *, seconds: float) -> int:
     done = 0
     for folder in (spool_dir / stream for stream in list_streams(spool_dir)):
         names = list_segments(folder)
-        for name in _leftovers(folder, set(names)):
-            (folder / name).unlink(missing_ok=True)
+        indexed = _indexed(folder)
+        for name in indexed.difference(names):
+            index_path(folder / name).unlink(missing_ok=True)
         for name in names[:-1]:
             if time.monotonic() > until:
                 return done
-            if not index_path(folder / name).exists():
+            if name not in indexed:
                 index = SegmentIndex(folder / name)
                 index.extend()
                 try:
@@ -181,11 +181,10 @@ def index_closed(spool_dir: Path, *, seconds: float) -> int:
     return done
 
 
-def _leftovers(folder: Path, segments: set[str]) -> Iterator[str]:
+def _indexed(folder: Path) -> set[str]:
+    """The segments, there or gone, that have an index."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
-        return
-    yield from [
-        name for name in names if name.endswith(INDEX_SUFFIX) and name.removesuffix(INDEX_SUFFIX) not in segments
-    ]
+        return set()
+    return {name.removesuffix(INDEX_SUFFIX) for name in names if name.endswith(INDEX_SUFFIX)}

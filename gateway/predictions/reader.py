@@ -10,8 +10,8 @@ from typing import Literal
 
 from gateway.predictions.segments import (
     LogRecord,
+    SegmentNames,
     end_of_records,
-    list_segments,
     list_streams,
     scan,
     split_name,
@@ -160,6 +160,7 @@ class _Cursor:
         self.offset = offset
         self.corrupt = self.torn = self.removed = self.missing = 0
         self._blocks: _Blocks = blocks
+        self._names = SegmentNames(folder)
         self._file = _NO_FILE
         self._boot = ""
         self._part = b""
@@ -199,13 +200,13 @@ class _Cursor:
         return records
 
     def go_to_end(self) -> None:
-        names = list_segments(self.folder)
+        names = self._names.look()
         if names:
             self.segment, self.offset = names[-1], end_of_records(self.folder / names[-1])
 
     def bytes_behind(self) -> int:
         behind = 0
-        for name in list_segments(self.folder):
+        for name in self._names.look():
             if name >= self.segment:
                 try:
                     behind += (self.folder / name).stat().st_size
@@ -239,7 +240,7 @@ class _Cursor:
 
     def _step(self) -> bool:
         """Go to the start of the next segment, if there is one."""
-        names = list_segments(self.folder)
+        names = self._names.look()
         place = bisect_right(names, self.segment)
         if place == len(names):
             return False
@@ -251,7 +252,7 @@ class _Cursor:
 
     def _advance(self) -> bool:
         """At the end of what can be read here: go to the next segment, or stay while this is the last."""
-        names = list_segments(self.folder)
+        names = self._names.look()
         if bisect_right(names, self.segment) == len(names):
             return False
         # A writer is done with a segment before it begins the next, so what is here now is all that will ever be.

@@ -7,7 +7,6 @@ one that is there. That is what the fronts' own counts are held against.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from gateway.predictions.segments import LogRecord
 __all__ = ("FrontBalance", "FrontCounts", "Gap", "Life", "balance", "lives_of")
 
 _OK = 200
+_PAGE_NUMBERS = 1 << 15
 
 
 class Gap(NamedTuple):
@@ -102,40 +102,31 @@ class _Seen(msgspec.Struct):
 
 
 class _Numbers:
-    """Which numbers of a life were seen, as runs without a gap: (first, last, time of first, time of last)."""
+    """Which numbers of a life were seen: a bit for each, and the ends of the runs without a gap, with their times."""
 
     def __init__(self) -> None:
-        self.firsts: list[int] = []
-        self.runs: list[tuple[int, int, str, str]] = []
+        self._pages: dict[int, bytearray] = {}
+        self._by_first: dict[int, tuple[int, str]] = {}
+        self._by_last: dict[int, tuple[int, str]] = {}
 
     def add(self, number: int, time: str) -> bool:
         """Note a number; False when it was there."""
-        place = bisect_right(self.firsts, number) - 1
-        if place >= 0:
-            first, last, began, _ = self.runs[place]
-            if number <= last:
-                return False
-            if number == last + 1:
-                self.runs[place] = (first, number, began, time)
-                self._join(place)
-                return True
-        self.firsts.insert(place + 1, number)
-        self.runs.insert(place + 1, (number, number, time, time))
-        self._join(place + 1)
+        page = self._pages.get(number // _PAGE_NUMBERS)
+        if page is None:
+            page = self._pages[number // _PAGE_NUMBERS] = bytearray(_PAGE_NUMBERS // 8)
+        place, bit = number % _PAGE_NUMBERS // 8, 1 << number % 8
+        if page[place] & bit:
+            return False
+        page[place] |= bit
+        first, began = self._by_last.pop(number - 1, (number, time))
+        last, ended = self._by_first.pop(number + 1, (number, time))
+        self._by_first[first] = (last, ended)
+        self._by_last[last] = (first, began)
         return True
 
-    def gaps(self) -> list[Gap]:
-        return [
-            Gap(left[1] + 1, right[0] - 1, left[3], right[2])
-            for left, right in zip(self.runs, self.runs[1:], strict=False)
-        ]
-
-    def _join(self, place: int) -> None:
-        if place + 1 < len(self.runs) and self.runs[place][1] + 1 == self.runs[place + 1][0]:
-            first, _, began, _ = self.runs[place]
-            _, last, _, ended = self.runs.pop(place + 1)
-            del self.firsts[place + 1]
-            self.runs[place] = (first, last, began, ended)
+    def runs(self) -> list[tuple[int, int, str, str]]:
+        """(first, last, time of first, time of last) of each run, in order."""
+        return sorted((first, last, began, self._by_first[first][1]) for last, (first, began) in self._by_last.items())
 
 
 _decoder = msgspec.json.Decoder(_Seen)
@@ -174,10 +165,12 @@ def lives_of(records: Iterable[LogRecord]) -> list[Life]:
             life.failed += seen.status != _OK
             life.sampled_out += not seen.sampled
     for boot, life in lives.items():
-        runs = numbers[boot].runs
+        runs = numbers[boot].runs()
         life.first, _, life.since, _ = runs[0]
         _, life.last, _, life.until = runs[-1]
-        life.gaps = numbers[boot].gaps()
+        life.gaps = [
+            Gap(left[1] + 1, right[0] - 1, left[3], right[2]) for left, right in zip(runs, runs[1:], strict=False)
+        ]
     return sorted(lives.values(), key=lambda life: (life.slot, life.boot))
 
 

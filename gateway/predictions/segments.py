@@ -29,6 +29,7 @@ __all__ = (
     "RECORD_TAIL",
     "LogRecord",
     "Scan",
+    "SegmentNames",
     "SpoolSize",
     "end_of_records",
     "expanded",
@@ -54,6 +55,7 @@ LOCK_NAME = "writer.lock"
 _SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
 _PART_BYTES = 2**20
 _COARSE_NS = 10**9
+_UNSETTLED = -1
 _HEADER = struct.Struct("<IIQB")
 _CHECKED_FROM = RECORD_HEAD.size
 
@@ -240,6 +242,35 @@ def list_streams(spool_dir: Path) -> list[str]:
         return []
 
 
+class SegmentNames:
+    """The segments of a stream, listed again and again: the folder is read only when names have come or gone.
+
+    Parameters
+    ----------
+    folder : Path
+        The stream's; need not be there yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stamp = _UNSETTLED
+        self._names: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<SegmentNames {self._folder} {len(self._names)}>"
+
+    def look(self) -> list[str]:
+        """As `list_segments`; the list is not to be changed."""
+        try:
+            stamp = _stamp_of(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            stamp = _UNSETTLED
+        if stamp == _UNSETTLED or stamp != self._stamp:
+            self._names = list_segments(self._folder)
+            self._stamp = stamp
+        return self._names
+
+
 def spool_size(spool_dir: Path) -> int:
     """Return the bytes of all files of a spool, dead letters and checkpoint included."""
     total = 0
@@ -276,18 +307,17 @@ class SpoolSize:
 class _Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._changed_at = -1
+        self._stamp = _UNSETTLED
         self._settled: dict[str, int] = {}
         self._settled_bytes = 0
         self._growing: list[str] = []
 
     def count(self) -> int:
         try:
-            changed_at = self._path.stat().st_mtime_ns
-            if changed_at != self._changed_at:
+            stamp = _stamp_of(self._path)
+            if stamp == _UNSETTLED or stamp != self._stamp:
                 self._look()
-                # A file may still come at what the clock of the file system calls the same moment.
-                self._changed_at = changed_at if time.time_ns() - changed_at > _COARSE_NS else -1
+                self._stamp = stamp
         except (FileNotFoundError, NotADirectoryError):
             return 0
         return self._settled_bytes + sum(self._size_of(name) for name in self._growing)
@@ -309,6 +339,15 @@ class _Folder:
         except FileNotFoundError:
             return 0
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _stamp_of(folder: Path) -> int:
+    """When names last came to a folder or went, in nanoseconds; _UNSETTLED while that was just now.
+
+    A file may still come at what the clock of the file system calls the same moment.
+    """
+    changed_at = folder.stat().st_mtime_ns
+    return changed_at if time.time_ns() - changed_at > _COARSE_NS else _UNSETTLED
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:

@@ -244,7 +244,7 @@ def test_a_record_that_comes_between_the_last_look_and_the_next_segment_is_not_l
             append(writer, 300)
         return list_segments(folder)
 
-    monkeypatch.setattr("gateway.predictions.reader.list_segments", looks_late)
+    monkeypatch.setattr("gateway.predictions.segments.list_segments", looks_late)
     assert sequences(reader) == list(range(4, 304))
     assert (reader.torn, reader.missing) == (0, 0)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
+from gateway.predictions.backlog import Backlog
 from gateway.predictions.index import INDEX_SUFFIX
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.segments import (
     HEADER_BYTES,
     LogRecord,
+    SegmentNames,
     SpoolSize,
     end_of_records,
     list_segments,
@@ -29,10 +31,11 @@ from tests.blocks import singles
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("aged", [False, True])
-def test_a_spool_counted_again_is_as_large_as_one_counted_anew(tmp_path: Path, seed: int, aged: bool) -> None:
+def test_a_spool_looked_at_again_is_as_one_looked_at_anew(tmp_path: Path, seed: int, aged: bool) -> None:
     draw = random.Random(seed)
     size = SpoolSize(tmp_path)
     folders = [tmp_path / "front-0", tmp_path / "front-1"]
+    listed = {folder: SegmentNames(folder) for folder in folders}
     for step in range(150):
         folder = draw.choice(folders)
         folder.mkdir(exist_ok=True)
@@ -59,6 +62,7 @@ def test_a_spool_counted_again_is_as_large_as_one_counted_anew(tmp_path: Path, s
                 changed = int(path.stat().st_mtime) % 10**6
                 os.utime(path, (changed, changed + step) if path.stat().st_mtime > 10**8 else (changed, changed))
         assert size.count() == spool_size(tmp_path)
+        assert all(listed[folder].look() == list_segments(folder) for folder in folders)
 
 
 def test_closed_segments_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +80,29 @@ def test_closed_segments_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.
     (folder / segment_name("0" * 14, 50)).write_bytes(bytes(7))
     assert size.count() == 507
     assert len([path for path in looked if str(path).endswith(".seg")]) <= 3
+
+
+def test_who_waits_for_records_lists_a_folder_only_when_names_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    writer.append([(1, b"first")])
+    reader, backlog = SpoolReader(tmp_path), Backlog(tmp_path)
+    assert len(reader.read()) == 1
+    os.utime(tmp_path / "front-0", (1.0, 1.0))
+    listed = []
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed.append(path) or listdir(path))
+    for _ in range(20):
+        assert reader.read() == []
+        assert backlog.count(reader.position()) == 0
+    assert len(listed) == 2, "one for the reader, one for the backlog"
+    writer.append([(1, b"in the same segment")])
+    assert len(reader.read()) == 1
+    assert len(listed) == 2
+    (tmp_path / "front-0" / segment_name(writer.boot, 3)).touch()
+    assert reader.read() == []
+    assert reader.position()["front-0"][0] == segment_name(writer.boot, 3)
 
 
 def test_opening_a_large_spool_reads_one_segment_of_it(tmp_path: Path) -> None:
