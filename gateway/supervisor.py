@@ -29,7 +29,7 @@ from gateway.predictions.arrow import NeedsArchiveExtra
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.index import index_closed
 from gateway.predictions.reader import Position
-from gateway.predictions.retention import sweep
+from gateway.predictions.retention import Retention
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import ModelVersion, scan
 from gateway.repository.policy import PolicyError, load_policy
@@ -316,6 +316,7 @@ class Supervisor:
 
     async def _watch_spool(self) -> None:
         settings = self._settings
+        retention = Retention(settings.spool_dir)
         while True:
             await asyncio.to_thread(index_closed, settings.spool_dir, seconds=INDEX_SECONDS)
             await asyncio.sleep(SWEEP_SECONDS)
@@ -330,8 +331,7 @@ class Supervisor:
                     shipped = {}
                     self._say_once(settings.spool_dir, f"nothing is removed from the spool: {error}")
             await asyncio.to_thread(
-                sweep,
-                settings.spool_dir,
+                retention.sweep,
                 max_bytes=settings.spool.max_bytes,
                 max_age_seconds=settings.spool.max_age_hours * 3600,
                 shipped=shipped,

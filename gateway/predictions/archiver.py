@@ -12,7 +12,7 @@ from pathlib import Path
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.reader import Position
-from gateway.predictions.retention import sweep
+from gateway.predictions.retention import Retention
 from gateway.settings import Settings
 
 __all__ = ("Archiver", "ArchiverBusy")
@@ -58,6 +58,7 @@ class Archiver:
         self._cleaned_at = float("-inf")
         self._settings = settings
         self._archive = archive
+        self._retention = Retention(settings.spool_dir)
         self._note = note
         self._fault = ""
 
@@ -80,8 +81,7 @@ class Archiver:
         spool = self._settings.spool
         age = spool.max_age_hours * 3600 if max_age_seconds is None else max_age_seconds
         with _alone(self._settings.spool_dir):
-            moved = sweep(
-                self._settings.spool_dir,
+            moved = self._retention.sweep(
                 max_bytes=spool.max_bytes,
                 max_age_seconds=age,
                 shipped=self._shipped(),

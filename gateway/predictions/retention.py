@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import heapq
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import NamedTuple
 
 from gateway.predictions.index import index_path
 from gateway.predictions.reader import Position
-from gateway.predictions.segments import LOCK_NAME, list_segments, list_streams, reserve_of, spool_size
+from gateway.predictions.segments import LOCK_NAME, SegmentNames, SpoolSize, list_streams, reserve_of
 
-__all__ = ("sweep",)
+__all__ = ("Retention",)
 
 _DECISIONS = "decisions"
 # A living writer begins a new segment after an hour, so one that is older has been left behind.
@@ -25,66 +27,111 @@ class _Segment(NamedTuple):
     size: int
 
 
-def sweep(
-    spool_dir: Path,
-    *,
-    max_bytes: int,
-    max_age_seconds: float,
-    shipped: Position | None,
-    now: float,
-    keep: Callable[[Path], bool] = lambda segment: True,
-) -> list[Path]:
-    """Remove closed segments that are too old, or the oldest while the spool is too large; return what was removed.
-
-    The spool is brought below `max_bytes` by an eighth, or by twice the writers' reserve where that is more, so that
-    they find room until the next sweep however fast they write. The last segment of the decisions stays: what has
-    been published is read from it.
+class Retention:
+    """Removes what is due from a spool, swept again and again in a time that does not grow with the spool.
 
     Parameters
     ----------
-    max_bytes : int
-        `spool.max_bytes`.
-    max_age_seconds : float
-        Seconds since a segment was last written to.
-    shipped : mapping of stream to (segment, offset), or None
-        How far Kafka has acknowledged: nothing behind it is removed. None when there is no Kafka.
-    now : float
-        Seconds since 1970.
-    keep : callable
-        Called with a segment before it is removed; brings it elsewhere, and returns False to have it stay, and with
-        it all that are younger.
+    spool_dir : Path
     """
-    target = max_bytes - max(2 * reserve_of(max_bytes), max_bytes // 8)
-    size = spool_size(spool_dir)
-    removed = []
-    for segment in sorted(_removable(spool_dir, shipped, now)):
-        if now - segment.written_at <= max_age_seconds and size <= target:
-            break
-        if not keep(segment.path):
-            break
-        segment.path.unlink(missing_ok=True)
-        index_path(segment.path).unlink(missing_ok=True)
-        size -= segment.size
-        removed.append(segment.path)
-    return removed
 
+    def __init__(self, spool_dir: Path) -> None:
+        self._spool_dir = spool_dir
+        self._size = SpoolSize(spool_dir)
+        self._names: dict[str, SegmentNames] = {}
 
-def _removable(spool_dir: Path, shipped: Position | None, now: float) -> Iterator[_Segment]:
-    for stream in list_streams(spool_dir):
-        folder = spool_dir / stream
-        names = list_segments(folder)
+    def __repr__(self) -> str:
+        return f"<Retention {self._spool_dir}>"
+
+    def sweep(
+        self,
+        *,
+        max_bytes: int,
+        max_age_seconds: float,
+        shipped: Position | None,
+        now: float,
+        keep: Callable[[Path], bool] = lambda segment: True,
+    ) -> list[Path]:
+        """Remove closed segments that are too old, or the oldest while the spool is too large; return what went.
+
+        The spool is brought below `max_bytes` by an eighth, or by twice the writers' reserve where that is more, so
+        that they find room until the next sweep however fast they write. The last segment of the decisions that holds
+        any stays: what has been published is read from it.
+
+        Parameters
+        ----------
+        max_bytes : int
+            `spool.max_bytes`.
+        max_age_seconds : float
+            Seconds since a segment was last written to.
+        shipped : mapping of stream to (segment, offset), or None
+            How far Kafka has acknowledged: nothing behind it is removed. None when there is no Kafka.
+        now : float
+            Seconds since 1970.
+        keep : callable
+            Called with a segment before it is removed; brings it elsewhere, and returns False to have it stay, and
+            with it all that are younger.
+        """
+        target = max_bytes - max(2 * reserve_of(max_bytes), max_bytes // 8)
+        size = self._size.count()
+        removed: list[Path] = []
+        for segment in heapq.merge(
+            *(self._removable(stream, shipped, now) for stream in list_streams(self._spool_dir))
+        ):
+            if now - segment.written_at <= max_age_seconds and size <= target:
+                break
+            if not keep(segment.path):
+                break
+            segment.path.unlink(missing_ok=True)
+            index_path(segment.path).unlink(missing_ok=True)
+            size -= segment.size
+            removed.append(segment.path)
+        return removed
+
+    def _removable(self, stream: str, shipped: Position | None, now: float) -> Iterator[_Segment]:
+        folder = self._spool_dir / stream
+        names = self._names.setdefault(stream, SegmentNames(folder)).look()
         acknowledged = None if shipped is None else shipped.get(stream, ("", 0))
-        for name in names:
-            try:
-                status = (folder / name).stat()
-            except FileNotFoundError:
-                continue
-            if name == names[-1] and stream == _DECISIONS:
-                continue
-            if name == names[-1] and (now - status.st_mtime < _LEFT_BEHIND_SECONDS or _has_writer(folder)):
-                continue
-            if acknowledged is None or (name, status.st_size) <= acknowledged:
-                yield _Segment(status.st_mtime, folder / name, status.st_size)
+        kept = _last_written(folder, names) if stream == _DECISIONS else ""
+        for segment in _in_order(folder, names, now):
+            name = segment.path.name
+            if name == kept or (acknowledged is not None and (name, segment.size) > acknowledged):
+                return
+            if name == names[-1] and (now - segment.written_at < _LEFT_BEHIND_SECONDS or _has_writer(folder)):
+                return
+            yield segment
+
+
+def _in_order(folder: Path, names: list[str], now: float) -> Iterator[_Segment]:
+    """The segments of a stream with times in the order of their names, whatever the clock was set to meanwhile.
+
+    A time that is still to come is taken to be that of the next segment, and none is before that of the one before.
+    So what is doubtful is kept for longer, and nothing goes before what is older.
+    """
+    latest = -math.inf
+    ahead: list[tuple[Path, int]] = []
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except FileNotFoundError:
+            continue
+        ahead.append((folder / name, status.st_size))
+        if status.st_mtime <= now:
+            latest = max(latest, status.st_mtime)
+            yield from (_Segment(latest, path, size) for path, size in ahead)
+            ahead.clear()
+    yield from (_Segment(now, path, size) for path, size in ahead)
+
+
+def _last_written(folder: Path, names: list[str]) -> str:
+    """The last segment that holds anything; the first when none does."""
+    for name in reversed(names):
+        try:
+            if (folder / name).stat().st_size:
+                return name
+        except FileNotFoundError:
+            continue
+    return names[0] if names else ""
 
 
 def _has_writer(folder: Path) -> bool:

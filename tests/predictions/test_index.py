@@ -9,7 +9,7 @@ from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.index import SegmentIndex, index_closed, index_path, read_index
 from gateway.predictions.lookup import LogLookup, find
-from gateway.predictions.retention import sweep
+from gateway.predictions.retention import Retention
 from gateway.predictions.segments import list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings
@@ -128,7 +128,7 @@ def test_indexes_go_with_their_segments(tmp_path: Path) -> None:
     index_closed(tmp_path, seconds=60)
     assert not index_path(first).exists()
     later = first.stat().st_mtime if first.exists() else 4e9
-    sweep(tmp_path, max_bytes=2**30, max_age_seconds=1, shipped=None, now=later)
+    Retention(tmp_path).sweep(max_bytes=2**30, max_age_seconds=1, shipped=None, now=later)
     assert list(tmp_path.rglob("*.idx")) == []
 
 
