@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import heapq
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,12 +102,10 @@ class Retention:
 
 
 def _in_order(folder: Path, names: list[str], now: float) -> Iterator[_Segment]:
-    """The segments of a stream with times in the order of their names, whatever the clock was set to meanwhile.
+    """The segments of a stream in the order of their names, which is that of writing whatever the clock was set to.
 
-    A time that is still to come is taken to be that of the next segment, and none is before that of the one before.
-    So what is doubtful is kept for longer, and nothing goes before what is older.
+    A time that is still to come is taken to be that of the next segment.
     """
-    latest = -math.inf
     ahead: list[tuple[Path, int]] = []
     for name in names:
         try:
@@ -117,10 +114,9 @@ def _in_order(folder: Path, names: list[str], now: float) -> Iterator[_Segment]:
             continue
         ahead.append((folder / name, status.st_size))
         if status.st_mtime <= now:
-            latest = max(latest, status.st_mtime)
-            yield from (_Segment(latest, path, size) for path, size in ahead)
+            yield from [_Segment(status.st_mtime, path, size) for path, size in ahead]
             ahead.clear()
-    yield from (_Segment(now, path, size) for path, size in ahead)
+    yield from [_Segment(now, path, size) for path, size in ahead]
 
 
 def _last_written(folder: Path, names: list[str]) -> str:
