@@ -162,8 +162,12 @@ def ship(resolved: Resolved = None, config: Config = None, models: Models = None
     if not settings.kafka.bootstrap_servers:
         _fail("kafka.bootstrap_servers is empty; set it, or GATEWAY_KAFKA__BOOTSTRAP_SERVERS")
     from gateway.app import run_shipper
+    from gateway.predictions.shipper import ShipperBusy
 
-    run_shipper(settings)
+    try:
+        run_shipper(settings)
+    except ShipperBusy as error:
+        _fail(str(error))
 
 
 def admin_process(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
+from gateway.predictions.locks import held
 from gateway.predictions.reader import Position
 from gateway.predictions.retention import Retention
 from gateway.settings import Settings
@@ -136,12 +135,9 @@ class Archiver:
 
 @contextlib.contextmanager
 def _alone(spool_dir: Path) -> Iterator[None]:
-    lock = os.open(spool_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(held(spool_dir / LOCK_NAME))
         except BlockingIOError:
             raise ArchiverBusy(f"another process archives {spool_dir}") from None
         yield
-    finally:
-        os.close(lock)

@@ -11,9 +11,10 @@ import msgspec
 from gateway.predictions.reader import Position
 from gateway.predictions.segments import split_name
 
-__all__ = ("CHECKPOINT_NAME", "CheckpointError", "read_checkpoint", "write_checkpoint")
+__all__ = ("CHECKPOINT_NAME", "CheckpointError", "clear_unfinished", "read_checkpoint", "write_checkpoint")
 
 CHECKPOINT_NAME = "shipper.json"
+_FRESH_PREFIX = ".shipper.json."
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -46,7 +47,7 @@ def read_checkpoint(spool_dir: Path) -> dict[str, tuple[str, int]]:
 
 
 def write_checkpoint(spool_dir: Path, position: Position) -> None:
-    """Replace the checkpoint; a reader sees the old one or the new one, whole.
+    """Replace the checkpoint; a reader sees the old one or the new one, whole, also after a power loss.
 
     On a full disk it is written over in place: what has been shipped can only be removed, and make room, once the
     checkpoint says so.
@@ -58,13 +59,37 @@ def write_checkpoint(spool_dir: Path, position: Position) -> None:
     """
     path = spool_dir / CHECKPOINT_NAME
     content = msgspec.json.encode(_Checkpoint(dict(position)))
-    fresh = path.with_suffix(".json.new")
+    fresh = spool_dir / f"{_FRESH_PREFIX}{os.getpid()}"
     try:
-        fresh.write_bytes(content)
+        with open(fresh, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
+        fresh.unlink(missing_ok=True)
         if error.errno not in _NO_SPACE or not path.exists():
             raise
-        with open(path, "r+b", buffering=0) as file:
-            file.write(content.ljust(os.fstat(file.fileno()).st_size))
+        _write_over(path, content)
         return
     os.replace(fresh, path)
+
+
+def clear_unfinished(spool_dir: Path) -> None:
+    """Remove what killed shippers left of checkpoints they were writing; only for who holds the shipper's lock."""
+    for path in spool_dir.glob(f"{_FRESH_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def _write_over(path: Path, content: bytes) -> None:
+    with open(path, "r+b", buffering=0) as file:
+        before = file.read()
+        try:
+            wanted = content.ljust(len(before))
+            if os.pwrite(file.fileno(), wanted, 0) < len(wanted):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            # What was there fits where it was.
+            os.pwrite(file.fileno(), before, 0)
+            os.ftruncate(file.fileno(), len(before))
+            raise

@@ -35,7 +35,7 @@ from gateway.events.cloudevents import Headers, common_headers_of, headers_with,
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.backlog import Backlog
-from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from gateway.predictions.checkpoint import CheckpointError, clear_unfinished, read_checkpoint, write_checkpoint
 from gateway.predictions.connection import (
     DISCARD_SECONDS,
     CompressionRefused,
@@ -48,13 +48,15 @@ from gateway.predictions.connection import (
     reach,
 )
 from gateway.predictions.dead_letters import write_dead_letters
+from gateway.predictions.locks import held
 from gateway.predictions.reader import LogRecord, Position, SpoolReader
 from gateway.predictions.spool import SpoolError
 from gateway.predictions.topics import ensure_topics
 from gateway.settings import KafkaSettings
 
-__all__ = ("Shipper", "partition_of")
+__all__ = ("Shipper", "ShipperBusy", "partition_of")
 
+LOCK_NAME = "shipper.lock"
 _ROUND_RECORDS = 4000
 _SMALLEST_BATCH_BYTES = 1024
 _POLL_SECONDS = 0.05
@@ -102,6 +104,10 @@ class _Refused(Exception):
         self.messages = messages
         self.of_size = isinstance(error, _SIZE_REFUSALS)
         self.certain = not isinstance(error, UnknownError)
+
+
+class ShipperBusy(Exception):
+    """Raised when a spool cannot be had alone."""
 
 
 def partition_of(key: bytes, partitions: int) -> int:
@@ -184,7 +190,25 @@ class Shipper:
         return self._lag
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Ship until `stop` is set, then send what is left for at most `stop_seconds`. Raises nothing."""
+        """Ship until `stop` is set, then send what is left for at most `stop_seconds`.
+
+        Raises
+        ------
+        ShipperBusy
+            Another process ships this spool, or its lock cannot be taken. Nothing else is raised.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                self._spool_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(held(self._spool_dir / LOCK_NAME))
+                clear_unfinished(self._spool_dir)
+            except BlockingIOError:
+                raise ShipperBusy(f"another process ships {self._spool_dir}; one shipper a spool") from None
+            except OSError as error:
+                raise ShipperBusy(f"{self._spool_dir} cannot be shipped: {error.strerror}") from None
+            await self._run(stop)
+
+    async def _run(self, stop: asyncio.Event) -> None:
         self._acknowledged_to = self._checkpoint()
         shipping = asyncio.create_task(self._ship_until(stop))
         stopping = asyncio.create_task(stop.wait())

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.predictions.locks import held
+from gateway.predictions.shipper import LOCK_NAME
 from tests.gateways import ROOT, RunningGateway
 from tests.load import Load
 
@@ -23,9 +25,22 @@ def test_a_second_gateway_on_the_same_state_or_port_is_told_so(gateway: RunningG
     assert not load.failed and not load.broken
 
 
+@pytest.mark.fault
+def test_a_second_shipper_of_a_spool_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    with held(spool / LOCK_NAME):
+        assert f"another process ships {spool}" in refused("ship", "--state-dir", str(tmp_path))
+
+
 def serve(*arguments: str) -> str:
-    """Start a gateway that shall be refused; returns the one sentence it says."""
-    command = [sys.executable, "-m", "gateway", "serve", *arguments, "--metrics-port", "0", "--admin-port", "0"]
+    return refused("serve", *arguments, "--metrics-port", "0", "--admin-port", "0")
+
+
+def refused(*arguments: str) -> str:
+    """Start what shall be refused; returns the one sentence it says."""
+    command = [sys.executable, "-m", "gateway", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1, done.stdout + done.stderr
     said = done.stderr.strip().splitlines()

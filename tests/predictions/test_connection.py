@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, Unk
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from gateway.predictions.connection import bounded, consumer_of, producer_of
 from gateway.predictions.segments import LogRecord
-from gateway.predictions.shipper import _SMALLEST_BATCH_BYTES, _UNKNOWN_TRIES, Shipper, _Common, _Refused
+from gateway.predictions.shipper import _SMALLEST_BATCH_BYTES, _UNKNOWN_TRIES, Shipper, ShipperBusy, _Common, _Refused
 from gateway.settings import KafkaSettings
 
 
@@ -63,16 +64,59 @@ def test_a_checkpoint_is_read_as_written_and_none_is_the_start(tmp_path: Path) -
 
 def test_a_full_disk_leaves_room_for_the_checkpoint_which_makes_room(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, {"front-0": ("01a20738c4d000-0000000001.seg", 1_234_567)})
-    (tmp_path / "shipper.json.new").symlink_to("/dev/full")
+    (tmp_path / f".shipper.json.{os.getpid()}").symlink_to("/dev/full")
     position = {"front-0": ("01a20738c4d000-0000000002.seg", 17)}
     write_checkpoint(tmp_path, position)
     assert read_checkpoint(tmp_path) == position
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "shipper.json.new").symlink_to("/dev/full")
+    (tmp_path / f".shipper.json.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         write_checkpoint(tmp_path, {})
+
+
+def test_a_full_disk_that_takes_part_of_a_checkpoint_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {"front-0": ("01a20738c4d000-0000000001.seg", 17)}
+    write_checkpoint(tmp_path, old)
+    (tmp_path / f".shipper.json.{os.getpid()}").symlink_to("/dev/full")
+    pwrite, taken = os.pwrite, []
+
+    def takes_part(file: int, content: bytes, offset: int) -> int:
+        taken.append(content)
+        return pwrite(file, content[:40] if len(taken) == 1 else content, offset)
+
+    monkeypatch.setattr(os, "pwrite", takes_part)
+    with pytest.raises(OSError, match="No space left"):
+        write_checkpoint(tmp_path, old | {"front-1": ("01a20738c4d001-0000000001.seg", 17)})
+    assert read_checkpoint(tmp_path) == old
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: steps.append("sync") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *paths: steps.append("replace") or replace(*paths))
+    write_checkpoint(tmp_path, {})
+    assert steps == ["sync", "replace"]
+
+
+async def test_a_second_shipper_of_a_spool_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".shipper.json.1").write_bytes(b"left by one that was killed")
+    stop = asyncio.Event()
+    running = asyncio.create_task(shipper_in(tmp_path).run(stop))
+    await asyncio.sleep(0)
+    assert not (tmp_path / ".shipper.json.1").exists()
+    second = shipper_in(tmp_path)
+    with pytest.raises(ShipperBusy, match=f"another process ships {tmp_path}"):
+        await second.run(stop)
+    stop.set()
+    await running
+    await second.run(stop)
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b'{"streams":{"front-0":["../x",1]}}', b"\xff"])
