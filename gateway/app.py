@@ -270,12 +270,11 @@ async def _archiver(settings: Settings, *, log: ProcessLog, cells: CellFile) -> 
     stop = _stop_signal()
     archive = Archive(settings.spool.archive_url)
     archiver = Archiver(settings, archive, note=log.note, is_ending=stop.is_set)
-    archived = cells.counter("gateway_log_events_total", {"state": "archived"})
-    before = archived.value
+    show = _events(cells, archived=lambda: archiver.archived)
     while not stop.is_set():
         with contextlib.suppress(ArchiverBusy):
             await asyncio.to_thread(archiver.move_due)
-        archived.inc(before + archiver.archived - archived.value)
+        show()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), SWEEP_SECONDS)
 
@@ -288,17 +287,21 @@ def run_shipper(settings: Settings) -> None:
 
 
 async def _shipper(settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
+    from gateway.predictions.dead_letters import share_of
     from gateway.predictions.shipper import Shipper
 
-    shipper = Shipper(settings.spool_dir, settings.kafka, note=log.note)
-    shipped = cells.counter("gateway_log_events_total", {"state": "shipped"})
-    dead = cells.counter("gateway_log_events_total", {"state": "dead_letter"})
+    room = share_of(settings.spool.max_bytes)
+    shipper = Shipper(settings.spool_dir, settings.kafka, note=log.note, dead_letter_bytes=room)
     lag = cells.gauge("gateway_log_lag_events", {"reader": "shipper"})
-    before = (shipped.value, dead.value)
+    show_events = _events(
+        cells,
+        shipped=lambda: shipper.shipped,
+        dead_letter=lambda: shipper.dead_letters,
+        discarded=lambda: shipper.discarded,
+    )
 
     def show() -> None:
-        shipped.inc(before[0] + shipper.shipped - shipped.value)
-        dead.inc(before[1] + shipper.dead_letters - dead.value)
+        show_events()
         lag.set(shipper.lag_events)
 
     stop = _stop_signal()
@@ -306,6 +309,18 @@ async def _shipper(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
     await shipper.run(stop)
     showing.cancel()
     show()
+
+
+def _events(cells: CellFile, **counts: Callable[[], int]) -> Callable[[], None]:
+    """Return what brings the log's events up to these counts, which begin at 0 in each life of a process."""
+    counters = {state: cells.counter("gateway_log_events_total", {"state": state}) for state in counts}
+    before = {state: counter.value for state, counter in counters.items()}
+
+    def show() -> None:
+        for state, count in counts.items():
+            counters[state].inc(before[state] + count() - counters[state].value)
+
+    return show
 
 
 def run_monitor(settings: Settings) -> None:

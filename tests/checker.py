@@ -30,7 +30,7 @@ import msgspec
 
 from gateway.events.addresses import format_id, parse_id
 from gateway.events.records import KIND_PREDICTION, PredictionRecord
-from gateway.predictions.dead_letters import DEAD_LETTERS_NAME, DeadLetter
+from gateway.predictions.dead_letters import DEAD_LETTERS_NAME, OLDER_NAME, DeadLetter
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.segments import list_streams
 from gateway.telemetry.exposition import collect
@@ -135,11 +135,9 @@ def spooled(spool_dir: Path) -> list[Entry]:
 
 def dead_letters(spool_dir: Path) -> list[Entry]:
     """Every record that the shipper has set aside."""
-    path = spool_dir / DEAD_LETTERS_NAME
-    if not path.exists():
-        return []
+    paths = [path for name in (OLDER_NAME, DEAD_LETTERS_NAME) if (path := spool_dir / name).exists()]
     entries = []
-    for line in path.read_bytes().splitlines():
+    for line in b"".join(path.read_bytes() for path in paths).splitlines():
         letter = msgspec.json.decode(line, type=DeadLetter)
         content = base64.b64decode(letter.payload) if letter.encoding == "base64" else letter.payload.encode()
         entries.append(Entry("dead letters", "", letter.id, letter.kind, content))

@@ -141,8 +141,8 @@ def test_a_history_is_read_as_it_was_written_and_a_torn_last_line_is_passed_over
 def test_spool_and_dead_letters_are_read_with_their_bytes(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
     writer.append([(1, b"{}"), (2, b"[]")])
-    write_dead_letters(tmp_path, [(LogRecord(1, writer.boot, 1, b"{}"), "too large")])
-    write_dead_letters(tmp_path, [(LogRecord(1, writer.boot, 2, b"\xff"), "no text")])
+    write_dead_letters(tmp_path, [(LogRecord(1, writer.boot, 1, b"{}"), "too large")], max_bytes=1000)
+    write_dead_letters(tmp_path, [(LogRecord(1, writer.boot, 2, b"\xff"), "no text")], max_bytes=1000)
     assert spooled(tmp_path) == [
         Entry("spool", "front-0", f"{writer.boot}-0000000001", 1, b"{}"),
         Entry("spool", "front-0", f"{writer.boot}-0000000002", 2, b"[]"),

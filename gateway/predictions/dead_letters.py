@@ -1,4 +1,7 @@
-"""Records that Kafka will not take: `dead-letters.jsonl` in the spool, one JSON object a line."""
+"""Records that Kafka will not take: `dead-letters.jsonl` in the spool, one JSON object a line.
+
+They take a share of the spool and no more: a file that has half of it is renamed, and the one renamed before it goes.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,18 @@ import msgspec
 from gateway.events.addresses import format_id
 from gateway.predictions.segments import LogRecord
 
-__all__ = ("DEAD_LETTERS_NAME", "DeadLetter", "write_dead_letters")
+__all__ = ("DEAD_LETTERS_NAME", "OLDER_NAME", "DeadLetter", "share_of", "write_dead_letters")
 
 DEAD_LETTERS_NAME = "dead-letters.jsonl"
+OLDER_NAME = "dead-letters.older.jsonl"
+_PART_BYTES = 2**20
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A record that was not shipped and why; `payload` is its text, or base64 when it is no UTF-8."""
+    """A record that was not shipped and why; `payload` is its text, or base64 when it is no UTF-8.
+
+    `encoding` says which: utf-8 or base64. It is "none" where the payload was too large to be kept.
+    """
 
     id: str
     kind: int
@@ -28,20 +36,68 @@ class DeadLetter(msgspec.Struct, frozen=True):
     encoding: str
 
 
-def write_dead_letters(spool_dir: Path, letters: Iterable[tuple[LogRecord, str]]) -> None:
-    """Add records with their reasons to the file and bring it to the disk.
+def share_of(max_bytes: int) -> int:
+    """Return the bytes that dead letters may take of a spool of `max_bytes`."""
+    return max_bytes // 16
+
+
+def write_dead_letters(spool_dir: Path, letters: Iterable[tuple[LogRecord, str]], *, max_bytes: int) -> int:
+    """Add records with their reasons to the file and bring it to the disk; return how many letters were discarded.
+
+    A payload that is larger than a file may be is discarded alone, and counts too.
+
+    Parameters
+    ----------
+    max_bytes : int
+        What all dead letters may take (`share_of`).
 
     Raises
     ------
     OSError
-        When the disk refuses.
+        When the disk refuses; what of these letters is there already comes twice when they are given again.
     """
-    lines = b"".join(msgspec.json.encode(_letter_of(record, reason)) + b"\n" for record, reason in letters)
-    descriptor = os.open(spool_dir / DEAD_LETTERS_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
+    path, most = spool_dir / DEAD_LETTERS_NAME, max_bytes // 2
+    discarded = size = 0
+    lines: list[bytes] = []
+    for record, reason in letters:
+        line = msgspec.json.encode(_letter_of(record, reason)) + b"\n"
+        if len(line) > most:
+            discarded += 1
+            line = msgspec.json.encode(_letter_without_payload(record, reason)) + b"\n"
+        if size + len(line) > most:
+            discarded += _add(path, b"".join(lines), most)
+            lines, size = [], 0
+        lines.append(line)
+        size += len(line)
+    return discarded + _add(path, b"".join(lines), most)
+
+
+def _add(path: Path, content: bytes, most: int) -> int:
+    discarded = 0
+    if path.exists() and path.stat().st_size + len(content) > most:
+        older = path.with_name(OLDER_NAME)
+        discarded = _lines_in(older)
+        os.replace(path, older)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb", buffering=0) as file:
+        size = os.fstat(descriptor).st_size
+        try:
+            done = 0
+            while done < len(content):
+                done += file.write(content[done:])
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    return discarded
+
+
+def _lines_in(path: Path) -> int:
+    try:
+        with path.open("rb", buffering=0) as file:
+            return sum(part.count(b"\n") for part in iter(lambda: file.read(_PART_BYTES), b""))
+    except FileNotFoundError:
+        return 0
 
 
 def _letter_of(record: LogRecord, reason: str) -> DeadLetter:
@@ -51,3 +107,7 @@ def _letter_of(record: LogRecord, reason: str) -> DeadLetter:
         payload, encoding = base64.b64encode(record.payload).decode("ascii"), "base64"
     identity = format_id(*record.address)
     return DeadLetter(identity, record.kind, reason, len(record.payload), payload, encoding)
+
+
+def _letter_without_payload(record: LogRecord, reason: str) -> DeadLetter:
+    return DeadLetter(format_id(*record.address), record.kind, reason, len(record.payload), "", "none")

@@ -47,12 +47,12 @@ from gateway.predictions.connection import (
     producer_of,
     reach,
 )
-from gateway.predictions.dead_letters import write_dead_letters
+from gateway.predictions.dead_letters import share_of, write_dead_letters
 from gateway.predictions.locks import held
 from gateway.predictions.reader import LogRecord, Position, SpoolReader
 from gateway.predictions.spool import SpoolError
 from gateway.predictions.topics import ensure_topics
-from gateway.settings import KafkaSettings
+from gateway.settings import KafkaSettings, SpoolSettings
 
 __all__ = ("Shipper", "ShipperBusy", "partition_of")
 
@@ -127,9 +127,9 @@ class Shipper:
     """Sends what the spool holds to Kafka, for as long as it runs; a broker that is away only makes it wait.
 
     `shipped` counts records acknowledged by Kafka (repeats not counted), `dead_letters` those it refused, which are
-    kept in `dead-letters.jsonl` in the spool; `corrupt` and `missing` are what the spool's reader could not give
-    (`SpoolReader`). `connected` is true from a connection on until a batch or, every 5 s while there is none, a
-    question is not answered in time.
+    kept in `dead-letters.jsonl` in the spool, and `discarded` of these what there was no room to keep; `corrupt` and
+    `missing` are what the spool's reader could not give (`SpoolReader`). `connected` is true from a connection on until
+    a batch or, every 5 s while there is none, a question is not answered in time.
 
     Parameters
     ----------
@@ -137,6 +137,8 @@ class Shipper:
     settings : KafkaSettings
     note : callable
         Gets one line when the broker goes away or comes back and when a record is refused.
+    dead_letter_bytes : int, optional
+        What dead letters may take (`share_of` the spool).
     stop_seconds : float
         Time that `run` takes at most once told to stop; all but 3 s of it to send what is left.
     clock : callable
@@ -149,17 +151,20 @@ class Shipper:
         settings: KafkaSettings,
         *,
         note: Callable[[str], None],
+        dead_letter_bytes: int | None = None,
         stop_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.shipped = 0
         self.dead_letters = 0
+        self.discarded = 0
         self.corrupt = 0
         self.missing = 0
         self.connected = False
         self._spool_dir = spool_dir
         self._settings = settings
         self._note = note
+        self._dead_letter_bytes = dead_letter_bytes or share_of(SpoolSettings().max_bytes)
         self._stop_seconds = stop_seconds
         self._clock = clock
         self._limit = settings.request_timeout_ms / 1000
@@ -404,9 +409,11 @@ class Shipper:
     def _acknowledge(self, reader: SpoolReader, records: list[LogRecord]) -> None:
         dead = self._dead_among(records) if self._refused else []
         position = reader.position()
+        discarded = 0
         try:
             if dead:
-                write_dead_letters(self._spool_dir, dead)
+                discarded = write_dead_letters(self._spool_dir, dead, max_bytes=self._dead_letter_bytes)
+                self.discarded += discarded
             write_checkpoint(self._spool_dir, position)
         except OSError as error:
             raise SpoolError(f"cannot write to {self._spool_dir}: {error.strerror}") from None
@@ -424,6 +431,8 @@ class Shipper:
             record, reason = dead[0]
             more = f" and {len(dead) - 1} more" if len(dead) > 1 else ""
             self._note(f"dead letter {format_id(*record.address)}{more}: {reason}")
+        if discarded:
+            self._note(f"{discarded} dead letters were discarded: they may take {self._dead_letter_bytes} bytes in all")
 
     def _dead_among(self, records: list[LogRecord]) -> list[tuple[LogRecord, str]]:
         addresses = [

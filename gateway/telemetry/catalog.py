@@ -60,7 +60,19 @@ class Metric:
 _ARMS = ("stable", "canary", "shadow", "pinned")
 _OUTCOMES = ("ok", "client_error", "model_error", "unavailable", "timeout")
 _FEEDBACK_STATES = ("received", "dropped", "joined", "repeated", "unmatched")
-_EVENT_STATES = ("spooled", "sampled_out", "shipped", "dropped", "refused", "unsynced", "dead_letter", "archived")
+_EVENT_STATES = (
+    "spooled",
+    "sampled_out",
+    "shipped",
+    "dropped",
+    "refused",
+    "unsynced",
+    "dead_letter",
+    "discarded",
+    "corrupt",
+    "missing",
+    "archived",
+)
 _DECISIONS = (
     "version_approved",
     "version_rejected",
@@ -228,7 +240,9 @@ CATALOG: Mapping[str, Metric] = _table(
             "counter",
             "Events of the log: written to the spool, of these without their tensors, acknowledged by Kafka, "
             "dropped as the spool was full, refused with their requests for the same reason, "
-            "written while the disk refused to sync, set aside, moved to the archive.",
+            "written while the disk refused to sync, set aside as Kafka refused them, of these discarded for want of "
+            "room, places of the spool that do not check and numbers that are not there, as shipper, monitor and "
+            "archiver each found them, moved to the archive.",
             ("state",),
             {"state": _EVENT_STATES},
             filled={"state": _EVENT_STATES},

@@ -90,7 +90,7 @@ def test_a_full_disk_that_takes_part_of_a_checkpoint_leaves_the_old_one(
 
     monkeypatch.setattr(os, "pwrite", takes_part)
     with pytest.raises(OSError, match="No space left"):
-        write_checkpoint(tmp_path, old | {"front-1": ("01a20738c4d001-0000000001.seg", 17)})
+        write_checkpoint(tmp_path, {f"front-{slot}": ("02a20738c4d001-0000000001.seg", 17) for slot in range(2)})
     assert read_checkpoint(tmp_path) == old
 
 
