@@ -179,7 +179,7 @@ def archive(spool: Path) -> None:
         place = Archive(folder)
         place.store(segments[0])
         began = time.process_time()
-        records = sum(place.store(segment) for segment in segments)
+        records = sum(place.store(segment).records for segment in segments)
         seconds = (time.process_time() - began) / len(segments)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
         whole = sum(path.stat().st_size for path in segments)

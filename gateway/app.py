@@ -270,7 +270,7 @@ async def _archiver(settings: Settings, *, log: ProcessLog, cells: CellFile) -> 
     stop = _stop_signal()
     archive = Archive(settings.spool.archive_url)
     archiver = Archiver(settings, archive, note=log.note, is_ending=stop.is_set)
-    show = _events(cells, archived=lambda: archiver.archived)
+    show = _events(cells, archived=lambda: archiver.archived, corrupt=lambda: archiver.corrupt)
     while not stop.is_set():
         with contextlib.suppress(ArchiverBusy):
             await asyncio.to_thread(archiver.move_due)
@@ -298,6 +298,8 @@ async def _shipper(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         shipped=lambda: shipper.shipped,
         dead_letter=lambda: shipper.dead_letters,
         discarded=lambda: shipper.discarded,
+        corrupt=lambda: shipper.corrupt,
+        missing=lambda: shipper.missing,
     )
 
     def show() -> None:
@@ -340,6 +342,7 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
     from gateway.control.versions import FolderVersions
     from gateway.events.encoding import decode
     from gateway.events.records import PredictionRecord
+    from gateway.predictions.damage import DamageBook
     from gateway.predictions.kafka_source import KafkaSource
     from gateway.predictions.lookup import find
     from gateway.predictions.source import LogSource, SpoolSource
@@ -347,6 +350,9 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
     from_kafka = settings.monitor.source == "kafka" or (
         settings.monitor.source == "auto" and bool(settings.kafka.bootstrap_servers)
     )
+
+    damage = DamageBook(note=log.warn)
+    show = _events(cells, corrupt=lambda: damage.corrupt, missing=lambda: damage.missing)
 
     async def open_source(position: dict[str, Any] | None, start: Literal["earliest", "latest"]) -> LogSource:
         if from_kafka:
@@ -359,7 +365,13 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
                 note=log.note,
             )
         places = {stream: (segment, offset) for stream, (segment, offset) in (position or {}).items()}
-        return SpoolSource(settings.spool_dir, position=places if position else None, start=start, whole_blocks=True)
+        return SpoolSource(
+            settings.spool_dir,
+            position=places if position else None,
+            start=start,
+            whole_blocks=True,
+            damage=damage,
+        )
 
     def lookup(prediction_id: str) -> PredictionRecord | None:
         record = find(settings.spool_dir, prediction_id)
@@ -385,9 +397,12 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         metrics=CellMetrics(cells),
         note=log.note,
     )
+    showing = asyncio.create_task(_repeat(show, seconds=SWEEP_SECONDS))
     try:
         await monitor.run(stop)
     finally:
+        showing.cancel()
+        show()
         writer.close()
         store.close()
 

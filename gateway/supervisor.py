@@ -316,7 +316,7 @@ class Supervisor:
 
     async def _watch_spool(self) -> None:
         settings = self._settings
-        retention = Retention(settings.spool_dir)
+        retention = Retention(settings.spool_dir, note=self._log.warn)
         while True:
             await asyncio.to_thread(index_closed, settings.spool_dir, seconds=INDEX_SECONDS)
             await asyncio.sleep(SWEEP_SECONDS)

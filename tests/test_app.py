@@ -33,3 +33,15 @@ async def test_a_front_tells_the_size_of_the_spool_without_counting_it_anew(
     assert not sweeping.done()
     sweeping.cancel()
     cells.close()
+
+
+def test_events_are_counted_on_from_where_an_earlier_life_of_the_process_ended(tmp_path: Path) -> None:
+    count = SimpleNamespace(corrupt=0)
+    for life in (1, 2):
+        cells = CellFile(tmp_path / "shipper.cells")
+        show = app._events(cells, corrupt=lambda: count.corrupt, missing=lambda: 0)
+        for count.corrupt in (1, 3):
+            show()
+        assert cells.counter("gateway_log_events_total", {"state": "corrupt"}).value == 3 * life
+        assert cells.counter("gateway_log_events_total", {"state": "missing"}).value == 0
+        cells.close()

@@ -154,6 +154,8 @@ def archive(
     typer.echo(f"{moved} segments with {archiver.archived} records moved to {settings.spool.archive_url}")
     if archiver.fault:
         _fail(archiver.fault)
+    if archiver.corrupt:
+        _fail(f"{archiver.corrupt} places did not check; their segments are *.damaged in {settings.spool_dir}")
 
 
 def ship(resolved: Resolved = None, config: Config = None, models: Models = None, state_dir: StateDir = None) -> None:

@@ -25,10 +25,11 @@ from gateway.events.addresses import parse_id
 from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.arrow import filesystems, parquet, pyarrow, require_installed
+from gateway.predictions.damage import whole_records
 from gateway.predictions.disk import LocalDisk
-from gateway.predictions.segments import LogRecord, list_segments, scan, split_name
+from gateway.predictions.segments import LogRecord, list_segments, split_name
 
-__all__ = ("Archive", "ArchiveError", "lowest_in")
+__all__ = ("Archive", "ArchiveError", "Stored", "lowest_in")
 
 _KINDS = {KIND_PREDICTION: "prediction", KIND_FEEDBACK: "feedback", KIND_DECISION: "decision"}
 _FILE = re.compile(
@@ -46,6 +47,13 @@ _FOREIGN = (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError)
 
 class ArchiveError(Exception):
     """Raised when the archive cannot be read or written."""
+
+
+class Stored(NamedTuple):
+    """How many records of a segment are in the archive, and at which offsets it holds what is none."""
+
+    records: int
+    damaged: list[int]
 
 
 class _File(NamedTuple):
@@ -119,17 +127,17 @@ class Archive:
     def __repr__(self) -> str:
         return f"<Archive {self._url}>"
 
-    def store(self, segment: Path) -> int:
-        """Bring all records of a closed segment into the archive; return how many there are.
+    def store(self, segment: Path) -> Stored:
+        """Bring all records of a closed segment that check into the archive; return what came there and what did not.
 
         Raises
         ------
         ArchiveError
             Not everything is there; nothing that was there before has changed.
         """
-        boot, _ = split_name(segment.name)
+        boot, first = split_name(segment.name)
         try:
-            records = _whole_records(segment.read_bytes(), boot)
+            records, damaged = whole_records(segment.read_bytes(), boot, first)
         except OSError as error:
             raise ArchiveError(f"cannot read {segment}: {error.strerror}") from None
         parts: dict[str, list[tuple[LogRecord, _Told, float]]] = {}
@@ -144,7 +152,7 @@ class Archive:
             name = f"{boot}-{part[0][0].sequence:010x}-{part[-1][0].sequence:010x}.parquet"
             self._write(f"{self._root}/{folder}/{name}", self._table(part))
         self._listed_at = float("-inf")
-        return len(records)
+        return Stored(len(records), damaged)
 
     def find(self, event_id: str) -> LogRecord | None:
         """Return the record with this id, or None.
@@ -382,17 +390,6 @@ def _text(payload: bytes) -> str | None:
         return payload.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _whole_records(block: bytes, boot: str) -> list[LogRecord]:
-    records: list[LogRecord] = []
-    start = 0
-    while True:
-        found = scan(block, boot, start=start)
-        records += found.records
-        if not found.damaged or not found.needed:
-            return records
-        start = found.end + found.needed
 
 
 def _days(since: float, until: float | None) -> tuple[str, str]:

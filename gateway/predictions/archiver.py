@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
+from gateway.predictions.damage import damaged_path
 from gateway.predictions.locks import held
 from gateway.predictions.reader import Position
 from gateway.predictions.retention import Retention
@@ -28,13 +29,15 @@ class ArchiverBusy(Exception):
 class Archiver:
     """Moves what is due from the spool into the archive; a segment goes when all of it is there.
 
+    One that is damaged is not removed but set aside, when all that is whole in it is there.
+
     Parameters
     ----------
     settings : Settings
         `spool.archive_url` and the spool's limits; with Kafka only what is acknowledged is moved.
     archive : Archive
     note : callable
-        Gets one line when the archive goes away or comes back.
+        Gets one line when the archive goes away or comes back, and one for each damaged segment.
     is_ending : callable
         Whether no further segment is to be begun.
 
@@ -42,6 +45,8 @@ class Archiver:
     ----------
     archived : int
         Records that were moved.
+    corrupt : int
+        Places in segments that do not check.
     """
 
     def __init__(
@@ -53,11 +58,12 @@ class Archiver:
         is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         self.archived = 0
+        self.corrupt = 0
         self._is_ending = is_ending
         self._cleaned_at = float("-inf")
         self._settings = settings
         self._archive = archive
-        self._retention = Retention(settings.spool_dir)
+        self._retention = Retention(settings.spool_dir, note=note)
         self._note = note
         self._fault = ""
 
@@ -109,10 +115,22 @@ class Archiver:
         if self._is_ending():
             return False
         try:
-            self.archived += self._archive.store(segment)
+            stored = self._archive.store(segment)
+            if stored.damaged:
+                segment.rename(damaged_path(segment))
         except ArchiveError as error:
             self._tell(str(error))
             return False
+        except OSError as error:
+            self._tell(f"cannot set {segment} aside: {error.strerror}")
+            return False
+        self.archived += stored.records
+        if stored.damaged:
+            self.corrupt += len(stored.damaged)
+            self._note(
+                f"{segment.parent.name}/{segment.name} is damaged at byte {stored.damaged[0]}: what is whole, "
+                f"{stored.records} records, is archived, and the segment is kept as {damaged_path(segment).name}"
+            )
         self._tell("")
         return True
 

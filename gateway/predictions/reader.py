@@ -6,7 +6,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gateway.predictions.segments import (
     LogRecord,
@@ -18,7 +18,7 @@ from gateway.predictions.segments import (
 )
 from gateway.predictions.spool import SpoolError
 
-__all__ = ("LogRecord", "Position", "SpoolReader")
+__all__ = ("Damage", "LogRecord", "Position", "SpoolReader")
 
 Position = Mapping[str, tuple[str, int]]
 _Blocks = Literal["expanded", "whole"]
@@ -29,12 +29,19 @@ _NO_FILE = -1
 _DAMAGED_IN_A_ROW = 2
 
 
+class Damage(NamedTuple):
+    """A place of a segment that does not check, or from which on a closed one holds less than a record."""
+
+    segment: Path
+    offset: int
+
+
 class SpoolReader:
     """Follows all streams of a spool, new ones too, and never holds up a writer.
 
     Order holds within a stream. Nothing is passed over silently: `corrupt` counts places that do not check, `torn`
-    unfinished last records of closed segments, `removed` segments that were gone when their turn came, and `missing`
-    record numbers that were never seen.
+    unfinished last records of closed segments, and `damage` says where both are; `removed` counts segments that were
+    gone when their turn came, and `missing` record numbers that were never seen.
 
     Parameters
     ----------
@@ -126,6 +133,10 @@ class SpoolReader:
             cursor.close()
 
     @property
+    def damage(self) -> list[Damage]:
+        return [damage for cursor in self._cursors.values() for damage in cursor.damage]
+
+    @property
     def corrupt(self) -> int:
         return sum(cursor.corrupt for cursor in self._cursors.values())
 
@@ -159,6 +170,7 @@ class _Cursor:
         self.segment = segment
         self.offset = offset
         self.corrupt = self.torn = self.removed = self.missing = 0
+        self.damage: list[Damage] = []
         self._blocks: _Blocks = blocks
         self._names = SegmentNames(folder)
         self._file = _NO_FILE
@@ -261,8 +273,13 @@ class _Cursor:
             if size > self._part_at + len(self._part):
                 self._refill(0)
                 return True
-            self.torn += size > self.offset
+            if size > self.offset:
+                self.torn += 1
+                self._note_damage()
         return self._step()
+
+    def _note_damage(self) -> None:
+        self.damage.append(Damage(self.folder / self.segment, self.offset))
 
     def _refill(self, needed: int) -> None:
         # Bytes of an unfinished record are never kept: the writer may cut them off and write others in their place.
@@ -290,6 +307,7 @@ class _Cursor:
             self._refill(length)
             return
         self.corrupt += 1
+        self._note_damage()
         self._damaged_in_a_row += 1
         if not length or self._damaged_in_a_row >= _DAMAGED_IN_A_ROW:
             self._given_up = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import heapq
 import os
@@ -18,6 +19,8 @@ __all__ = ("Retention",)
 _DECISIONS = "decisions"
 # A living writer begins a new segment after an hour, so one that is older has been left behind.
 _LEFT_BEHIND_SECONDS = 2 * 3600.0
+# What was set aside may take an eighth of the spool, or it would fill it for ever.
+_DAMAGED_SHARE = 8
 
 
 class _Segment(NamedTuple):
@@ -32,10 +35,13 @@ class Retention:
     Parameters
     ----------
     spool_dir : Path
+    note : callable
+        Gets a line when a segment that was set aside is removed.
     """
 
-    def __init__(self, spool_dir: Path) -> None:
+    def __init__(self, spool_dir: Path, *, note: Callable[[str], None] = lambda text: None) -> None:
         self._spool_dir = spool_dir
+        self._note = note
         self._size = SpoolSize(spool_dir)
         self._names: dict[str, SegmentNames] = {}
 
@@ -55,7 +61,8 @@ class Retention:
 
         The spool is brought below `max_bytes` by an eighth, or by twice the writers' reserve where that is more, so
         that they find room until the next sweep however fast they write. The last segment of the decisions that holds
-        any stays: what has been published is read from it.
+        any stays: what has been published is read from it. Damaged segments that were set aside stay as long as they
+        take no more than an eighth of `max_bytes`.
 
         Parameters
         ----------
@@ -71,6 +78,7 @@ class Retention:
             Called with a segment before it is removed; brings it elsewhere, and returns False to have it stay, and
             with it all that are younger.
         """
+        self._bound_damaged(max_bytes // _DAMAGED_SHARE)
         target = max_bytes - max(2 * reserve_of(max_bytes), max_bytes // 8)
         size = self._size.count()
         removed: list[Path] = []
@@ -87,9 +95,28 @@ class Retention:
             removed.append(segment.path)
         return removed
 
+    def _bound_damaged(self, most: int) -> None:
+        found = [
+            (name, self._spool_dir / stream / name)
+            for stream in list_streams(self._spool_dir)
+            if self._look(stream)
+            for name in self._names[stream].damaged
+        ]
+        for _, path in sorted(found, reverse=True):
+            with contextlib.suppress(FileNotFoundError):
+                most -= path.stat().st_size
+                if most < 0:
+                    path.unlink()
+                    self._note(
+                        f"{path.parent.name}/{path.name} was removed: what is set aside has its share of the spool"
+                    )
+
+    def _look(self, stream: str) -> list[str]:
+        return self._names.setdefault(stream, SegmentNames(self._spool_dir / stream)).look()
+
     def _removable(self, stream: str, shipped: Position | None, now: float) -> Iterator[_Segment]:
         folder = self._spool_dir / stream
-        names = self._names.setdefault(stream, SegmentNames(folder)).look()
+        names = self._look(stream)
         acknowledged = None if shipped is None else shipped.get(stream, ("", 0))
         kept = _last_written(folder, names) if stream == _DECISIONS else ""
         for segment in _in_order(folder, names, now):

@@ -22,6 +22,7 @@ from gateway.events.blocks import COUNT_BYTES, BlockError, count_of, predictions
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 
 __all__ = (
+    "DAMAGED_SUFFIX",
     "HEADER_BYTES",
     "LOCK_NAME",
     "MAX_PAYLOAD_BYTES",
@@ -51,6 +52,8 @@ RECORD_TAIL = struct.Struct("<QB")
 # The longest request body is 16 MiB by default and JSON at most quadruples a tensor.
 MAX_PAYLOAD_BYTES = 64 * 2**20
 LOCK_NAME = "writer.lock"
+DAMAGED_SUFFIX = ".damaged"
+"""Behind the name of a segment that was set aside."""
 
 _SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
 _PART_BYTES = 2**20
@@ -226,11 +229,7 @@ def split_name(name: str) -> tuple[str, int]:
 
 def list_segments(stream_dir: Path) -> list[str]:
     """Return the names of a stream's segments in the order of writing; none when the folder is not there."""
-    try:
-        names = os.listdir(stream_dir)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(name for name in names if _SEGMENT.fullmatch(name))
+    return _segments_among(_names_in(stream_dir))
 
 
 def list_streams(spool_dir: Path) -> list[str]:
@@ -245,6 +244,8 @@ def list_streams(spool_dir: Path) -> list[str]:
 class SegmentNames:
     """The segments of a stream, listed again and again: the folder is read only when names have come or gone.
 
+    `damaged` are the names of those that were set aside, as of the last look.
+
     Parameters
     ----------
     folder : Path
@@ -253,6 +254,7 @@ class SegmentNames:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.damaged: list[str] = []
         self._stamp = _UNSETTLED
         self._names: list[str] = []
 
@@ -266,13 +268,26 @@ class SegmentNames:
         except (FileNotFoundError, NotADirectoryError):
             stamp = _UNSETTLED
         if stamp == _UNSETTLED or stamp != self._stamp:
-            self._names = list_segments(self._folder)
+            names = _names_in(self._folder)
+            self._names = _segments_among(names)
+            self.damaged = sorted(name for name in names if name.endswith(DAMAGED_SUFFIX))
             self._stamp = stamp
         return self._names
 
 
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _segments_among(names: list[str]) -> list[str]:
+    return sorted(name for name in names if _SEGMENT.fullmatch(name))
+
+
 def spool_size(spool_dir: Path) -> int:
-    """Return the bytes of all files of a spool, dead letters and checkpoint included."""
+    """Return the bytes of all files of a spool, dead letters, checkpoint and what was set aside included."""
     total = 0
     for folder in (spool_dir, *(spool_dir / stream for stream in list_streams(spool_dir))):
         try:
@@ -328,7 +343,10 @@ class _Folder:
             self._settled_bytes -= self._settled.pop(name)
         others = names - self._settled.keys()
         last = max((name for name in others if _SEGMENT.fullmatch(name)), default="")
-        self._growing = [name for name in others if name == last or not _SEGMENT.match(name)]
+        # What was set aside is counted once its segment has gone, whose bytes it shares.
+        self._growing = [
+            name for name in others if name == last or name.endswith(DAMAGED_SUFFIX) or not _SEGMENT.match(name)
+        ]
         for name in others.difference(self._growing):
             self._settled[name] = self._size_of(name)
             self._settled_bytes += self._settled[name]
@@ -338,7 +356,7 @@ class _Folder:
             status = os.stat(self._path / name, follow_symlinks=False)
         except FileNotFoundError:
             return 0
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return _bytes_of(name, status) if stat.S_ISREG(status.st_mode) else 0
 
 
 def _stamp_of(folder: Path) -> int:
@@ -352,9 +370,13 @@ def _stamp_of(folder: Path) -> int:
 
 def _size_of(entry: os.DirEntry[str]) -> int:
     try:
-        return entry.stat(follow_symlinks=False).st_size
+        return _bytes_of(entry.name, entry.stat(follow_symlinks=False))
     except FileNotFoundError:
         return 0
+
+
+def _bytes_of(name: str, status: os.stat_result) -> int:
+    return 0 if name.endswith(DAMAGED_SUFFIX) and status.st_nlink > 1 else status.st_size
 
 
 def reserve_of(max_bytes: int) -> int:

@@ -47,12 +47,13 @@ from gateway.predictions.connection import (
     producer_of,
     reach,
 )
-from gateway.predictions.dead_letters import share_of, write_dead_letters
+from gateway.predictions.damage import DamageBook
+from gateway.predictions.dead_letters import write_dead_letters
 from gateway.predictions.locks import held
 from gateway.predictions.reader import LogRecord, Position, SpoolReader
 from gateway.predictions.spool import SpoolError
 from gateway.predictions.topics import ensure_topics
-from gateway.settings import KafkaSettings, SpoolSettings
+from gateway.settings import KafkaSettings
 
 __all__ = ("Shipper", "ShipperBusy", "partition_of")
 
@@ -137,8 +138,8 @@ class Shipper:
     settings : KafkaSettings
     note : callable
         Gets one line when the broker goes away or comes back and when a record is refused.
-    dead_letter_bytes : int, optional
-        What dead letters may take (`share_of` the spool).
+    dead_letter_bytes : int
+        What dead letters may take; the default is the share of a spool of 4 GiB.
     stop_seconds : float
         Time that `run` takes at most once told to stop; all but 3 s of it to send what is left.
     clock : callable
@@ -151,24 +152,23 @@ class Shipper:
         settings: KafkaSettings,
         *,
         note: Callable[[str], None],
-        dead_letter_bytes: int | None = None,
+        dead_letter_bytes: int = 256 * 2**20,
         stop_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.shipped = 0
         self.dead_letters = 0
         self.discarded = 0
-        self.corrupt = 0
-        self.missing = 0
         self.connected = False
         self._spool_dir = spool_dir
         self._settings = settings
         self._note = note
-        self._dead_letter_bytes = dead_letter_bytes or share_of(SpoolSettings().max_bytes)
+        self._dead_letter_bytes = dead_letter_bytes
         self._stop_seconds = stop_seconds
         self._clock = clock
         self._limit = settings.request_timeout_ms / 1000
-        self._corrupt_seen = self._missing_seen = 0
+        self._damage = DamageBook(note=note, set_aside=True)
+        self._missing_seen = 0
         self._acknowledged_to: Position = {}
         self._backlog = Backlog(spool_dir)
         self._lag = 0
@@ -186,6 +186,16 @@ class Shipper:
             f"<Shipper {'up' if self.connected else 'down'} shipped={self.shipped} lag={self.lag_events} "
             f"dead_letters={self.dead_letters}>"
         )
+
+    @property
+    def corrupt(self) -> int:
+        """Places of the spool that do not check; their segments are set aside."""
+        return self._damage.corrupt
+
+    @property
+    def missing(self) -> int:
+        """Numbers of the log that are not there."""
+        return self._damage.missing
 
     @property
     def lag_events(self) -> int:
@@ -252,7 +262,7 @@ class Shipper:
 
     async def _ship_from_checkpoint(self, stop: asyncio.Event) -> None:
         reader = SpoolReader(self._spool_dir, position=self._checkpoint(), whole_blocks=True)
-        self._corrupt_seen = self._missing_seen = 0
+        self._missing_seen = 0
         producer = None
         try:
             await reach(self._settings)
@@ -273,6 +283,8 @@ class Shipper:
         look_at = loop.time() + _LOOK_SECONDS
         while True:
             records = reader.read(self._round_records)
+            # Before a checkpoint lets retention have the segment.
+            self._damage.look(reader)
             if records:
                 await self._ship_round(producer, records)
                 self._acknowledge(reader, records)
@@ -422,8 +434,8 @@ class Shipper:
         self._pause = _FIRST_PAUSE_SECONDS
         self.shipped += sum([record.numbers for record in records]) - len(dead)
         self.dead_letters += len(dead)
-        self.corrupt, self._corrupt_seen = self.corrupt + reader.corrupt - self._corrupt_seen, reader.corrupt
-        self.missing, self._missing_seen = self.missing + reader.missing - self._missing_seen, reader.missing
+        self._damage.miss(reader.missing - self._missing_seen)
+        self._missing_seen = reader.missing
         self._alone.clear()
         self._refused.clear()
         self._tries.clear()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from gateway.predictions.backlog import Backlog
+from gateway.predictions.damage import DamageBook
 from gateway.predictions.reader import Position, SpoolReader
 from gateway.predictions.segments import LogRecord
 
@@ -97,6 +98,8 @@ class SpoolSource:
     ----------
     position, start, whole_blocks
         As `SpoolReader` takes them.
+    damage : DamageBook, optional
+        Is told of what cannot be read.
     """
 
     def __init__(
@@ -106,8 +109,11 @@ class SpoolSource:
         position: Position | None = None,
         start: Literal["earliest", "latest"] = "earliest",
         whole_blocks: bool = False,
+        damage: DamageBook | None = None,
     ) -> None:
         self.reader = SpoolReader(spool_dir, position=position, start=start, whole_blocks=whole_blocks)
+        self._damage = damage
+        self._missing_seen = 0
         self._backlog = Backlog(spool_dir)
         self._lag = 0
         self._seen = Deduplicator()
@@ -124,10 +130,17 @@ class SpoolSource:
                 for record in self.reader.read(max_records)
                 if self._seen.is_new(0, record.boot, record.sequence, numbers=record.numbers)
             ]
+            self._note_damage()
             left = deadline - loop.time()
             if records or left <= 0:
                 return records
             await asyncio.sleep(min(_POLL_SECONDS, left))
+
+    def _note_damage(self) -> None:
+        if self._damage is not None:
+            self._damage.look(self.reader)
+            self._damage.miss(self.reader.missing - self._missing_seen)
+            self._missing_seen = self.reader.missing
 
     def position(self) -> dict[str, Any]:
         return {stream: list(place) for stream, place in self.reader.position().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -275,6 +276,24 @@ def test_an_archive_is_part_of_the_log_for_every_question(
     assert called("show", event_id, *common).stdout == shown
     assert answered("reconcile", *common)["ok"]
     assert answered("replay", "--model", MODEL, "--version", 1, "--models", MODELS, *common)["bit_identical"]
+
+
+def test_an_archive_of_a_damaged_spool_ends_with_a_failure_that_names_it(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(state, tmp_path / "state")
+    folder = tmp_path / "state" / "spool" / "front-0"
+    name = list_segments(folder)[0]
+    content = bytearray((folder / name).read_bytes())
+    content[1] ^= 0xFF
+    (folder / name).write_bytes(content)
+    os.utime(folder / name, (1.0, 1.0))
+    monkeypatch.setenv("GATEWAY_SPOOL__ARCHIVE_URL", str(tmp_path / "archive"))
+    moved = CliRunner().invoke(
+        program, ["archive", "--once", "--older-than-hours", "0", "--state-dir", str(tmp_path / "state")]
+    )
+    assert moved.exit_code == 1 and "1 places did not check; their segments are *.damaged" in moved.output
+    assert (folder / f"{name}.damaged").read_bytes() == content
 
 
 def test_without_the_extra_the_way_to_it_is_shown(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import uuid
 from contextlib import closing
@@ -13,8 +14,10 @@ from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.archiver import Archiver, ArchiverBusy, _alone
+from gateway.predictions.damage import damaged_path
 from gateway.predictions.lookup import LogLookup
-from gateway.predictions.segments import LogRecord, list_segments, scan
+from gateway.predictions.reader import SpoolReader
+from gateway.predictions.segments import HEADER_BYTES, LogRecord, list_segments
 from gateway.predictions.spool import SpoolWriter
 from gateway.predictions.tail import ends_of, read_all
 from gateway.settings import Settings, SpoolSettings
@@ -270,25 +273,62 @@ def test_the_archive_holds_the_predictions_of_a_block_one_by_one(tmp_path: Path,
     written.append(LogRecord(2, writer.boot, 309, b"label"))
     writer.close()
     archive = Archive(url)
-    assert archive.store(spool / "front-0" / list_segments(spool / "front-0")[0]) == 304
+    segment = spool / "front-0" / list_segments(spool / "front-0")[0]
+    assert archive.store(segment) == (304, [os.path.getsize(segment) - 5 - 17 - 17 - 17])
     shutil.rmtree(spool)
     assert by_address([record for _, record in archive.read()]) == written
     for record in written[::17]:
         assert archive.find(format_id(record.boot, record.sequence)) == record
 
 
-def test_what_is_damaged_is_passed_over_and_the_rest_kept(tmp_path: Path) -> None:
+@pytest.mark.promise("P4")
+def test_one_damaged_length_costs_one_record_and_the_segment_is_set_aside_and_told(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
-    fill(spool, count=20)
+    writer = SpoolWriter(spool / "front-0", slot=0, settings=SpoolSettings())
+    written = []
+    for number in range(1, 950):
+        payload = json.dumps({"time": "2012-03-01T00:00:00Z", "model": "m", "number": number}).encode()
+        writer.append([(1, payload)])
+        written.append(LogRecord(1, writer.boot, number, payload))
+    writer.close()
     segment = spool / "front-0" / list_segments(spool / "front-0")[0]
-    raw = bytearray(segment.read_bytes())
-    raw[30] ^= 1
-    segment.write_bytes(raw)
-    archive = Archive(str(tmp_path / "archive"))
-    assert (
-        archive.store(segment) == len(scan(bytes(raw), segment.name[:14], start=0).records) + 19
-        or archive.store(segment) > 10
-    )
+    content = bytearray(segment.read_bytes())
+    eleventh = sum(HEADER_BYTES + len(record.payload) for record in written[:10])
+    content[eleventh + 1] ^= 0x40
+    segment.write_bytes(content)
+    os.utime(segment, (1.0, 1.0))
+    archive, notes = Archive(str(tmp_path / "archive")), []
+    mover = Archiver(Settings.model_validate({"state_dir": tmp_path}), archive, note=notes.append)
+    assert mover.move_due(max_age_seconds=-1) == 1
+    assert (mover.archived, mover.corrupt) == (948, 1)
+    assert by_address([record for _, record in archive.read()]) == written[:10] + written[11:]
+    [note] = notes
+    assert f"front-0/{segment.name} is damaged at byte {eleventh}: what is whole, 948 records, is archived" in note
+    assert damaged_path(segment).read_bytes() == content and not segment.exists()
+    assert SpoolReader(spool).read() == [] and mover.move_due(max_age_seconds=-1) == 0
+
+
+def test_a_segment_that_is_whole_is_not_set_aside(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=60)
+    mover = archiver(spool, Archive(str(tmp_path / "archive")))
+    assert mover.move_due(max_age_seconds=-1) > 2
+    assert mover.corrupt == 0 and not list(spool.rglob("*.damaged"))
+
+
+def test_a_damaged_segment_that_cannot_be_set_aside_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=60)
+    segment = spool / "front-0" / list_segments(spool / "front-0")[0]
+    segment.write_bytes(segment.read_bytes()[:-1])
+
+    def refuses(*_: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuses)
+    mover = archiver(spool, Archive(str(tmp_path / "archive")))
+    mover.move_due(max_age_seconds=-1)
+    assert "Read-only file system" in mover.fault and segment.exists()
 
 
 def test_a_place_that_is_none_is_named() -> None:

@@ -1,0 +1,124 @@
+"""Damage in a spool: what is whole around it, and the note, the count and the copy that it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.events.blocks import MAX_BLOCK
+from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
+from gateway.predictions.reader import Damage, SpoolReader
+from gateway.predictions.segments import DAMAGED_SUFFIX, RECORD_HEAD, RECORD_TAIL, LogRecord, scan
+
+__all__ = ("DamageBook", "damaged_path", "whole_records")
+
+_KINDS = (KIND_PREDICTION, KIND_FEEDBACK, KIND_DECISION, KIND_BLOCK)
+
+
+class DamageBook:
+    """Counts what readers of a spool could not give, each place once, and says so.
+
+    Parameters
+    ----------
+    note : callable
+        Gets a line for each damaged segment, and one for the first numbers that are missing.
+    set_aside : bool
+        Give a damaged segment a second name, which retention leaves alone.
+
+    Attributes
+    ----------
+    corrupt : int
+        Places that do not check, or where a closed segment ends within a record.
+    missing : int
+        Numbers of records that were not there.
+    """
+
+    def __init__(self, *, note: Callable[[str], None], set_aside: bool = False) -> None:
+        self.corrupt = 0
+        self.missing = 0
+        self._note = note
+        self._sets_aside = set_aside
+        self._known: set[Damage] = set()
+        self._segments: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"<DamageBook corrupt={self.corrupt} missing={self.missing}>"
+
+    def look(self, reader: SpoolReader) -> None:
+        """Take note of what a reader has passed over so far."""
+        for damage in reader.damage:
+            if damage in self._known:
+                continue
+            self._known.add(damage)
+            self.corrupt += 1
+            if damage.segment not in self._segments:
+                self._segments.add(damage.segment)
+                self._note(f"{_told(damage)}: what does not check is passed over{self._set_aside(damage.segment)}")
+
+    def miss(self, count: int) -> None:
+        """Take note of so many numbers more that are not there."""
+        if count and not self.missing:
+            self._note(f"{count} records are missing in the spool; `gateway predictions reconcile` names them")
+        self.missing += count
+
+    def _set_aside(self, segment: Path) -> str:
+        if not self._sets_aside:
+            return ""
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(segment, damaged_path(segment))
+        except OSError as error:
+            return f"; the segment cannot be set aside ({error.strerror}) and goes when it is due"
+        return f"; the segment is kept as {damaged_path(segment).name}"
+
+
+def damaged_path(segment: Path) -> Path:
+    """The name under which a damaged segment is set aside: no reader takes it for one."""
+    return segment.with_name(segment.name + DAMAGED_SUFFIX)
+
+
+def whole_records(content: bytes, boot: str, first: int) -> tuple[list[LogRecord], list[int]]:
+    """Return all records of a segment that check, and the offsets at which something lies that does not.
+
+    Where a length is wrong, what follows is found by its number.
+
+    Parameters
+    ----------
+    first : int
+        The number of the first record, as the segment's name tells.
+    """
+    records: list[LogRecord] = []
+    damaged: list[int] = []
+    start: int | None = 0
+    while start is not None:
+        found = scan(content, boot, start=start)
+        records += found.records
+        if found.end == len(content):
+            break
+        damaged.append(found.end)
+        number = records[-1].sequence + 1 if records else first
+        behind = found.end + found.needed if found.damaged and found.needed else None
+        if behind is not None and (behind == len(content) or scan(content, boot, start=behind, max_records=1).records):
+            start = behind
+        else:
+            start = _find(content, boot, start=found.end + 1, number=number)
+    return records, damaged
+
+
+def _find(content: bytes, boot: str, *, start: int, number: int) -> int | None:
+    """Where the first whole record begins behind a damaged one with this number, or a block that begins with it."""
+    for following in range(number, number + MAX_BLOCK + 1):
+        for kind in _KINDS:
+            tail = RECORD_TAIL.pack(following, kind)
+            at = content.find(tail, start + RECORD_HEAD.size)
+            while at >= 0:
+                if scan(content, boot, start=at - RECORD_HEAD.size, max_records=1).records:
+                    return at - RECORD_HEAD.size
+                at = content.find(tail, at + 1)
+    return None
+
+
+def _told(damage: Damage) -> str:
+    return f"{damage.segment.parent.name}/{damage.segment.name} is damaged at byte {damage.offset}"
