@@ -286,6 +286,8 @@ class Counts(NamedTuple):
     unsynced: int
     shipped: int
     dead_letters: int
+    corrupt: int = 0
+    missing: int = 0
 
 
 def counts_of(state_dir: Path) -> Counts:
@@ -298,7 +300,7 @@ def counts_of(state_dir: Path) -> Counts:
                 served += sample.value
             elif sample.name == "gateway_log_events_total":
                 events[sample.labels["state"]] += sample.value
-    states = ("spooled", "dropped", "refused", "unsynced", "shipped", "dead_letter")
+    states = ("spooled", "dropped", "refused", "unsynced", "shipped", "dead_letter", "corrupt", "missing")
     return Counts(int(served), *(int(events[state]) for state in states))
 
 

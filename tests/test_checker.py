@@ -161,7 +161,7 @@ def test_served_is_logged_or_the_difference_is_told(tmp_path: Path) -> None:
     cells.counter("gateway_log_events_total", {"state": "spooled"}).inc(2)
     counts = counts_of(tmp_path)
     cells.close()
-    assert counts == (2, 2, 0, 0, 0, 0, 0)
+    assert counts == (2, 2, 0, 0, 0, 0, 0, 0, 0)
     assert check_counts(counts, GOOD[1]) == []
     assert check_counts(counts, [*GOOD[1], entry(3)]) == [
         "served 2, logged 3, dropped 0, 0 kills",

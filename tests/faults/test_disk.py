@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway.events.records import KIND_PREDICTION
+from gateway.predictions.segments import HEADER_BYTES, list_segments
+from gateway.predictions.spool import SpoolWriter
+from gateway.settings import SpoolSettings
 from tests.checker import Counts, History, check, check_counts, counts_of, read_history, spooled
 from tests.faults.faulty_disk import FaultyDisk
-from tests.gateways import RunningGateway, call, eventually, start_gateway
+from tests.gateways import RunningGateway, call, eventually, running_gateway, start_gateway
 from tests.load import Load
 
 
@@ -100,6 +104,24 @@ def test_with_drop_a_full_disk_answers_counts_and_logs_again_when_there_is_room(
     assert {fault.partition(":")[0] for fault in verdict.faults} == {"answered and not logged"}
     assert len(load.answers) - verdict.logged == counts.dropped, "and nothing else is missing"
     assert not check_counts(counts, entries)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P4")
+def test_a_disk_that_has_changed_bytes_is_told_of_and_counted(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "state" / "spool" / "front-7", slot=7, settings=SpoolSettings(segment_bytes=4096))
+    for _ in range(60):
+        writer.append([(KIND_PREDICTION, bytes(200))])
+    writer.close()
+    name = list_segments(writer.directory)[0]
+    with (writer.directory / name).open("r+b") as segment:
+        segment.seek(3 * (HEADER_BYTES + 200) + 3)
+        segment.write(b"\xff")
+    with running_gateway(tmp_path) as gateway:
+        eventually(lambda: counted(gateway).corrupt == 1, what="the damage among the metrics")
+        assert counted(gateway).missing >= 1
+    said = gateway.output.read_text()
+    assert said.count(f"front-7/{name} is damaged at byte {3 * (HEADER_BYTES + 200)}") == 1
 
 
 @pytest.mark.fault
