@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,14 +110,15 @@ def whole_records(content: bytes, boot: str, first: int) -> tuple[list[LogRecord
 
 def _find(content: bytes, boot: str, *, start: int, number: int) -> int | None:
     """Where the first whole record begins behind a damaged one with this number, or a block that begins with it."""
-    for following in range(number, number + MAX_BLOCK + 1):
-        for kind in _KINDS:
-            tail = RECORD_TAIL.pack(following, kind)
-            at = content.find(tail, start + RECORD_HEAD.size)
-            while at >= 0:
-                if scan(content, boot, start=at - RECORD_HEAD.size, max_records=1).records:
-                    return at - RECORD_HEAD.size
-                at = content.find(tail, at + 1)
+    last = number + MAX_BLOCK
+    uppers = b"|".join(re.escape(upper.to_bytes(7, "little")) for upper in range(number >> 8, (last >> 8) + 1))
+    # One pass over the file, which may be zeros for the rest; matches may overlap.
+    tails = re.compile(b"(?s)(?=.(?:%s)[%s])" % (uppers, bytes(_KINDS)))
+    for match in tails.finditer(content, start + RECORD_HEAD.size):
+        following, _ = RECORD_TAIL.unpack_from(content, match.start())
+        place = match.start() - RECORD_HEAD.size
+        if number <= following <= last and scan(content, boot, start=place, max_records=1).records:
+            return place
     return None
 
 

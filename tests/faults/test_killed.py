@@ -90,7 +90,8 @@ class Siege:
         lives = [*self._counted, counts_of(self.gateway.state_dir)]
         counts = Counts(*(sum(column) for column in zip(*lives, strict=True)))
         fronts = self.kills["front"] + FRONTS * self.kills["supervisor"]
-        return check_counts(counts, entries, kills=fronts, batch=CONNECTIONS)
+        told = [f"{counts} tell of damage where there is none"] if counts.corrupt or counts.missing else []
+        return told + check_counts(counts, entries, kills=fronts, batch=CONNECTIONS)
 
     def end_load(self) -> None:
         self._load.stop()

@@ -308,6 +308,16 @@ def test_one_damaged_length_costs_one_record_and_the_segment_is_set_aside_and_to
     assert SpoolReader(spool).read() == [] and mover.move_due(max_age_seconds=-1) == 0
 
 
+def test_a_segment_that_the_shipper_has_set_aside_leaves_the_spool_all_the_same(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    fill(spool, count=60)
+    segment = spool / "front-0" / list_segments(spool / "front-0")[0]
+    segment.write_bytes(segment.read_bytes()[:-1])
+    os.link(segment, damaged_path(segment))
+    assert archiver(spool, Archive(str(tmp_path / "archive"))).move_due(max_age_seconds=-1) > 2
+    assert damaged_path(segment).exists() and not segment.exists()
+
+
 def test_a_segment_that_is_whole_is_not_set_aside(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     fill(spool, count=60)
