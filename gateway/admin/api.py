@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from gateway.admin import endpoints
 from gateway.admin.console import STYLE, page
-from gateway.admin.endpoints import ENDPOINTS, PREFIX, Call, Endpoint, Query
+from gateway.admin.endpoints import ENDPOINTS, MODEL_QUERY, PREFIX, Call, Endpoint, Query
 from gateway.admin.engines import EngineState
 from gateway.admin.errors import OURS, BadRequest, Busy, NotFound, TooLarge, status_of
 from gateway.admin.guard import actor_of, authorize, check_json, check_origin
@@ -69,7 +69,7 @@ _TAIL = Endpoint(
     "Predictions as NDJSON, one record a line; with follow=true the answer goes on as they are made.",
     lambda operations, call: {},
     query=(
-        Query("model", "Only this model."),
+        MODEL_QUERY,
         Query("arm", "Only what this arm answered.", choices=get_args(Arm)),
         Query("from", "start, now, or an ISO 8601 time.", choices=("start", "now"), or_time=True),
         Query("follow", "true or false.", "boolean"),

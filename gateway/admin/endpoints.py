@@ -17,10 +17,10 @@ from gateway.admin.requests import (
     RolloutRequest,
     RouteRequest,
 )
-from gateway.repository.manifest import parse_version
+from gateway.repository.manifest import MODEL_NAME, parse_version
 from gateway.rollout.machine import Event
 
-__all__ = ("ENDPOINTS", "MAX_LIMIT", "PREFIX", "Call", "Endpoint", "Query", "is_true", "version_in")
+__all__ = ("ENDPOINTS", "MAX_LIMIT", "MODEL_QUERY", "PREFIX", "Call", "Endpoint", "Query", "is_true", "version_in")
 
 PREFIX = "/api/v1"
 MAX_LIMIT = 1000
@@ -41,7 +41,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query parameter: `highest` is that of a whole number, `choices` are those of a text, `or_time` one more."""
+    """One query parameter: `highest` is that of a whole number, `choices` are those of a text, `or_time` one more.
+
+    `pattern` is the regular expression that all of a text has to match.
+    """
 
     name: str
     meaning: str
@@ -49,6 +52,7 @@ class Query:
     highest: int | None = None
     choices: tuple[str, ...] = ()
     or_time: bool = False
+    pattern: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class Endpoint:
     media_type: str = "application/json"
 
 
-_MODEL = Query("model", "Only this model.")
+MODEL_QUERY = Query("model", "Only this model.", pattern=MODEL_NAME)
 _LIMIT = Query("limit", f"At most so many, up to {MAX_LIMIT}.", "integer", MAX_LIMIT)
 
 
@@ -207,7 +211,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/rollouts",
         "Rollouts, the newest first.",
         lambda o, call: o.rollouts(model=call.query.get("model"), limit=_limit(call, 20)),
-        query=(_MODEL, _LIMIT),
+        query=(MODEL_QUERY, _LIMIT),
     ),
     Endpoint("POST", "/rollouts", "Start a rollout.", _start_rollout, body=RolloutRequest),
     Endpoint("GET", "/rollouts/{rollout}", "One rollout.", lambda o, call: o.rollout(call.path["rollout"])),
@@ -230,7 +234,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             after=_number(call, "after", default=None, highest=MAX_SEQUENCE),
             limit=_limit(call, 100),
         ),
-        query=(_MODEL, Query("after", "A sequence number.", "integer", MAX_SEQUENCE), _LIMIT),
+        query=(MODEL_QUERY, Query("after", "A sequence number.", "integer", MAX_SEQUENCE), _LIMIT),
     ),
     Endpoint("GET", "/audit/verify", "Walk the chain of decisions.", lambda o, call: o.verify_audit()),
     Endpoint("GET", "/drift", "What the monitor sees, per model.", lambda o, call: o.drift(None)),

@@ -99,6 +99,8 @@ def _parameter(query: Query) -> dict[str, Any]:
         schema |= {"minimum": 0, "maximum": query.highest}
     if query.choices:
         schema = {"enum": list(query.choices)}
+    if query.pattern:
+        schema["pattern"] = f"^{query.pattern}$"
     if query.or_time:
         schema = {"anyOf": [schema, {"type": "string", "format": "date-time"}]}
     return {"name": query.name, "in": "query", "description": query.meaning, "schema": schema}

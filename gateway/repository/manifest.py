@@ -26,6 +26,7 @@ __all__ = (
     "CARD_NAME",
     "MANIFEST_NAME",
     "MODEL_FILE_NAME",
+    "MODEL_NAME",
     "PROFILE_NAME",
     "TRIED_ROWS",
     "Batching",
@@ -54,7 +55,10 @@ MAX_FOLDER_BYTES = 4 * 2**30
 MAX_FOLDER_FILES = 64
 MAX_MANIFEST_BYTES = 2**20
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""Of a model's name, all of it; a regular expression."""
+
+_MODEL_NAME = re.compile(MODEL_NAME)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 Hex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
