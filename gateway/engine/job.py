@@ -56,6 +56,18 @@ class Run:
         return f"<Run of {len(self.jobs)} jobs, {self.rows} rows>"
 
     @property
+    def nbytes(self) -> int:
+        """Of its results."""
+        size = 0
+        for result in self.results:
+            size += result.nbytes
+        return size
+
+    def nbytes_of(self, job: Job) -> int:
+        """Of the results, those of one job's rows."""
+        return self.nbytes * job.rows // (self.rows or 1)
+
+    @property
     def is_unread(self) -> bool:
         """Whether strings are among the results that have still to be read."""
         return any([isinstance(result, Packed) for result in self.results])

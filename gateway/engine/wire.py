@@ -70,7 +70,6 @@ MAX_FRAME_BYTES = 2**31
 MAX_RANK = 32
 
 _TENSOR = struct.Struct("<BBHI")
-_U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _F64 = struct.Struct("<d")
 _PLACE = struct.Struct("<QQ")

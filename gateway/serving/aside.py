@@ -282,16 +282,11 @@ def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_by
 def are_slow_to_answer(inferences: Sequence[Inference]) -> bool:
     """Whether to write aside what a run gave for these requests, of which some may have failed."""
     run = inferences[0].run
-    if run is None:
-        return False
-    size = 0
-    for result in run.results:
-        size += result.nbytes
-    if size <= SLOW_PLAIN_BYTES:
+    if run is None or run.nbytes <= SLOW_PLAIN_BYTES:
         return False
     compressed = worded = rest = 0
     for inference in inferences:
-        prepared, part = inference.prepared, size * inference.rows // (run.rows or 1)
+        prepared, part = inference.prepared, run.nbytes_of(inference)
         if inference.failure is not None or (prepared is not None and prepared.answer is not None):
             continue
         if run.is_unread:

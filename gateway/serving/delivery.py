@@ -242,9 +242,10 @@ class Delivery:
     def _hold(self, inferences: Sequence[Inference]) -> None:
         # What is written aside waits there, beside the run's results, and its client may take its time.
         for inference in inferences:
-            if inference.failure is None and inference.held_answer is None:
+            run = inference.run
+            if run is not None and inference.failure is None and inference.held_answer is None:
                 held = self._answers.open()
-                if held.grow(_size_of(inference) * (IN_WORDS if inference.is_worded else IN_BINARY)):
+                if held.grow(run.nbytes_of(inference) * (IN_WORDS if inference.is_worded else IN_BINARY)):
                     inference.held_answer = held
                 else:
                     inference.failure = Overloaded(self._answers.full)
@@ -453,15 +454,6 @@ def _refuse(inference: Inference, error: GatewayError) -> None:
         inference.refuse(error)
     except Exception:
         _log.exception("a caller of model '%s' could not be told", inference.model)
-
-
-def _size_of(inference: Inference) -> int:
-    """Bytes of its part of its run's results."""
-    run = inference.run
-    if run is None:
-        return 0
-    size = int(sum([result.nbytes for result in run.results]))
-    return size * inference.rows // (run.rows or 1)
 
 
 def _column(numbers: Sequence[int]) -> bytes:
