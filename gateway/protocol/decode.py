@@ -40,7 +40,7 @@ from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_KEYS, MAX_PARAMETERS_BYTES, InferRequest, RequestedOutput
 from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, Lend, cut_numbers
 
-__all__ = ("InferRequest", "RequestDecoder", "Usual")
+__all__ = ("MAX_TOKEN_BYTES", "InferRequest", "RequestDecoder", "Usual")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -48,6 +48,8 @@ _BYTE_ORDER_MARK = 0xEF
 FEW_BYTES = 512
 """Of the text of numbers that are read by themselves; for more, what reads many at once is faster."""
 _MAX_HEAD = 4096
+MAX_TOKEN_BYTES = 2 * 2**20
+"""Of JSON with NaN or Infinity: Python's parser reads it at a go, as simdjson knows neither."""
 """Of the JSON before a tensor that is kept to be recognised."""
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
 
@@ -312,6 +314,11 @@ class RequestDecoder:
     def _decode_with_tokens(self, text: bytes, tail: Tail | None, error: Exception) -> InferRequest:
         if b"NaN" not in text and b"Infinity" not in text:
             raise CallerError(_parse_fault(text, error)) from None
+        if len(text) > MAX_TOKEN_BYTES:
+            raise CallerError(
+                f"the request body is not valid JSON; NaN and Infinity are read in up to {MAX_TOKEN_BYTES} bytes of it "
+                "beside large arrays 'data' of numbers, flat or in rows: send so many numbers like that, or in binary"
+            ) from None
         try:
             document = loads_with_tokens(text.decode(), object_pairs_hook=_object)
         except (ValueError, RecursionError) as fault:

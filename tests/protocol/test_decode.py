@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
-from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.decode import MAX_TOKEN_BYTES, RequestDecoder
 from gateway.protocol.errors import CallerError
 from gateway.protocol.request import InferRequest, RequestedOutput
 
@@ -113,6 +113,19 @@ def test_text_that_is_not_unicode_is_refused_beside_a_token_too() -> None:
     chosen = decoder(("x", "BYTES", (-1,)), ("y", "FP32", (-1,)))
     inputs = b'{"name":"x","shape":[1],"datatype":"BYTES","data":["\\ud800"]}'
     refused(b'{"inputs":[%b,{"name":"y","shape":[1],"datatype":"FP32","data":[NaN]}]}' % inputs, "Unicode", by=chosen)
+
+
+def test_tokens_are_read_in_so_much_json_as_pythons_parser_takes_a_moment_for_and_no_more() -> None:
+    chosen = decoder(("x", "FP32", (-1, 2, 2)))
+    for matrices, fits in ((50_000, True), (150_000, False)):
+        data = b"[[NaN,1.5],[2.5,3]]" + b",[[0.5,1.5],[2.5,3]]" * (matrices - 1)
+        body = b'{"inputs":[{"name":"x","shape":[%d,2,2],"datatype":"FP32","data":[%b]}]}' % (matrices, data)
+        assert (len(body) <= MAX_TOKEN_BYTES) == fits
+        if fits:
+            assert np.isnan(chosen.decode(body).inputs[0]).sum() == 1
+        else:
+            refused(body, "not valid JSON; NaN and Infinity are read in up to 2097152 bytes", by=chosen)
+            assert chosen.decode(body.replace(b"NaN", b"7.5")).rows == matrices
 
 
 def test_a_name_that_is_not_unicode_is_shown_escaped() -> None:
