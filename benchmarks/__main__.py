@@ -14,11 +14,12 @@ from pathlib import Path
 
 from benchmarks.cases import Bench
 from benchmarks.errors import BenchmarkError
+from benchmarks.grpc_load import can_load_grpc
 from benchmarks.load import check_installed
 from benchmarks.others import PEERS
 from benchmarks.results import write_results
 from benchmarks.run import Depth, estimated_seconds, run_stages
-from benchmarks.suites import SUITES, TRITON, stages_of
+from benchmarks.suites import GRPC, SUITES, TRITON, stages_of
 
 ROOT = Path(__file__).parents[1]
 DEPTHS = {
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str]) -> int:
     peers = None if given.peers is None else [name for name in given.peers.split(",") if name not in ("", "none")]
     unknown = sorted(set(peers or []) - {*PEERS, TRITON})
     stages = stages_of(given.suite, only=given.only, peers=peers, triton=given.triton)
+    measurable = [stage for stage in stages if stage.name != GRPC or can_load_grpc()]
+    if len(measurable) < len(stages):
+        print(f"without stage {GRPC}: h2load is not installed; try: apt-get install nghttp2-client", file=sys.stderr)
+        stages = measurable
     try:
         check_installed()
         if unknown:

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.errors import WrongAnswer
+from benchmarks.grpc_load import METHOD, framed
 from benchmarks.workloads import Workload, expected
 
-__all__ = ("Checked", "check_answers")
+__all__ = ("Checked", "check_answers", "check_grpc_answers", "grpc_answer_bytes")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _TOLERANCE = 1e-5
@@ -41,12 +42,40 @@ def check_answers(url: str, workload: Workload, model: Path, *, requests: int, c
         An answer is no success, cannot be read, or differs by more than 1 in 100,000.
     """
     bodies = [workload.body(number) for number in range(min(requests, _KEPT_BODIES))]
-    wanted = [expected(model, workload.inputs(number)) for number in range(len(bodies))]
     got = asyncio.run(_ask(url, bodies, workload.content_type, requests=requests, connections=connections))
+    return _compare([(number, _values(body, url)) for number, body in got], workload, model, url)
+
+
+def check_grpc_answers(
+    address: str, workload: Workload, model: Path, *, served_as: str, requests: int, connections: int
+) -> Checked:
+    """As `check_answers`, over gRPC.
+
+    Raises
+    ------
+    WrongAnswer
+    """
+    messages = [workload.message(number, served_as=served_as) for number in range(min(requests, _KEPT_BODIES))]
+    got = asyncio.run(_call(address, messages, requests=requests, connections=connections))
+    return _compare([(number, _raw_values(content, address)) for number, content in got], workload, model, address)
+
+
+def grpc_answer_bytes(address: str, message: bytes) -> int:
+    """How long one answer is, with its frame.
+
+    Raises
+    ------
+    WrongAnswer
+    """
+    ((_, content),) = asyncio.run(_call(address, [message], requests=1, connections=1))
+    return len(framed(content))
+
+
+def _compare(got: list[tuple[int, Array]], workload: Workload, model: Path, url: str) -> Checked:
+    wanted = {number: expected(model, workload.inputs(number)) for number in {number for number, _ in got}}
     equal, largest = 0, 0.0
-    for number, body in got:
+    for number, values in got:
         right = wanted[number]
-        values = _values(body, url)
         if values.shape != right.ravel().shape:
             raise WrongAnswer(f"{url} answered {values.size} numbers, expected {right.size}")
         difference = float(np.max(np.abs(values - right.ravel()) / np.maximum(np.abs(right.ravel()), 1e-6)))
@@ -62,6 +91,41 @@ def _values(body: bytes, url: str) -> Array:
         return np.array(json.loads(body)["outputs"][0]["data"], np.float64).astype("f4").ravel()
     except (ValueError, LookupError, TypeError):
         raise WrongAnswer(f"{url} answered {body[:200]!r}") from None
+
+
+def _raw_values(content: bytes, address: str) -> Array:
+    from google.protobuf.message import DecodeError
+
+    from gateway.serving.grpc import inference_pb2 as messages
+
+    try:
+        answer = messages.ModelInferResponse.FromString(content)
+        if answer.raw_output_contents:
+            return np.frombuffer(answer.raw_output_contents[0], "<f4")
+        return np.array(answer.outputs[0].contents.fp32_contents, "f4")
+    except (DecodeError, ValueError, LookupError):
+        raise WrongAnswer(f"{address} answered {content[:200]!r}") from None
+
+
+async def _call(address: str, messages: list[bytes], *, requests: int, connections: int) -> list[tuple[int, bytes]]:
+    import grpc
+
+    waiting = list(range(requests))
+    got: list[tuple[int, bytes]] = []
+
+    async def connection() -> None:
+        # Channels with the same options would share one connection.
+        async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            call = channel.unary_unary(METHOD)
+            while waiting:
+                number = waiting.pop() % len(messages)
+                got.append((number, await call(messages[number], timeout=_ANSWER_SECONDS)))
+
+    try:
+        await asyncio.gather(*[connection() for _ in range(min(connections, requests))])
+    except grpc.RpcError as error:
+        raise WrongAnswer(f"{address}: {error.code().name} {error.details()}") from None
+    return got
 
 
 async def _ask(

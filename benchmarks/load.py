@@ -15,11 +15,11 @@ from pathlib import Path
 
 from benchmarks.errors import BenchmarkError, WrongAnswer
 
-__all__ = ("Load", "can_go_first", "check_installed", "run_load")
+__all__ = ("GRACE_SECONDS", "Load", "can_go_first", "check_installed", "run_load", "take_place")
 
 _SCRIPT = Path(__file__).with_name("post.lua")
 _MEASURED = re.compile(r"^measured (\{.*\})$", re.MULTILINE)
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def run_load(
             command,
             capture_output=True,
             text=True,
-            timeout=seconds + _GRACE_SECONDS,
+            timeout=seconds + GRACE_SECONDS,
             check=False,
-            preexec_fn=functools.partial(_take_place, cores, first=first),
+            preexec_fn=functools.partial(take_place, cores, first=first),
         )
     except subprocess.TimeoutExpired:
         raise WrongAnswer(f"the load on {url} did not end") from None
@@ -115,7 +115,8 @@ def run_load(
     return Load(**seen)
 
 
-def _take_place(cores: Collection[int], *, first: bool) -> None:
+def take_place(cores: Collection[int], *, first: bool) -> None:
+    """Run this process there, before all others where `first` says so and the system allows it."""
     os.sched_setaffinity(0, cores)
     if first:
         with contextlib.suppress(OSError):

@@ -21,6 +21,9 @@ __all__ = ("PEERS", "Peer", "running_peer", "running_triton")
 _PROGRAMS = Path(__file__).parent / "peers"
 _MODEL_VARIABLE = "BENCHMARK_MODEL"
 _TRITON_ROWS = 256
+_MODEL = "m"
+"""As what servers with a repository of their own know the model."""
+_INFER = f"/v2/models/{_MODEL}/infer"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Start:
     python: Path
     model: Path
     port: int
+    grpc_port: int
     folder: Path
 
 
@@ -49,6 +53,7 @@ class Peer:
         Where inference and readiness are asked for.
     checked : bool
         Whether it answers with what the model says.
+    speaks_grpc : bool
     """
 
     name: str
@@ -57,6 +62,7 @@ class Peer:
     path: str = "/infer"
     ready: str = "/"
     checked: bool = True
+    speaks_grpc: bool = False
 
 
 def _program(name: str) -> Callable[[Start], list[str]]:
@@ -79,7 +85,7 @@ def _mlserver(start: Start) -> list[str]:
     settings = {
         "host": "127.0.0.1",
         "http_port": start.port,
-        "grpc_port": free_port(),
+        "grpc_port": start.grpc_port,
         "metrics_port": free_port(),
         "parallel_workers": 0,
         "debug": False,
@@ -87,7 +93,7 @@ def _mlserver(start: Start) -> list[str]:
     }
     (start.folder / "settings.json").write_text(json.dumps(settings))
     model = {
-        "name": "m",
+        "name": _MODEL,
         "implementation": "mlserver_model.OnnxModel",
         "parameters": {"uri": str(start.model), "version": "1"},
     }
@@ -101,7 +107,7 @@ PEERS: dict[str, Peer] = {
         Peer("constant reply", "", _program("constant.py"), checked=False),
         Peer("bare handler", "", _program("bare.py")),
         Peer("FastAPI", "fastapi", _program("fastapi_app.py"), ready="/ready"),
-        Peer("MLServer", "mlserver", _mlserver, path="/v2/models/m/infer", ready="/v2/health/ready"),
+        Peer("MLServer", "mlserver", _mlserver, path=_INFER, ready="/v2/health/ready", speaks_grpc=True),
         Peer("mosec", "mosec", _mosec, path="/inference"),
         Peer("BentoML", "bentoml", _bentoml, ready="/readyz"),
         Peer("LitServe", "litserve", _program("litserve_app.py"), path="/predict", ready="/health"),
@@ -119,13 +125,14 @@ def running_peer(peer: Peer, model: Path, *, cache: Path, place: Path) -> Iterat
     """
     python = environment(peer.environment, cache) if peer.environment else Path(sys.executable)
     folder = Path(tempfile.mkdtemp(dir=place, prefix=f"{peer.name.replace(' ', '-')}-"))
-    start = Start(python, model.resolve(), free_port(), folder)
+    start = Start(python, model.resolve(), free_port(), free_port(), folder)
     log = folder / "output.log"
     variables = {_MODEL_VARIABLE: str(start.model), "BENTOML_DO_NOT_TRACK": "True"}
     with started(peer.command(start), folder=folder, log=log, environment=variables) as process:
         base = f"http://127.0.0.1:{start.port}"
         wait_until(lambda: answers(base + peer.ready), process, log=log)
-        yield [_running(peer.name, base + peer.path, process, checked=peer.checked)]
+        grpc_port = start.grpc_port if peer.speaks_grpc else None
+        yield [_running(peer.name, base + peer.path, process, checked=peer.checked, grpc_port=grpc_port)]
 
 
 @contextlib.contextmanager
@@ -137,15 +144,16 @@ def running_triton(program: Path, model: Path, *, place: Path) -> Iterator[list[
     ServerFailed
     """
     folder = Path(tempfile.mkdtemp(dir=place, prefix="triton-"))
-    (folder / "models" / "m" / "1").mkdir(parents=True)
-    shutil.copy(model, folder / "models" / "m" / "1" / "model.onnx")
+    (folder / "models" / _MODEL / "1").mkdir(parents=True)
+    shutil.copy(model, folder / "models" / _MODEL / "1" / "model.onnx")
     parameters = '{ key: "intra_op_thread_count" value: { string_value: "1" } }'
-    (folder / "models" / "m" / "config.pbtxt").write_text(
+    (folder / "models" / _MODEL / "config.pbtxt").write_text(
         f'backend: "onnxruntime"\nmax_batch_size: {_TRITON_ROWS}\ninstance_group [{{ count: 1 kind: KIND_CPU }}]\n'
         f"parameters {parameters}\ndynamic_batching {{ }}\n"
     )
-    port, log = free_port(), folder / "output.log"
-    options = ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false", "--allow-metrics=false"]
+    port, grpc_port, log = free_port(), free_port(), folder / "output.log"
+    options = ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-metrics=false"]
+    options += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}"]
     backends = program.resolve().parent.parent / "backends"
     if backends.is_dir():
         options.append(f"--backend-directory={backends}")
@@ -153,8 +161,11 @@ def running_triton(program: Path, model: Path, *, place: Path) -> Iterator[list[
     with started(command, folder=folder, log=log) as process:
         base = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{base}/v2/health/ready"), process, log=log)
-        yield [_running("Triton", f"{base}/v2/models/m/infer", process)]
+        yield [_running("Triton", base + _INFER, process, grpc_port=grpc_port)]
 
 
-def _running(name: str, url: str, process: subprocess.Popen[bytes], *, checked: bool = True) -> Running:
-    return Running(name, url, lambda: tree([process.pid]), checked=checked)
+def _running(
+    name: str, url: str, process: subprocess.Popen[bytes], *, checked: bool = True, grpc_port: int | None = None
+) -> Running:
+    grpc = "" if grpc_port is None else f"127.0.0.1:{grpc_port}"
+    return Running(name, url, lambda: tree([process.pid]), checked=checked, grpc=grpc, served_as=_MODEL)

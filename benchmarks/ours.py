@@ -101,7 +101,15 @@ def running_gateway(
         wait_until((state / "monitor" / "status.json").exists, process, log=log)
         root = process.pid
         servers = [
-            Running(name, _infer(base, model), lambda: _named(root, *_ANSWERING), lambda: _beside(root), log=state)
+            Running(
+                name,
+                _infer(base, model),
+                lambda: _named(root, *_ANSWERING),
+                lambda: _beside(root),
+                log=state,
+                grpc=f"127.0.0.1:{said['grpc_port']}",
+                served_as=model,
+            )
         ]
         for number, variant in enumerate(variants):
             servers.append(held.enter_context(_running_variant(variant, model, root=root, state=state, slot=number)))

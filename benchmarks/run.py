@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
-from benchmarks.answers import check_answers
+from benchmarks.answers import check_answers, check_grpc_answers, grpc_answer_bytes
 from benchmarks.cases import Bench, Case, Round, Series, Stage
 from benchmarks.errors import ServerFailed, WrongAnswer
+from benchmarks.grpc_load import framed, run_grpc_load
 from benchmarks.load import Load, run_load
 from benchmarks.models import model_file
 from benchmarks.ours import logged
@@ -109,6 +111,14 @@ def run_stages(stages: Sequence[Stage], bench: Bench, depth: Depth) -> Outcome:
     return outcome
 
 
+class _Asking(TypedDict):
+    connections: int
+    seconds: float
+    cores: tuple[int, ...]
+    threads: int
+    first: bool
+
+
 class _Stage:
     """One stage under way."""
 
@@ -121,6 +131,7 @@ class _Stage:
         self._servers: dict[str, Running] = {}
         self._series: dict[tuple[Case, str], Series] = {}
         self._bodies: dict[Workload, tuple[Path, int | None]] = {}
+        self._messages: dict[tuple[Workload, str], tuple[Path, int]] = {}
         self._answered: defaultdict[Path, int] = defaultdict(int)
         self._in_flight: defaultdict[Path, int] = defaultdict(int)
 
@@ -179,7 +190,11 @@ class _Stage:
             return
         model = model_file(case.workload.model, self._bench.cache)
         requests = self._depth.checked if case.workload.model == "tabular" else min(self._depth.checked, _FEW)
-        done = check_answers(server.url, case.workload, model, requests=requests, connections=case.connections)
+        depth = {"requests": requests, "connections": case.connections}
+        if case.workload.over_grpc:
+            done = check_grpc_answers(server.grpc, case.workload, model, served_as=server.served_as, **depth)
+        else:
+            done = check_answers(server.url, case.workload, model, **depth)
         self._outcome.checked += done.answers
         self._outcome.equal += done.equal
         self._note(server, done.answers, 0)
@@ -203,18 +218,20 @@ class _Stage:
         )
 
     def _load(self, case: Case, server: Running, *, seconds: float) -> Load:
-        body, json_length = self._body(case.workload)
-        load = run_load(
-            server.url,
-            body,
-            content_type=case.workload.content_type,
-            json_length=json_length,
-            connections=case.connections,
-            seconds=seconds,
-            cores=case.placement.asking,
-            threads=len(case.placement.asking),
-            first=case.placement.apart,
-        )
+        work = case.workload
+        asking: _Asking = {
+            "connections": case.connections,
+            "seconds": seconds,
+            "cores": case.placement.asking,
+            "threads": len(case.placement.asking),
+            "first": case.placement.apart,
+        }
+        if work.over_grpc:
+            body, answer_bytes = self._message(work, server)
+            load = run_grpc_load(server.grpc, body, answer_bytes=answer_bytes, **asking)
+        else:
+            body, json_length = self._body(work)
+            load = run_load(server.url, body, content_type=work.content_type, json_length=json_length, **asking)
         self._note(server, load.requests, case.connections)
         # The load leaves without its last answers, and what is beside may still have to work on what was asked. Who is
         # made to stand still over a request would take the pause for its own slowness.
@@ -229,6 +246,16 @@ class _Stage:
             path.write_bytes(content)
             self._bodies[workload] = path, json_length
         return self._bodies[workload]
+
+    def _message(self, workload: Workload, server: Running) -> tuple[Path, int]:
+        """A file with the message for this server, and how long an answer is."""
+        if (workload, server.name) not in self._messages:
+            message = workload.message(0, served_as=server.served_as)
+            path = self._bench.place / f"{workload.name}-{server.name}.message".replace(" ", "-")
+            path.write_bytes(framed(message))
+            self._messages[workload, server.name] = path, grpc_answer_bytes(server.grpc, message)
+            self._note(server, 1, 0)
+        return self._messages[workload, server.name]
 
     def _note(self, server: Running, answers: int, in_flight: int) -> None:
         if server.log is not None:

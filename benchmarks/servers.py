@@ -39,6 +39,10 @@ class Running:
         Whether its answers are onnxruntime's; a constant reply is none.
     log : Path, optional
         State directory of the gateway whose log has its predictions.
+    grpc : str
+        Host and port of its inference over gRPC; empty where it is not asked for that.
+    served_as : str
+        The model's name there.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Running:
     beside: Callable[[], list[int]] = list
     checked: bool = True
     log: Path | None = None
+    grpc: str = ""
+    served_as: str = ""
 
     def processes(self) -> list[int]:
         """All of them, those that answer first."""

@@ -13,12 +13,23 @@ from benchmarks.models import model_file
 from benchmarks.others import PEERS, running_peer, running_triton
 from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF, Variant, add_model, running_gateway
 from benchmarks.servers import Running
-from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW, Workload, rows_of
+from benchmarks.workloads import (
+    IMAGE_BINARY,
+    IMAGE_JSON,
+    ONE_ROW,
+    ONE_ROW_GRPC,
+    ROWS_32,
+    ROWS_32_GRPC,
+    SLOW,
+    Workload,
+    rows_of,
+)
 
-__all__ = ("SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
+__all__ = ("GRPC", "SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
 
 TWO_FRONTS = "gateway, two fronts"
 TRITON = "Triton"
+GRPC = "gRPC"
 SLOW_FRONTS = "slow fronts"
 WITH_KAFKA = "gateway, shipping to Kafka"
 _OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
@@ -86,7 +97,8 @@ def _smoke(triton: Path | None) -> tuple[Stage, ...]:
     # Between them the two variants are without every part that can be taken out.
     variants = (_OFF, Variant("without statistics and isolation", ("statistics", "isolation")))
     sources = (_gateway("tabular", variants=variants), _peer(_BARE, "tabular"))
-    return (Stage("tabular", sources, (Case(ONE_ROW, 8),)),)
+    over_grpc = Stage(GRPC, (_gateway("tabular"),), (Case(ONE_ROW_GRPC, 8),))
+    return Stage("tabular", sources, (Case(ONE_ROW, 8),)), over_grpc
 
 
 def _quick(triton: Path | None) -> tuple[Stage, ...]:
@@ -107,6 +119,7 @@ def _ratios(triton: Path | None) -> tuple[Stage, ...]:
         _images((16,), triton),
         *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
+        _over_grpc(triton),
     )
 
 
@@ -129,6 +142,7 @@ def _full(triton: Path | None) -> tuple[Stage, ...]:
         Stage("3 ms model", tuple(slow), tuple(Case(SLOW, count) for count in (16, 1))),
         *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
+        _over_grpc(triton),
         Stage("rows", both, tuple(Case(rows_of(2**power), 16) for power in range(9))),
         Stage("connections", both, tuple(Case(ONE_ROW, 2**power) for power in range(10))),
         Stage(
@@ -146,6 +160,12 @@ def _counted(copies: int) -> str:
 def _images(connections: Sequence[int], triton: Path | None) -> Stage:
     cases = tuple(Case(work, count) for work in (IMAGE_BINARY, IMAGE_JSON) for count in connections)
     return Stage("image", (_gateway("image"), _peer(_BARE, "image"), *_triton("image", triton)), cases)
+
+
+def _over_grpc(triton: Path | None) -> Stage:
+    sources = (_gateway("tabular"), _peer("MLServer", "tabular"), *_triton("tabular", triton))
+    cases = [Case(work, count) for work, count in ((ONE_ROW_GRPC, 64), (ROWS_32_GRPC, 64), (ONE_ROW_GRPC, 1))]
+    return Stage(GRPC, sources, (*cases, Case(ONE_ROW, 64, (EVERYTHING_ON,))))
 
 
 def _fronts() -> tuple[Stage, Stage]:

@@ -13,7 +13,18 @@ import onnxruntime
 
 from benchmarks.models import FEATURES, IMAGE_SHAPE
 
-__all__ = ("IMAGE_BINARY", "IMAGE_JSON", "ONE_ROW", "ROWS_32", "SLOW", "Workload", "expected", "rows_of")
+__all__ = (
+    "IMAGE_BINARY",
+    "IMAGE_JSON",
+    "ONE_ROW",
+    "ONE_ROW_GRPC",
+    "ROWS_32",
+    "ROWS_32_GRPC",
+    "SLOW",
+    "Workload",
+    "expected",
+    "rows_of",
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,12 +42,15 @@ class Workload:
     rows : int
     binary : bool
         The tensor follows the JSON part as bytes.
+    over_grpc : bool
+        It is sent over gRPC, its tensor raw; `message` has it then.
     """
 
     name: str
     model: str
     rows: int = 1
     binary: bool = False
+    over_grpc: bool = False
 
     @property
     def tensor_name(self) -> str:
@@ -64,6 +78,17 @@ class Workload:
         head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(block)}}]}).encode()
         return head + block, len(head)
 
+    def message(self, number: int, *, served_as: str) -> bytes:
+        """One request over gRPC: a `ModelInferRequest` for the model of that name."""
+        from gateway.serving.grpc import inference_pb2 as messages
+
+        inputs = self.inputs(number)
+        message = messages.ModelInferRequest(model_name=served_as)
+        message.inputs.add(name=self.tensor_name, datatype="FP32", shape=inputs.shape)
+        message.raw_input_contents.append(inputs.tobytes())
+        content: bytes = message.SerializeToString()
+        return content
+
 
 def rows_of(count: int) -> Workload:
     """So many rows of 30 features."""
@@ -72,6 +97,8 @@ def rows_of(count: int) -> Workload:
 
 ONE_ROW = rows_of(1)
 ROWS_32 = rows_of(32)
+ONE_ROW_GRPC = Workload("1 row over gRPC", "tabular", over_grpc=True)
+ROWS_32_GRPC = Workload("32 rows over gRPC", "tabular", 32, over_grpc=True)
 IMAGE_JSON = Workload("image in JSON", "image")
 IMAGE_BINARY = Workload("image in binary", "image", binary=True)
 SLOW = Workload("3 ms model", "slow")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suites import SUITES
+from tests.prometheus import missing
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +19,14 @@ ROOT = Path(__file__).parents[2]
 def suite(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(autouse=True)
+def load() -> None:
+    """What asks: the suite starts with nothing where it is missing."""
+    for name, package in (("wrk", "wrk"), ("h2load", "nghttp2-client")):
+        if shutil.which(name) is None:
+            missing(f"{name} is not installed (Debian: {package})")
 
 
 @pytest.mark.slow
