@@ -131,8 +131,9 @@ class Supervisor:
             await self._stop.wait()
             for task in watch:
                 task.cancel()
-            await self._end_children()
+            await self._end_fronts()
             engines.cancel()
+            await self._end_others()
             await self._engines.stop()
             self._cells.close()
             self._store.close()
@@ -363,13 +364,16 @@ class Supervisor:
             if child.name.startswith("front"):
                 child.signal(HURRY_SIGNAL)
 
-    async def _end_children(self) -> None:
-        """Fronts first, so that nothing accepted is lost; then what reads the log. Engines are to be the last."""
+    async def _end_fronts(self) -> None:
+        """Before all others, so that nothing accepted is lost."""
         self._log.note("stopping")
         budget = self._settings.server.drain_timeout_seconds + self._settings.server.drain_delay_seconds
         fronts = [child for child in self._children if child.name.startswith("front")]
-        others = [child for child in self._children if not child.name.startswith("front")]
         await asyncio.gather(*[child.stop(seconds=budget + STOP_SECONDS) for child in fronts])
+
+    async def _end_others(self) -> None:
+        """What reads the log; engines are to be the last."""
+        others = [child for child in self._children if not child.name.startswith("front")]
         await asyncio.gather(*[child.stop(seconds=2 * STOP_SECONDS) for child in others])
 
 

@@ -30,6 +30,8 @@ STOP_RUN_SECONDS = 1.0
 """How much longer than the longest run an engine may stand still before it is killed."""
 PAUSE_SECONDS = 1.0
 """A look that comes so late says more of this process than of the engines."""
+LEFT_SECONDS = 1.0
+"""Fronts that still ask an engine so long after it has ended with the whole gateway get another."""
 
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """numpy brings a pool of as many threads as the host has cores, of which an engine uses none."""
@@ -104,7 +106,10 @@ class EngineSupervision:
             self._orphans = {pid for pid in self._orphans if _is_left(pid)}
 
     def expect_ends(self) -> None:
-        """Take an engine that ends in order as told to by whoever tells the whole gateway: it is not started again."""
+        """Take an engine that ends in order as told to by whoever tells the whole gateway.
+
+        It is started again only where `watch` goes on for longer, for the fronts that have not ended yet.
+        """
         self._ending = True
 
     async def stop(self) -> None:
@@ -181,6 +186,7 @@ class EngineSupervision:
         self._clear_up(key, engine)
         if self._ending and status in ENDED_AS_TOLD:
             engine.child.stopping = True
+            engine.given_up_at = time.monotonic()
             return
         failure = read_note(engine.paths.failure)
         if failure is not None:
@@ -218,6 +224,8 @@ class EngineSupervision:
             return
         process = engine.child.process
         if process is None:
+            if engine.child.stopping and now - engine.given_up_at > LEFT_SECONDS:
+                engine.try_again()
             return
         if engine.state == "starting":
             if engine.paths.socket.exists():

@@ -117,6 +117,26 @@ def test_sigterm_that_reaches_every_process_at_once_loses_no_answer_either(
 
 @pytest.mark.fault
 @pytest.mark.promise("P13")
+def test_sigterm_that_reaches_every_process_leaves_engines_to_those_who_are_still_sending(
+    gateway: RunningGateway, answered: Answered
+) -> None:
+    body = json.dumps({"id": "slow", "inputs": [features(ROWS[0])]}).encode()
+    head = b"POST /v2/models/bike-demand/infer HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=DRAIN_SECONDS + 20) as slow:
+        slow.sendall(head + body[:20])
+        time.sleep(0.2)
+        for pid in (*gateway.titles().values(), gateway.process.pid):
+            os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not gateway.children("engine bike-demand"), what="the end of engines that nobody asks")
+        slow.sendall(body[20:])
+        assert slow.recv(12) == b"HTTP/1.1 200"
+    assert gateway.process.wait(DRAIN_SECONDS + 20) == 0
+    assert "slow" in {request_id for _, request_id in logged(gateway)}
+    assert answered <= logged(gateway)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P13")
 def test_a_second_sigterm_waits_no_longer_and_loses_nothing_that_was_answered(
     gateway: RunningGateway, answered: Answered
 ) -> None:
