@@ -44,6 +44,8 @@ POLL_SECONDS = 0.2
 SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
 INDEX_SECONDS = 0.2
+ONE_WORD_SECONDS = 0.5
+"""SIGTERM that comes again so soon is the same one: timeout(1), and runners at Ctrl-C, pass on what all have got."""
 
 
 class StartFailed(Exception):
@@ -92,6 +94,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._refused: dict[Path, str] = {}
         self._stop = asyncio.Event()
+        self._told_at = 0.0
 
     def __repr__(self) -> str:
         engines = repr(self._engines) if self._children else "not started"
@@ -355,9 +358,13 @@ class Supervisor:
         self._log.note("ready")
 
     def _be_stopped(self) -> None:
+        now = time.monotonic()
         if not self._stop.is_set():
             self._stop.set()
+            self._told_at = now
             self._engines.expect_ends()
+            return
+        if now - self._told_at < ONE_WORD_SECONDS:
             return
         self._log.note("told to stop again: what is still asked is not waited for")
         for child in self._children:

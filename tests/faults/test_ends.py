@@ -137,6 +137,26 @@ def test_sigterm_that_reaches_every_process_leaves_engines_to_those_who_are_stil
 
 @pytest.mark.fault
 @pytest.mark.promise("P13")
+def test_sigterm_that_comes_twice_at_once_is_one(gateway: RunningGateway, answered: Answered) -> None:
+    before = len(gateway.output.read_text())
+    body = json.dumps({"inputs": [features(ROWS[0])]}).encode()
+    head = b"POST /v2/models/bike-demand/infer HTTP/1.1\r\nhost: gateway\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", gateway.http_port), timeout=DRAIN_SECONDS + 20) as slow:
+        slow.sendall(head + body[:20])
+        time.sleep(0.2)
+        for _ in range(2):
+            gateway.process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)  # sooner the system itself makes one of them, most often
+        time.sleep(1)
+        slow.sendall(body[20:])
+        assert slow.recv(12) == b"HTTP/1.1 200"
+    assert gateway.process.wait(DRAIN_SECONDS + 20) == 0
+    assert "told to stop again" not in gateway.output.read_text()[before:]
+    assert answered <= logged(gateway)
+
+
+@pytest.mark.fault
+@pytest.mark.promise("P13")
 def test_a_second_sigterm_waits_no_longer_and_loses_nothing_that_was_answered(
     gateway: RunningGateway, answered: Answered
 ) -> None:
