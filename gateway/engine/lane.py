@@ -163,7 +163,7 @@ class Lane:
             The engine will not come back by itself.
         """
         if self.refusing is not None and self._link is None:
-            raise EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {self.refusing}")
+            raise self._unavailable(self.refusing)
         self.line.put(job)
         if not self._flush_due:
             self._flush_due = True
@@ -200,8 +200,7 @@ class Lane:
     def refuse_waiting(self, text: str) -> None:
         """Fail everything that waits: the engine will not come back by itself."""
         self.refusing = text
-        unavailable = EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {text}")
-        self._fail(self.line.clear(), unavailable)
+        self._fail(self.line.clear(), self._unavailable(text))
 
     def close(self) -> None:
         """Disconnect; jobs that are left fail."""
@@ -209,6 +208,8 @@ class Lane:
         for link in (self._link, self._greeting):
             if link is not None:
                 link.close()
+        # At once: when the loop tells of the end of a connection, the log may be closed.
+        self._let_go(self._unavailable("it is being unloaded"))
         self.refuse_waiting("it is being unloaded")
 
     def _fail(self, jobs: list[Job], failure: GatewayError) -> None:
@@ -219,6 +220,9 @@ class Lane:
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"model '{self.model}' version {self.version} did not answer in time")
+
+    def _unavailable(self, why: str) -> EngineUnavailable:
+        return EngineUnavailable(f"model '{self.model}' version {self.version} is not available: {why}")
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -429,8 +433,15 @@ class Lane:
     def _lost(self, link: _Link) -> None:
         if link is self._greeting:
             self._greeting = None
-        if link is not self._link:
-            return
+        if link is self._link:
+            self._let_go(
+                ModelFailed(
+                    f"the engine of model '{self.model}' version {self.version} ended while running this request"
+                )
+            )
+
+    def _let_go(self, failure: GatewayError) -> None:
+        """Fail what is in flight on the connection there was."""
         self._link = None
         lent = [run.lent for run in self._in_flight.values() if run.lent is not None]
         if lent:
@@ -440,11 +451,7 @@ class Lane:
         self._in_flight.clear()
         self._pressed.clear()
         self._again.clear()
-        lost = [job for jobs in asked for job in jobs if job.failure is None]
-        self._fail(
-            lost,
-            ModelFailed(f"the engine of model '{self.model}' version {self.version} ended while running this request"),
-        )
+        self._fail([job for jobs in asked for job in jobs if job.failure is None], failure)
 
 
 class _Link(asyncio.BufferedProtocol):

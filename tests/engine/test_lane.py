@@ -570,6 +570,26 @@ def test_a_lane_that_is_closed_while_it_connects_is_left_without_a_connection(tm
     run(test)
 
 
+def test_what_is_in_flight_when_a_lane_is_closed_fails_at_once_and_not_by_the_model(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engine.hold.clear()
+            jobs = [job(1), job(2)]
+            w.lane.submit(jobs[0])
+            await asyncio.sleep(0.02)
+            w.lane.submit(jobs[1])
+            w.lane.close()
+            assert w.done == jobs and w.lane.idle and not w.lane.ready
+            assert {str(each.failure) for each in jobs} == {
+                "model 'm' version 1 is not available: it is being unloaded"
+            }
+            w.engine.hold.set()
+            await asyncio.sleep(0.02)
+            assert w.done == jobs
+
+    run(test)
+
+
 def test_an_engine_that_takes_its_time_to_greet_is_connected_to_once(tmp_path: Path) -> None:
     async def test() -> None:
         connections = 0
