@@ -122,6 +122,7 @@ class EngineSupervision:
         settings = self._settings
         paths = EnginePaths(settings.run_dir, model, version)
         paths.unlink_sockets()
+        paths.failure.unlink(missing_ok=True)  # of one that failed while it was being ended
         order = EngineOrder(
             model=model,
             version=version,

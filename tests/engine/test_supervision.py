@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.engine import supervision
-from gateway.engine.notes import EnginePaths, read_note
+from gateway.engine.notes import EngineNote, EnginePaths, read_note, write_note
 from gateway.engine.oneshot import connect_engine
 from gateway.engine.pulse import read_beats
 from gateway.engine.supervision import EngineSupervision
@@ -181,6 +181,19 @@ def test_an_end_on_the_way_back_is_a_crash_and_not_what_was_amiss_before(tmp_pat
             note = read_note(w.paths.state)
             assert note is not None and note.state == "starting"
             await w.until(lambda: "m/1 ready" in repr(w.engines))
+
+    asyncio.run(test())
+
+
+def test_what_an_engine_before_it_failed_on_is_not_told_of_one_that_crashes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            write_note(w.paths.failure, EngineNote("failed", "as it was being ended"))
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+            w.kill()
+            await w.until(lambda: "m/1 ready" not in repr(w.engines))
+            assert "m/1 starting, crashes 1" in repr(w.engines)
 
     asyncio.run(test())
 
