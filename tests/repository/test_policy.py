@@ -49,3 +49,16 @@ def test_a_key_or_value_that_is_not_allowed_is_named(tmp_path: Path, text: str, 
     (tmp_path / "model.toml").write_text(text)
     with pytest.raises(PolicyError, match=reason):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ('description = "Fahrräder"\n'.encode("latin-1"), "model.toml: 'utf-8' codec can't decode byte 0xe4"),
+        (b"description = " + b"[" * 100_000, "model.toml: maximum recursion depth"),
+    ],
+)
+def test_what_cannot_be_read_at_all_is_refused_like_any_other_value(tmp_path: Path, raw: bytes, reason: str) -> None:
+    (tmp_path / "model.toml").write_bytes(raw)
+    with pytest.raises(PolicyError, match=reason):
+        load_policy(tmp_path)
