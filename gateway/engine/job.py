@@ -65,7 +65,9 @@ class Run:
 
     def nbytes_of(self, job: Job) -> int:
         """Of the results, those of one job's rows."""
-        return self.nbytes * job.rows // (self.rows or 1)
+        if job.rows == self.rows:
+            return self.nbytes  # also of a run without rows, which may give much all the same
+        return self.nbytes * job.rows // self.rows
 
     @property
     def is_unread(self) -> bool:

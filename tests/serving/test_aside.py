@@ -287,6 +287,15 @@ async def test_answers_of_finished_runs_are_written_before_bodies_are_read_and_n
     assert order == ["answer"] * 1000 + ["body"] * 3
 
 
+async def test_what_a_run_without_rows_gives_is_large_all_the_same(tmp_path: Path) -> None:
+    async with door(tmp_path, limits={"max_held_answer_bytes": 2**20}) as d:
+        d.engine.run = lambda inputs: [np.ones((2**18, 3), "f4")]
+        empty = {"name": "x", "shape": [0, 3], "datatype": "FP32", "data": []}
+        status, _, answer = await ask(d, post({"inputs": [empty]}))
+        assert (status, d.front.answers.held_bytes) == (503, 0)
+        assert "limits.max_held_answer_bytes" in answer["error"]
+
+
 async def test_a_stopping_front_answers_what_is_read_beside_it(tmp_path: Path, gate: Gate) -> None:
     async with door(tmp_path) as d:
         reader, writer = await d.connect()
