@@ -95,6 +95,7 @@ class Supervisor:
         self._refused: dict[Path, str] = {}
         self._stop = asyncio.Event()
         self._told_at = 0.0
+        self._is_hurried = False
 
     def __repr__(self) -> str:
         engines = repr(self._engines) if self._children else "not started"
@@ -137,7 +138,7 @@ class Supervisor:
             await self._end_fronts()
             engines.cancel()
             await self._end_others()
-            await self._engines.stop()
+            await self._engines.stop(seconds=0.0 if self._is_hurried else STOP_SECONDS)
             self._cells.close()
             self._store.close()
             (self._settings.run_dir / "gateway.json").unlink(missing_ok=True)
@@ -366,6 +367,7 @@ class Supervisor:
             return
         if now - self._told_at < ONE_WORD_SECONDS:
             return
+        self._is_hurried = True
         self._log.note("told to stop again: what is still asked is not waited for")
         for child in self._children:
             if child.name.startswith("front"):

@@ -112,9 +112,9 @@ class EngineSupervision:
         """
         self._ending = True
 
-    async def stop(self) -> None:
-        """End all engines; those that asked something of them have ended before."""
-        stopping = [engine.child.stop(seconds=STOP_SECONDS) for engine in self._engines.values()]
+    async def stop(self, *, seconds: float = STOP_SECONDS) -> None:
+        """End all engines, and kill those that run for longer; who asked something of them has ended before."""
+        stopping = [engine.child.stop(seconds=seconds) for engine in self._engines.values()]
         await asyncio.gather(*stopping, *self._leaving.values())
 
     def _start(self, key: Key, digest: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.child import STOP_SECONDS
 from gateway.engine import supervision
 from gateway.engine.notes import EngineNote, EnginePaths, read_note, write_note
 from gateway.engine.oneshot import connect_engine
@@ -212,6 +213,20 @@ def test_engines_that_stood_still_with_the_supervisor_are_given_time_to_move(tmp
             assert list(read_beats(w.paths.beat)) == [pid] and "replaced" not in w.said.getvalue()
             os.kill(pid, signal.SIGSTOP)
             await w.until(lambda: "did not move for 1.5 s; it is replaced" in w.said.getvalue())
+
+    asyncio.run(test())
+
+
+def test_engines_that_nobody_waits_for_are_ended_at_once_whatever_they_do(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+            (pid,) = read_beats(w.paths.beat)
+            os.kill(pid, signal.SIGSTOP)  # as one in a long run, it does not hear of its end
+            begun = time.monotonic()
+            await w.engines.stop(seconds=0.0)
+            assert time.monotonic() - begun < STOP_SECONDS / 2 and not w.children()
 
     asyncio.run(test())
 
