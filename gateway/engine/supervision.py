@@ -58,7 +58,7 @@ class EngineSupervision:
         self._engines: dict[Key, _Engine] = {}
         self._leaving: dict[Key, asyncio.Task[None]] = {}
         self._orphans: set[int] = set()
-        self._awake_since = time.monotonic()
+        self._awake = 0.0  # seconds that this process has not stood still
         self._ending = False
 
     def __repr__(self) -> str:
@@ -97,9 +97,8 @@ class EngineSupervision:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
-            if now - looked > PAUSE_SECONDS:
-                # Whatever held this process has held the engines too: a pause of the container, or of the machine.
-                self._awake_since = now
+            # Whatever held this process has held the engines too: a pause of the container, or of the machine.
+            self._awake += now - looked if now - looked < PAUSE_SECONDS else LOOK_SECONDS
             looked = now
             for key, engine in self._engines.items():
                 self._look_at(key, engine, now)
@@ -233,7 +232,7 @@ class EngineSupervision:
                 engine.given_up_for = ""
                 engine.note("ready")
                 self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
-            elif now - max(engine.child.started, self._awake_since) > limits.start_timeout_seconds:
+            elif engine.since_sign(engine.child.started, self._awake) > limits.start_timeout_seconds:
                 self._replace(key, engine, f"was not ready within {limits.start_timeout_seconds:g} s")
             return
         beats = read_beats(engine.paths.beat)
@@ -243,7 +242,7 @@ class EngineSupervision:
         still = limits.hang_seconds + STOP_RUN_SECONDS
         if resident > limits.max_resident_bytes:
             self._replace(key, engine, f"holds {resident} bytes (engine.max_resident_bytes)")
-        elif now - max(min(beats.values(), default=now), self._awake_since) > still:
+        elif engine.since_sign(min(beats.values(), default=now), self._awake) > still:
             self._replace(key, engine, f"did not move for {still:g} s")
 
     def _replace(self, key: Key, engine: _Engine, why: str) -> None:
@@ -262,6 +261,7 @@ class _Engine:
         self.state: EngineState = "starting"
         self.given_up_for = ""
         self.given_up_at = 0.0
+        self._sign = self._sign_at = 0.0
 
     def __repr__(self) -> str:
         why = f" ({self.given_up_for})" if self.state in ("failed", "circuit_open") else ""
@@ -272,6 +272,12 @@ class _Engine:
         # Only a note for others: an engine is kept running on a full disk too.
         with contextlib.suppress(OSError):
             write_note(self.paths.state, EngineNote(state, reason))
+
+    def since_sign(self, sign: float, clock: float) -> float:
+        """How long it has given this sign of life and no other, by a clock that is told each time."""
+        if sign != self._sign:
+            self._sign, self._sign_at = sign, clock
+        return clock - self._sign_at
 
     def try_again(self) -> None:
         # The note goes on saying why it is out of service, and callers are refused, until it is ready.

@@ -186,6 +186,21 @@ def test_an_end_on_the_way_back_is_a_crash_and_not_what_was_amiss_before(tmp_pat
     asyncio.run(test())
 
 
+def test_an_engine_that_hangs_is_replaced_by_a_supervisor_that_stands_still_again_and_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path, hang_seconds=0.1) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 ready" in repr(w.engines))
+            (pid,) = read_beats(w.paths.beat)
+            os.kill(pid, signal.SIGSTOP)
+            for _ in range(6):
+                await asyncio.sleep(2 * supervision.LOOK_SECONDS)
+                time.sleep(supervision.PAUSE_SECONDS)  # noqa: ASYNC251
+            assert "did not move for 1.1 s; it is replaced" in w.said.getvalue()
+
+    asyncio.run(test())
+
+
 def test_what_an_engine_before_it_failed_on_is_not_told_of_one_that_crashes(tmp_path: Path) -> None:
     async def test() -> None:
         async with world(tmp_path) as w:
