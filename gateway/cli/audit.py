@@ -35,7 +35,7 @@ def list_decisions(
 def verify(as_json: AsJson = False) -> None:
     """Walk the chain of all decisions; fails when one was changed, removed, moved or put in.
 
-    It fails too when a version or a route is not as its last decision left it.
+    It fails too when a version, a route or a rollout is not as its last decision left it.
     """
     report = open_client().get("/audit/verify")
     if as_json:

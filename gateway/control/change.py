@@ -23,7 +23,18 @@ from gateway.rollout.machine import RolloutState
 from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
 
-__all__ = ("MAX_WORDS", "Change", "Status", "VersionState", "decision_of", "rollout_of", "route_of", "version_of")
+__all__ = (
+    "MAX_WORDS",
+    "Change",
+    "Status",
+    "VersionState",
+    "decision_of",
+    "rollout_facts",
+    "rollout_of",
+    "route_of",
+    "shown_text",
+    "version_of",
+)
 
 Status = Literal["registered", "approved", "rejected"]
 
@@ -233,6 +244,12 @@ def rollout_of(row: sa.RowMapping) -> RolloutState:
     return msgspec.json.decode(row["state"], type=RolloutState)
 
 
+def rollout_facts(row: sa.RowMapping) -> dict[str, Any]:
+    """What a row says of a rollout, plain; what somebody has made unreadable is as it stands there."""
+    plain = {name: row[name] for name in ("model", "started_seq", "is_open")}
+    return plain | {name: _read(row[name]) for name in ("state", "plan")}
+
+
 def decision_of(row: sa.RowMapping) -> DecisionRecord:
     """The decision in a row. One that somebody has made unreadable is shown as far as it goes, without its hash."""
     fields = {str(name): value for name, value in row.items()}
@@ -242,15 +259,23 @@ def decision_of(row: sa.RowMapping) -> DecisionRecord:
         canonical(fields)
         return msgspec.convert(fields, DecisionRecord)
     except (ValueError, msgspec.ValidationError):
-        shown: dict[str, Any] = {str(name): _shown(value) for name, value in row.items()}
+        shown: dict[str, Any] = {str(name): shown_text(value) for name, value in row.items()}
         objects = {name: {"unreadable": shown[name]} for name in _OBJECTS}
         seq = row["seq"] if isinstance(row["seq"], int) else sys.maxsize
         return DecisionRecord(**{**shown, **objects, "seq": seq, "prev_hash": "", "hash": "", "schema": SCHEMA})
 
 
-def _shown(value: object) -> str:
+def shown_text(value: object) -> str:
+    """A value of any column as text that can be written anywhere."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _read(text: Any) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
 
 
 def _plain(value: dict[str, Any], name: str) -> dict[str, Any]:

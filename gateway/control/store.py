@@ -18,7 +18,17 @@ import sqlalchemy as sa
 from gateway.control import schema
 from gateway.control.approvals import judge_version, register_version
 from gateway.control.audit import GENESIS, verify
-from gateway.control.change import Change, Status, VersionState, decision_of, rollout_of, route_of, version_of
+from gateway.control.change import (
+    Change,
+    Status,
+    VersionState,
+    decision_of,
+    rollout_facts,
+    rollout_of,
+    route_of,
+    shown_text,
+    version_of,
+)
 from gateway.control.database import Database
 from gateway.control.errors import Conflict, NotKnown, Refused, StoreAway, StoreError
 from gateway.control.moves import (
@@ -62,8 +72,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 class AuditReport(msgspec.Struct, frozen=True):
     """What a walk over the whole chain found.
 
-    `first_bad` is None when no decision was touched. `differences` tells then which versions and routes are not as
-    the decisions left them.
+    `first_bad` is None when no decision was touched. `differences` tells then which versions, routes and rollouts
+    are not as the decisions left them.
     """
 
     decisions: int
@@ -456,7 +466,7 @@ class Store:
         return [decision_of(row) for row in rows if isinstance(row["seq"], int)]
 
     def audit(self) -> AuditReport:
-        """Walk the whole chain, compare its end with the head, and versions and routes with what it says of them."""
+        """Walk the whole chain, compare its end with the head, and what else the store says with what it says."""
         standing = Standing()
         differences: list[str] = []
         with self._database.reading(any_text=True) as connection:
@@ -466,7 +476,7 @@ class Store:
             if first_bad is None:
                 versions = [version_of(row) for row in connection.execute(sa.select(schema.versions)).mappings()]
                 routes = [route_of(row) for row in connection.execute(sa.select(schema.routes)).mappings()]
-                differences = standing.differences(versions, routes)
+                differences = standing.differences(versions, routes, _rollouts(connection))
         return AuditReport(last_seq, first_bad, head.last_hash, differences)
 
     @contextmanager
@@ -475,6 +485,14 @@ class Store:
             change = Change(connection, now=self._clock())
             yield change
             change.finish()
+
+
+def _rollouts(connection: sa.Connection) -> dict[str, dict[str, Any]]:
+    table = schema.rollouts
+    # SQLite keeps any value where a truth shall be, and SQLAlchemy would take each for true.
+    is_open = sa.type_coerce(table.c.is_open, sa.Integer).label("is_open")
+    query = sa.select(table.c.id, table.c.model, table.c.started_seq, is_open, table.c.state, table.c.plan)
+    return {shown_text(row["id"]): rollout_facts(row) for row in connection.execute(query).mappings()}
 
 
 def _walk(connection: sa.Connection) -> Iterator[DecisionRecord]:

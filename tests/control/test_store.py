@@ -648,6 +648,12 @@ def test_a_store_that_nobody_touched_is_as_its_decisions_left_it(store: Store) -
     store.set_route("m", stable=3, actor="ada", reason="")
     store.decide("m", kind="drift_alarm", actor="a", reason="", before={}, after={}, evidence={})
     whole()
+    for event in ("pause", "resume", "freeze", "thaw", "rollback", "abort", "supersede", "expire"):
+        store.approve("m", 2, actor="ada", reason="")
+        if store.rollout("m") is None:
+            store.start_rollout("m", 2, plan=STEPS | {"require": ["errors"]}, actor="ada", reason="")
+        store.move_rollout(store.rollouts("m")[0].id, event, actor="judge", reason="")
+        whole()
 
 
 @pytest.mark.promise("P14")
@@ -674,6 +680,67 @@ def test_the_audit_names_a_version_or_route_that_no_decision_made_so(
     report = store.audit()
     assert (report.ok, report.first_bad) == (False, None)
     assert any(difference in text for text in report.differences), report.differences
+
+
+def replaced(column: str, old: str, new: str) -> str:
+    return f"UPDATE rollouts SET {column} = replace({column}, '{old}', '{new}')"
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize(
+    ("tampering", "difference"),
+    [
+        (replaced("state", '"step":0', '"step":1'), "rollout rollout-6: state is {"),
+        (replaced("state", '"running"', '"promoted"'), "rollout rollout-6: state is {"),
+        (replaced("state", "5.0", "99.0"), "rollout rollout-6: state is {"),
+        (replaced("state", '"m"', '"n"'), "rollout rollout-6: state is {"),
+        (replaced("state", "{", "["), "rollout rollout-6: state is '["),
+        ("UPDATE rollouts SET state = '[]'", "rollout rollout-6: state is [], but {"),
+        (replaced("plan", '"bad_promotion":0.05', '"bad_promotion":1.0'), "rollout rollout-6: plan is {"),
+        (replaced("plan", "{", "["), "rollout rollout-6: plan is '["),
+        ("UPDATE rollouts SET is_open = NOT is_open", "rollout rollout-6: is_open is "),
+        ("UPDATE rollouts SET model = 'n'", "rollout rollout-6: model is 'n', but 'm' by its last decision"),
+        ("UPDATE rollouts SET started_seq = 0", "rollout rollout-6: started_seq is 0, but 6 by its last decision"),
+        ("UPDATE rollouts SET id = 'other'", "rollout other is in the store, but no decision put it there"),
+        ("DELETE FROM rollouts", "rollout rollout-6 is not in the store, but no decision took it away"),
+    ],
+)
+def test_the_audit_names_a_rollout_that_no_decision_made_so(
+    store: Store, url: str, tampering: str, difference: str
+) -> None:
+    approved(store, 1, 2)
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.start_rollout("m", 2, plan=STEPS, actor="ada", reason="")
+    assert store.audit().ok
+    by_hand(url, tampering)
+    report = store.audit()
+    assert (report.ok, report.first_bad) == (False, None)
+    assert any(text.startswith(difference) for text in report.differences), report.differences
+
+
+@pytest.mark.promise("P14")
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "UPDATE rollouts SET id = x'ff'",
+        "UPDATE rollouts SET is_open = 'yes'",
+        "UPDATE rollouts SET state = CAST(x'ff' AS TEXT), plan = x'ff'",
+    ],
+)
+def test_what_sqlite_let_be_made_unreadable_of_a_rollout_shows_and_ends_no_audit(
+    tmp_path: Path, tampering: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    store = Store(url)
+    store.create()
+    approved(store, 1, 2, 3)
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.start_rollout("m", 2, plan=STEPS, actor="ada", reason="")
+    by_hand(url, tampering)
+    report = store.audit()
+    assert not report.ok
+    assert msgspec.json.encode(report)
+    store.close()
 
 
 WRITER = """
