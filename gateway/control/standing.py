@@ -50,7 +50,10 @@ class Standing:
         """What does not agree, a sentence each, at most 50 of them; of a rollout, all that `rollout_facts` gives."""
         stored = {f"{state.model}/{state.version}": version_summary(state) for state in versions}
         found = list(_differences("version", stored, self._versions))
-        found += _differences("the route of", {route.model: route_summary(route) for route in routes}, self._routes)
+        # SQLite keeps bytes where a text shall be.
+        found += _differences(
+            "the route of", {str(route.model): route_summary(route) for route in routes}, self._routes
+        )
         found += _differences("rollout", rollouts, self._rollouts)
         return found[:MAX_NAMED]
 

@@ -477,7 +477,7 @@ class Store:
                 versions = [version_of(row) for row in connection.execute(sa.select(schema.versions)).mappings()]
                 routes = [route_of(row) for row in connection.execute(sa.select(schema.routes)).mappings()]
                 differences = standing.differences(versions, routes, _rollouts(connection))
-        return AuditReport(last_seq, first_bad, head.last_hash, differences)
+        return AuditReport(last_seq, first_bad, shown_text(head.last_hash), differences)
 
     @contextmanager
     def _change(self) -> Iterator[Change]:

@@ -722,12 +722,15 @@ def test_the_audit_names_a_rollout_that_no_decision_made_so(
 @pytest.mark.parametrize(
     "tampering",
     [
+        "UPDATE routes SET model = x'ff'",
+        "UPDATE versions SET model = x'ff' WHERE version = 3",
         "UPDATE rollouts SET id = x'ff'",
         "UPDATE rollouts SET is_open = 'yes'",
         "UPDATE rollouts SET state = CAST(x'ff' AS TEXT), plan = x'ff'",
+        "UPDATE head SET last_hash = CAST(x'ff' AS TEXT)",
     ],
 )
-def test_what_sqlite_let_be_made_unreadable_of_a_rollout_shows_and_ends_no_audit(
+def test_what_sqlite_let_be_made_unreadable_beside_the_decisions_shows_and_ends_no_audit(
     tmp_path: Path, tampering: str
 ) -> None:
     url = f"sqlite:///{tmp_path / 'store.db'}"
