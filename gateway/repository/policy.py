@@ -179,7 +179,7 @@ def load_policy(folder: Path) -> ModelPolicy:
         raise PolicyError(f"cannot read {path}: {error.strerror}") from None
     try:
         policy = msgspec.toml.decode(raw, type=ModelPolicy)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise PolicyError(f"{path}: {error}") from None
     for version, digest in policy.approvals.items():
         if not re.fullmatch(r"[1-9][0-9]{0,8}", version) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):

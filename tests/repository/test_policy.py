@@ -52,13 +52,9 @@ def test_a_key_or_value_that_is_not_allowed_is_named(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        ('description = "Fahrräder"\n'.encode("latin-1"), "model.toml: 'utf-8' codec can't decode byte 0xe4"),
-        (b"description = " + b"[" * 100_000, "model.toml: maximum recursion depth"),
-    ],
+    "content", [b"\xff", b"description = '\xff'", b"a = " + b"[" * 5000, b"[quality]\nmiss_above = " + b"9" * 5000]
 )
-def test_what_cannot_be_read_at_all_is_refused_like_any_other_value(tmp_path: Path, raw: bytes, reason: str) -> None:
-    (tmp_path / "model.toml").write_bytes(raw)
-    with pytest.raises(PolicyError, match=reason):
+def test_a_file_that_is_no_toml_at_all_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.toml").write_bytes(content)
+    with pytest.raises(PolicyError, match=r"model\.toml: "):
         load_policy(tmp_path)
