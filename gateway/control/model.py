@@ -121,7 +121,6 @@ class ModelWatch:
         self.watches: dict[int, VersionWatch] = {}
         self.alarms: deque[Alarm] = deque(maxlen=_RECENT_ALARMS)
         self.verdict: Verdict | None = None
-        self.notes: list[str] = []
         self.without_profile: set[int] = set()
         self._versions = versions
         self._flush_seconds = flush_seconds
@@ -305,7 +304,6 @@ class ModelWatch:
                 profile=self._profile(version),
                 flush_seconds=self._flush_seconds,
             )
-            self.notes += [note for note in watch.notes if note not in self.notes]
         return watch
 
     def _profile(self, version: int) -> Profile | None:

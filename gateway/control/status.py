@@ -24,7 +24,7 @@ def describe_model(model: ModelWatch, *, notes: list[str]) -> dict[str, Any]:
         "versions": {str(version): _describe_version(watch) for version, watch in sorted(model.watches.items())},
         "trial": _describe_trial(model),
         "alarms": [msgspec.to_builtins(alarm) for alarm in reversed(model.alarms)],
-        "notes": [*notes, *model.notes],
+        "notes": notes,
     }
 
 

@@ -74,8 +74,7 @@ class VersionWatch:
         loss = profile.loss if profile is not None else None
         self.miss_above = miss_above(policy.quality, loss.miss_above if loss is not None else None)
         self._risk = _risk_of(profile, policy, self.miss_above)
-        self.notes: list[str] = []
-        self._streams = self._streams_of(policy)
+        self._streams = [(RiverDetector(rule.name, rule.parameters), rule) for rule in policy.detectors]
         self._latches = {name: Latch(self.line) for name in ("inputs", "outputs", "quality")}
         self._shares = {"rows": CallerShare(), "labels": CallerShare()}
         self._label_moments = Moments()
@@ -217,15 +216,6 @@ class VersionWatch:
         self._until = time
         self._sent.append(callers)
         self._rows += rows
-
-    def _streams_of(self, policy: ModelPolicy) -> list[tuple[RiverDetector, DetectorPolicy]]:
-        streams = []
-        for rule in policy.detectors:
-            try:
-                streams.append((RiverDetector(rule.name, rule.parameters), rule))
-            except ValueError as error:
-                self.notes.append(f"model.toml of {self.model}, detectors: {error}")
-        return streams
 
     def _drift_alarm(self, name: str, bins: _Bins) -> Alarm:
         assert bins.detector is not None  # noqa: S101  (only such bins flush)

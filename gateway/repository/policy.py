@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gateway.drift.streams import check_detector
 from gateway.rollout.errors import PlanError
 from gateway.rollout.plan import Plan, check_plan
 
@@ -192,6 +193,11 @@ def load_policy(folder: Path) -> ModelPolicy:
     for key, number in _numbers(msgspec.to_builtins(policy)):
         if not math.isfinite(number):
             raise PolicyError(f"{path}: {key} = {number}: expected a finite number")
+    for place, rule in enumerate(policy.detectors):
+        try:
+            check_detector(rule.name, rule.parameters)
+        except ValueError as error:
+            raise PolicyError(f"{path}: detectors[{place}]: {error}") from None
     try:
         check_plan(_plan_of(policy.rollout))
     except PlanError as error:
