@@ -69,6 +69,7 @@ def _quantiles(metric: str, *by: str, selector: str = _MODEL) -> tuple[tuple[str
 
 
 _REQUESTS = f"gateway_requests_total{{{_MODEL}}}"
+_LOST = "dropped|unsynced|dead_letter|discarded|corrupt|missing"
 _FAILED = f'gateway_requests_total{{{_MODEL},outcome=~"model_error|unavailable|timeout"}}'
 
 ROWS: dict[str, tuple[Panel, ...]] = {
@@ -108,9 +109,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Number(
             "Events lost",
-            "Events dropped since the start, as the spool was full and `spool.full = drop`. It must read 0.",
+            "Events lost or set aside since the start, in each state that pages (EventsDropped). It must read 0; which "
+            "state it is, see Events below. One loss counts more than once where several processes found it.",
             "short",
-            'gateway_log_events_total{state="dropped"}',
+            f'sum(gateway_log_events_total{{state=~"{_LOST}"}})',
             red=1,
         ),
     ),

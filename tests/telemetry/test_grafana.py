@@ -91,6 +91,12 @@ def test_every_metric_an_operator_looks_for_is_on_the_dashboard():
     assert not_shown == about_the_page | COUNTED_FOR_THE_STATISTICS_EXTENSION
 
 
+def test_the_panel_of_lost_events_shows_each_state_that_pages():
+    alert = next(rule["expression"] for rule in rules() if rule["name"] == "EventsDropped")
+    paged = set(re.findall(r'state=~"([^"]*)"', alert))
+    assert paged == set(re.findall(r'state=~"([^"]*)"', panel_queries()["Events lost A"]))
+
+
 def test_the_committed_dashboard_is_what_the_program_writes(grafana_library):
     assert names_of(ROOT / "grafana" / "build.py")["dashboard_json"]() == DASHBOARD.read_text()
 
