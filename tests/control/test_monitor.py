@@ -489,6 +489,33 @@ def test_a_profile_that_was_missing_is_taken_up_once_it_is_there(make_world: Any
     assert len([note for note in world.notes if "a profile of m that was missing is there" in note]) == 1
 
 
+def test_a_version_that_comes_back_with_its_profile_costs_the_others_nothing(
+    make_world: Any, make_profile: Any
+) -> None:
+    profiles = {("m", 1): make_profile()}
+    world = make_world()
+    world.versions = FixedVersions({}, profiles)
+
+    async def scenario() -> Any:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        send(world, 100)
+        world.predict(3, arm="canary", weight=10.0)
+        await world.feed(monitor, flush_every=1000)
+        world.store.reject("m", 3, actor="tester", reason="it was on the route, and its files are gone")
+        await monitor.flush()
+        assert sorted(monitor.models["m"].watches) == [1]
+        profiles["m", 3] = make_profile()
+        world.store.approve("m", 3, actor="tester", reason="its files are back")
+        await monitor.flush()
+        await monitor.close()
+        return monitor
+
+    monitor = asyncio.run(scenario())
+    assert monitor.models["m"].watches[1].quality.rows == 100
+    assert world.notes == []
+
+
 def test_another_stable_version_beside_a_canary_leaves_its_arms_drawn_at_their_weights(make_world: Any) -> None:
     world = make_world()
     start_trial(world)
