@@ -108,7 +108,7 @@ class _Admin:
                 query=_query(request, endpoint),
                 body=await _body(request, endpoint.body),
                 actor=actor_of(headers),
-                if_match=request.headers.get("if-match", ""),
+                if_match=request.headers.get("if-match"),
             )
             return await (answer or plain)(call)
 

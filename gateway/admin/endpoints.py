@@ -36,7 +36,7 @@ class Call:
     query: dict[str, str]
     body: Any
     actor: str
-    if_match: str = ""
+    if_match: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +119,12 @@ def _limit(call: Call, default: int) -> int:
 
 
 def _revision(call: Call) -> int | None:
+    if call.if_match is None:
+        return None
     revision = call.if_match.strip().removeprefix("W/").strip('"')
-    if revision and not _is_number(revision):
+    if not _is_number(revision):
         raise BadRequest(f"If-Match is {call.if_match[:32]!r}; expected the revision of the route, in quotes")
-    return int(revision) if revision else None
+    return int(revision)
 
 
 def _set_route(operations: Operations, call: Call) -> Body:

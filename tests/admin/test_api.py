@@ -367,7 +367,7 @@ def test_a_stale_if_match_is_412(client: TestClient, world: World) -> None:
     put = {"if-match": f'"{revision}"'}
     assert client.put(f"{API}/routes/m", json={"stable": 2}, headers=put).status_code == 200
     assert error_of(client.put(f"{API}/routes/m", json={"stable": 1}, headers=put), 412)
-    for header in (b"x", b'"-1"', b"9" * 5000, b"\xb2", b"*"):
+    for header in (b"x", b'"-1"', b"9" * 5000, b"\xb2", b"*", b"", b'""', b"W/"):
         headers = {b"if-match": header}
         assert "If-Match" in error_of(client.put(f"{API}/routes/m", json={"stable": 1}, headers=headers), 400)
 
