@@ -46,7 +46,8 @@ class Trial:
     Parameters
     ----------
     profiles : dict
-        Version to profile; a version without one has no range and no bins.
+        Version to profile. Ranges and bins are compared where both versions have one: what only one arm can show would
+        always speak against that arm.
     """
 
     def __init__(
@@ -161,13 +162,15 @@ class Trial:
         starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
         strange = [False] * sum(counts)
         bins: dict[str, list[int]] = {}
-        comparable = self._comparable_outputs()
-        for version in (self.stable, self.canary):
-            profile = self._profiles.get(version)
+        stable, canary = self._profiles.get(self.stable), self._profiles.get(self.canary)
+        if stable is None or canary is None:
+            return strange, bins
+        comparable = _comparable_outputs(stable, canary)
+        for version, profile in ((self.stable, stable), (self.canary, canary)):
             places = [place for place, request in enumerate(requests) if _version_of(request) == version]
             served = [requests[place] for place in places]
             served_well = [each for each in served if isinstance(each, LoggedBlock) or each.status == 200]
-            if profile is None or not served_well:
+            if not served_well:
                 continue
             found: list[tuple[list[Any], list[Any]]] = [
                 (strange, out_of_reference(served, profile, ignore=self._policy.drift.ignore))
@@ -184,23 +187,6 @@ class Trial:
                     column[start : start + count] = values[taken : taken + count]
                     taken += count
         return strange, bins
-
-    def _comparable_outputs(self) -> frozenset[str]:
-        """Numeric outputs whose references were cut into as many quantiles on both versions.
-
-        Of many, those that come first in the stable version's profile: as many as the judge tells apart.
-        """
-        stable, canary = self._profiles.get(self.stable), self._profiles.get(self.canary)
-        if stable is None or canary is None:
-            return frozenset()
-        comparable = (
-            name
-            for name, feature in stable.outputs.items()
-            if name in canary.outputs
-            and feature.kind == canary.outputs[name].kind == "numeric"
-            and len(canary.outputs[name].edges) == len(feature.edges)
-        )
-        return frozenset(islice(comparable, MAX_NAMES))
 
     def _tell(self, record: PredictionRecord, strange: bool, bins: dict[str, list[int]]) -> None:
         judge, on_canary, weight, key = self._judge, record.arm == "canary", record.weight, record.key
@@ -251,6 +237,21 @@ class Trial:
     def _acknowledge(self, metric: str) -> None:
         if metric in self.plan.actions:
             self._judge.acknowledge(metric)
+
+
+def _comparable_outputs(stable: Profile, canary: Profile) -> frozenset[str]:
+    """Numeric outputs whose references were cut into as many quantiles on both versions.
+
+    Of many, those that come first in the stable version's profile: as many as the judge tells apart.
+    """
+    comparable = (
+        name
+        for name, feature in stable.outputs.items()
+        if name in canary.outputs
+        and feature.kind == canary.outputs[name].kind == "numeric"
+        and len(canary.outputs[name].edges) == len(feature.edges)
+    )
+    return frozenset(islice(comparable, MAX_NAMES))
 
 
 def _counted(indices: list[int]) -> dict[int, int]:

@@ -489,6 +489,22 @@ def test_a_profile_that_was_missing_is_taken_up_once_it_is_there(make_world: Any
     assert len([note for note in world.notes if "a profile of m that was missing is there" in note]) == 1
 
 
+@pytest.mark.promise("P12")
+@pytest.mark.parametrize("known", [(1, 2), (1,), (2,), ()])
+def test_inputs_outside_one_arms_reference_are_no_harm_where_the_other_has_none(
+    make_world: Any, make_profile: Any, known: tuple[int, ...]
+) -> None:
+    def far(world: Any, version: int, arm: str, weight: float) -> None:
+        world.predict(version, arm=arm, weight=weight, x=30.0)
+
+    world = make_world()
+    world.versions = FixedVersions({}, {("m", version): make_profile() for version in known})
+    start_trial(world)
+    send_on_arms(world, 400, canary=far, stable=far)
+    world.run()
+    assert "rollback" not in world.kinds()
+
+
 def test_a_version_that_comes_back_with_its_profile_costs_the_others_nothing(
     make_world: Any, make_profile: Any
 ) -> None:
