@@ -91,6 +91,7 @@ class FolderVersions:
     def follow(self, versions: Iterable[VersionState]) -> None:
         approved = {(state.model, state.version): state.digest for state in versions if state.status == "approved"}
         for model, version in self._approved.keys() - approved.keys():
+            self._profiles.pop((model, version), None)
             self._is_good(f"{model}/{version}")
         self._approved = approved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gateway.control.versions import FolderVersions
 from gateway.drift.profile import bin_indices, build_profile
 from gateway.events.records import DecisionRecord, PredictionRecord, TensorRecord, Timings
 from gateway.repository.manifest import load_version
-from gateway.repository.policy import ModelPolicy, QualityPolicy
+from gateway.repository.policy import ModelPolicy, QualityPolicy, load_policy
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -149,22 +150,62 @@ def test_a_profile_that_is_missing_is_said_once_and_looked_for_again(tmp_path: P
     assert versions.notes("bike-demand") == []
 
 
+def test_nothing_is_kept_of_a_version_that_is_no_longer_approved(tmp_path: Path) -> None:
+    folder = shipped_version(tmp_path)
+    approved = VersionState("bike-demand", 1, load_version(folder).digest, "approved")
+    versions = FolderVersions(tmp_path)
+    versions.follow([approved, VersionState("bike-demand", 2, "sha256:2", "approved")])
+    assert versions.profile("bike-demand", 1) is not None
+    assert versions.profile("bike-demand", 2) is None
+    assert len(versions.notes("bike-demand")) == 1
+    versions.follow([])
+    assert versions.notes("bike-demand") == []
+    shutil.rmtree(folder)
+    versions.follow([approved])
+    assert versions.profile("bike-demand", 1) is None, "it is read again"
+
+
 def test_the_last_good_policy_stays_while_its_file_is_broken_or_gone(tmp_path: Path) -> None:
     path = tmp_path / "m" / "model.toml"
     path.parent.mkdir()
     path.write_text('[quality]\noutput = "count"\n')
-    versions = FolderVersions(tmp_path)
+    now = [0.0]
+    versions = FolderVersions(tmp_path, monotonic=lambda: now[0])
     assert versions.policy("m").quality.output == "count"
     path.write_text("[qality]\n")
     assert versions.policy("m").quality.output == versions.policy("m").quality.output == "count"
     (said,) = versions.news()
     assert "qality" in said and said.endswith("; the last policy stays")
     path.unlink()
-    assert versions.policy("m").quality.output == versions.policy("m").quality.output == "count"
+    for _ in range(20):
+        now[0] += 1.0
+        assert versions.policy("m").quality.output == "count"
     assert [f"{path} is gone; the last policy stays"] == versions.news() == versions.notes("m")
     path.write_text('[quality]\noutput = "other"\n')
     assert versions.policy("m").quality.output == "other"
     assert versions.notes("m") == []
+
+
+def test_a_policy_that_is_written_while_it_is_read_is_taken_once_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m" / "model.toml"
+    path.parent.mkdir()
+    path.write_text('[quality]\noutput = "count"\n')
+    versions = FolderVersions(tmp_path)
+    assert versions.policy("m").quality.output == "count"
+    path.write_text("")
+
+    def and_meanwhile(folder: Path) -> ModelPolicy:
+        read = load_policy(folder)
+        path.write_text('[quality]\noutput = "other"\n')
+        return read
+
+    monkeypatch.setattr("gateway.control.versions.load_policy", and_meanwhile)
+    assert versions.policy("m").quality.output == "count", "half of it, as when an editor has emptied it"
+    monkeypatch.undo()
+    assert versions.policy("m").quality.output == "other"
+    assert versions.news() == []
 
 
 def test_a_policy_that_is_broken_from_the_start_is_said_once(tmp_path: Path) -> None:
