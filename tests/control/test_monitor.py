@@ -11,6 +11,7 @@ import pytest
 
 from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
+from gateway.control.history import TrialStart
 from gateway.control.model import ModelWatch
 from gateway.control.trial import Trial
 from gateway.control.versions import FixedVersions, FolderVersions
@@ -18,7 +19,8 @@ from gateway.drift.profile import Profile, build_profile
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION, TensorRecord
 from gateway.predictions.segments import LogRecord
 from gateway.repository.policy import DriftPolicy, ModelPolicy, RolloutPolicy
-from gateway.rollout.errors import EvidenceError
+from gateway.rollout.errors import EvidenceError, PlanError
+from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
 from gateway.telemetry.cells import CellFile
 
@@ -414,6 +416,24 @@ def test_a_canary_with_many_outputs_is_judged_by_the_first_of_them(make_world: A
     assert not any("anew" in note for note in world.notes)
 
 
+def test_outputs_that_are_names_take_no_place_among_the_outputs_that_are_judged(make_world: Any) -> None:
+    def answer(world: Any, version: int, arm: str, weight: float) -> None:
+        value = world.random.normal(2.0 if arm == "canary" else 0.0, 1.0)
+        outputs = [TensorRecord("names", "BYTES", (1, 64), ["a"] * 64), TensorRecord("y", "FP64", (1, 1), [value])]
+        world.predict(version, arm=arm, weight=weight, outputs=outputs)
+
+    random = np.random.default_rng(0)
+    inputs = {name: random.normal(size=(2_000, 1)) for name in ("x", "temp")}
+    outputs = {"names": np.full((2_000, 64), "a", dtype=object), "y": random.normal(size=(2_000, 1))}
+    profile = build_profile(inputs=inputs, outputs=outputs, columns={})
+    world = make_world({1: profile, 2: profile}, policy=ModelPolicy(rollout=RolloutPolicy(outputs="rollback")))
+    start_trial(world)
+    send_on_arms(world, 400, canary=answer, stable=answer)
+    world.run()
+    rollback = next(decision for decision in world.decisions() if decision.kind == "rollback")
+    assert set(rollback.evidence["certificate"]["counts"]["shifts"]["outputs"]) == {"y"}
+
+
 def test_a_trial_that_fails_costs_nothing_that_is_known_of_the_versions(make_world: Any, monkeypatch: Any) -> None:
     def fail(*_: Any) -> None:
         raise EvidenceError("one too many")
@@ -753,6 +773,31 @@ def test_a_policy_that_cannot_be_followed_leaves_the_one_before_and_its_evidence
 
     asyncio.run(change())
     assert sum("cannot be followed" in note for note in world.notes) == 1
+
+
+def test_a_trial_that_cannot_begin_leaves_the_one_before_without_a_say(make_world: Any) -> None:
+    world = make_world()
+    start_trial(world)
+    model = world.run().models["m"]
+    assert model.trial is not None
+    route = msgspec.structs.replace(model.route, canary=3, trial=2)
+    start = TrialStart(2, "", model.trial.start.began, model.trial.start.began)
+    with pytest.raises(PlanError):
+        model.follow(route, rollout=None, start=start, plan=Plan(steps=()), approved=lambda version: True)
+    assert model.trial is None
+
+
+def test_what_was_known_of_a_model_goes_with_its_route(make_world: Any) -> None:
+    world = make_world()
+    send(world, 100)
+    world.run()
+    world.versions._policies["m"] = WITHOUT_END
+    world.run()
+    world.store.remove_route("m", actor="tester", reason="retired")
+    world.run()
+    world.versions._policies["m"] = ModelPolicy()
+    world.store.set_route("m", stable=1, actor="tester", reason="it is back")
+    assert world.run().models["m"].watches == {}
 
 
 def test_a_rollback_that_waited_for_the_store_leaves_a_later_trial_alone(make_world: Any) -> None:
