@@ -48,13 +48,18 @@ def _meant(client: AdminClient, route: dict[str, Any], *, checked: bool) -> int:
     if route["weight"] > 0:
         return int(route["canary"])
     name, stable = clean(route["model"]), int(route["stable"])
+    if checked:
+        return stable
     decisions = client.get("/decisions", {"model": route["model"], "limit": _LAST_DECISIONS})["decisions"]
     last = next((one for one in reversed(decisions) if "stable" in one["after"]), None)
+    named = f"`gateway rollback {name} --version {stable}` takes the stable version back"
     # Who types this command may mean a canary that the monitor took back while he did.
-    if last is not None and not checked and _took_canary(last):
+    if last is None:
+        raise CommandError(f"the last {_LAST_DECISIONS} decisions on {name} say nothing of its route; {named}")
+    if _took_canary(last):
         raise CommandError(
             f"version {last['before']['canary']} of {name} was taken back already, by {clean(last['actor'])} at "
-            f"{clean(last['time'])}; `gateway rollback {name} --version {stable}` takes the stable version back too"
+            f"{clean(last['time'])}; {named} too"
         )
     return stable
 

@@ -172,6 +172,20 @@ def test_a_rollback_leaves_the_stable_version_alone_when_the_monitor_was_quicker
     assert done("rollback", "m", "--version", 2) == "version 2 was taken back; m: version 1 is stable\n"
 
 
+def test_a_rollback_asks_for_the_version_where_too_much_has_been_said_since_the_route_was_set(world: World) -> None:
+    world.serve(1, 2, 3)
+    for stable in (1, 2):
+        world.store.set_route("m", stable=stable, actor="ada", reason="")
+    world.store.set_route("m", stable=2, canary=3, weight=10, actor="ada", reason="")
+    world.store.rollback("m", version=3, actor="gateway monitor", reason="worse")
+    said: dict[str, Any] = {"actor": "gateway monitor", "reason": "", "before": {}, "after": {}, "evidence": {}}
+    for _ in range(100):
+        world.store.decide("m", kind="warning", **said)
+    assert "`gateway rollback m --version 2`" in failed("rollback", "m")
+    assert world.store.snapshot().routes["m"].stable == 2
+    assert done("rollback", "m", "--version", 2) == "version 2 was taken back; m: version 1 is stable\n"
+
+
 def test_a_rollback_takes_back_what_it_has_read_and_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.serve(1, 2, 3)
     for stable in (1, 2):
