@@ -166,15 +166,14 @@ class Trial:
         if stable is None or canary is None:
             return strange, bins
         comparable = _comparable_outputs(stable, canary)
+        ignore = (*self._policy.drift.ignore, *(_named_apart(stable, canary) if self._policy.logging.redact else ()))
         for version, profile in ((self.stable, stable), (self.canary, canary)):
             places = [place for place, request in enumerate(requests) if _version_of(request) == version]
             served = [requests[place] for place in places]
             served_well = [each for each in served if isinstance(each, LoggedBlock) or each.status == 200]
             if not served_well:
                 continue
-            found: list[tuple[list[Any], list[Any]]] = [
-                (strange, out_of_reference(served, profile, ignore=self._policy.drift.ignore))
-            ]
+            found: list[tuple[list[Any], list[Any]]] = [(strange, out_of_reference(served, profile, ignore=ignore))]
             found += [
                 (bins.setdefault(name, [-1] * len(strange)), values)
                 for name, values in output_bins(served, profile).items()
@@ -252,6 +251,12 @@ def _comparable_outputs(stable: Profile, canary: Profile) -> frozenset[str]:
         and len(canary.outputs[name].edges) == len(feature.edges)
     )
     return frozenset(islice(comparable, MAX_NAMES))
+
+
+def _named_apart(stable: Profile, canary: Profile) -> set[str]:
+    """Tensors whose columns the versions name differently: redaction may leave more to see of them on one arm."""
+    tensors = stable.columns.keys() | canary.columns.keys()
+    return {name for name in tensors if stable.columns.get(name) != canary.columns.get(name)}
 
 
 def _counted(indices: list[int]) -> dict[int, int]:

@@ -18,7 +18,7 @@ from gateway.control.versions import FixedVersions, FolderVersions
 from gateway.drift.profile import Profile, build_profile
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION, TensorRecord
 from gateway.predictions.segments import LogRecord
-from gateway.repository.policy import DriftPolicy, ModelPolicy, RolloutPolicy
+from gateway.repository.policy import DriftPolicy, LoggingPolicy, ModelPolicy, RolloutPolicy
 from gateway.rollout.errors import EvidenceError, PlanError
 from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
@@ -523,6 +523,28 @@ def test_inputs_outside_one_arms_reference_are_no_harm_where_the_other_has_none(
     send_on_arms(world, 400, canary=far, stable=far)
     world.run()
     assert "rollback" not in world.kinds()
+
+
+@pytest.mark.promise("P12")
+@pytest.mark.parametrize(("redact", "kinds"), [(("age",), set()), ((), {"rollback"})])
+def test_inputs_that_are_redacted_whole_on_one_arm_are_no_harm_on_the_other(
+    make_world: Any, redact: tuple[str, ...], kinds: set[str]
+) -> None:
+    def far(world: Any, version: int, arm: str, weight: float) -> None:
+        logged = None if arm == "stable" else [None, 30.0]
+        inputs = [TensorRecord("f", "FP64", (1, 2), logged)]
+        world.predict(version, arm=arm, weight=weight, inputs=inputs, outputs=[])
+
+    def named(**columns: tuple[str, ...]) -> Any:
+        rows = np.random.default_rng(0).normal(size=(2_000, 2))
+        return build_profile(inputs={"f": rows}, outputs={}, columns=columns)
+
+    policy = ModelPolicy(logging=LoggingPolicy(redact=redact))
+    world = make_world({1: named(), 2: named(f=("age", "temp"))}, policy=policy)
+    start_trial(world)
+    send_on_arms(world, 400, canary=far, stable=far)
+    world.run()
+    assert set(world.kinds()) & {"rollback"} == kinds
 
 
 def test_a_version_that_comes_back_with_its_profile_costs_the_others_nothing(
