@@ -25,8 +25,8 @@ from gateway.events.addresses import parse_id
 from gateway.events.encoding import RecordError, seconds_of
 from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.arrow import filesystems, parquet, pyarrow, require_installed
-from gateway.predictions.damage import whole_records
 from gateway.predictions.disk import LocalDisk
+from gateway.predictions.salvage import whole_records
 from gateway.predictions.segments import LogRecord, list_segments, split_name
 
 __all__ = ("Archive", "ArchiveError", "Stored", "lowest_in")

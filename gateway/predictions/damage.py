@@ -1,21 +1,16 @@
-"""Damage in a spool: what is whole around it, and the note, the count and the copy that it leaves behind."""
+"""Damage in a spool: the note, the count and the copy that it leaves behind."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.events.blocks import MAX_BLOCK
-from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.reader import Damage, SpoolReader
-from gateway.predictions.segments import DAMAGED_SUFFIX, RECORD_HEAD, RECORD_TAIL, LogRecord, scan
+from gateway.predictions.segments import DAMAGED_SUFFIX
 
-__all__ = ("DamageBook", "damaged_path", "whole_records")
-
-_KINDS = (KIND_PREDICTION, KIND_FEEDBACK, KIND_DECISION, KIND_BLOCK)
+__all__ = ("DamageBook", "damaged_path")
 
 
 class DamageBook:
@@ -78,48 +73,6 @@ class DamageBook:
 def damaged_path(segment: Path) -> Path:
     """The name under which a damaged segment is set aside: no reader takes it for one."""
     return segment.with_name(segment.name + DAMAGED_SUFFIX)
-
-
-def whole_records(content: bytes, boot: str, first: int) -> tuple[list[LogRecord], list[int]]:
-    """Return all records of a segment that check, and the offsets at which something lies that does not.
-
-    Where a length is wrong, what follows is found by its number.
-
-    Parameters
-    ----------
-    first : int
-        The number of the first record, as the segment's name tells.
-    """
-    records: list[LogRecord] = []
-    damaged: list[int] = []
-    start: int | None = 0
-    while start is not None:
-        found = scan(content, boot, start=start)
-        records += found.records
-        if found.end == len(content):
-            break
-        damaged.append(found.end)
-        number = records[-1].sequence + 1 if records else first
-        behind = found.end + found.needed if found.damaged and found.needed else None
-        if behind is not None and (behind == len(content) or scan(content, boot, start=behind, max_records=1).records):
-            start = behind
-        else:
-            start = _find(content, boot, start=found.end + 1, number=number)
-    return records, damaged
-
-
-def _find(content: bytes, boot: str, *, start: int, number: int) -> int | None:
-    """Where the first whole record begins behind a damaged one with this number, or a block that begins with it."""
-    last = number + MAX_BLOCK
-    uppers = b"|".join(re.escape(upper.to_bytes(7, "little")) for upper in range(number >> 8, (last >> 8) + 1))
-    # One pass over the file, which may be zeros for the rest; matches may overlap.
-    tails = re.compile(b"(?s)(?=.(?:%s)[%s])" % (uppers, bytes(_KINDS)))
-    for match in tails.finditer(content, start + RECORD_HEAD.size):
-        following, _ = RECORD_TAIL.unpack_from(content, match.start())
-        place = match.start() - RECORD_HEAD.size
-        if number <= following <= last and scan(content, boot, start=place, max_records=1).records:
-            return place
-    return None
 
 
 def _told(damage: Damage) -> str:

@@ -8,14 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gateway.predictions.segments import (
-    LogRecord,
-    SegmentNames,
-    end_of_records,
-    list_streams,
-    scan,
-    split_name,
-)
+from gateway.predictions.salvage import end_of_records, next_behind
+from gateway.predictions.segments import LogRecord, Scan, SegmentNames, list_streams, scan, split_name
 from gateway.predictions.spool import SpoolError
 
 __all__ = ("Damage", "LogRecord", "Position", "SpoolReader")
@@ -25,8 +19,7 @@ _Blocks = Literal["expanded", "whole"]
 
 _PART_BYTES = 256 * 1024
 _NO_FILE = -1
-# One damaged record is passed over by its length; a second one in a row means that the length was wrong as well.
-_DAMAGED_IN_A_ROW = 2
+_NEVER = -1
 
 
 class Damage(NamedTuple):
@@ -180,8 +173,7 @@ class _Cursor:
         self._asked = 0
         self._fresh = False
         self._gone = False
-        self._given_up = False
-        self._damaged_in_a_row = 0
+        self._searched = _NEVER
         self._expected: tuple[str, int] | None = None
 
     def read(self, limit: int) -> list[LogRecord]:
@@ -189,10 +181,6 @@ class _Cursor:
         until = self.taken + limit
         self._fresh = False
         while self.taken < until and self._open():
-            if self._given_up:
-                if not self._advance():
-                    break
-                continue
             found = scan(
                 self._part,
                 self._boot,
@@ -205,9 +193,7 @@ class _Cursor:
                 records += found.records
             elif not self._fresh or found.needed > self._asked == len(self._part):
                 self._refill(found.needed)
-            elif found.damaged:
-                self._pass_over(found.needed)
-            elif not self._advance():
+            elif not (self._pass_over(found) if found.damaged else self._advance(found)):
                 break
         return records
 
@@ -258,28 +244,57 @@ class _Cursor:
             return False
         self.close()
         self.segment, self.offset = names[place], 0
-        self._gone = self._given_up = False
-        self._damaged_in_a_row = 0
+        self._gone = False
+        self._searched = _NEVER
         return True
 
-    def _advance(self) -> bool:
-        """At the end of what can be read here: go to the next segment, or stay while this is the last."""
+    def _is_closed(self) -> bool:
+        """Whether there is a next segment: a writer is done with one before it begins the next."""
         names = self._names.look()
-        if bisect_right(names, self.segment) == len(names):
-            return False
-        # A writer is done with a segment before it begins the next, so what is here now is all that will ever be.
-        size = os.fstat(self._file).st_size
-        if not self._given_up:
-            if size > self._part_at + len(self._part):
-                self._refill(0)
-                return True
-            if size > self.offset:
-                self.torn += 1
-                self._note_damage()
-        return self._step()
+        return bisect_right(names, self.segment) < len(names)
 
-    def _note_damage(self) -> None:
-        self.damage.append(Damage(self.folder / self.segment, self.offset))
+    def _advance(self, found: Scan) -> bool:
+        """At the end of what can be read here: go to the next segment, or stay while this is the last."""
+        if not self._is_closed():
+            return False
+        # What is here now is all that will ever be.
+        size = os.fstat(self._file).st_size
+        if size > self._part_at + len(self._part):
+            self._refill(0)
+            return True
+        return self._pass_over(found) if size > self.offset else self._step()
+
+    def _pass_over(self, found: Scan) -> bool:
+        """Go on behind what is no whole record, here or in the next segment; False while nothing whole lies there."""
+        is_closed = self._is_closed()
+        size = os.fstat(self._file).st_size
+        if size == self._searched and not is_closed:
+            return False
+        part = os.pread(self._file, len(self._part), self.offset)
+        if part != self._part:
+            self._refill(found.needed)
+            return True
+        boot, number = self._expected or ("", 0)
+        if boot != self._boot:
+            number = split_name(self.segment)[1]
+        place = next_behind(part, self._boot, found, number=number)
+        if place is None or place == len(part):
+            rest = os.pread(self._file, size - self.offset, self.offset)
+            place = next_behind(rest, self._boot, found, number=number)
+        self._note_damage(torn=not found.damaged and place is None)
+        if place is None:
+            self._searched = size
+            return is_closed and self._step()
+        self.offset += place
+        self._fresh = False
+        return True
+
+    def _note_damage(self, *, torn: bool) -> None:
+        damage = Damage(self.folder / self.segment, self.offset)
+        if self.damage[-1:] != [damage]:
+            self.damage.append(damage)
+            self.torn += torn
+            self.corrupt += not torn
 
     def _refill(self, needed: int) -> None:
         # Bytes of an unfinished record are never kept: the writer may cut them off and write others in their place.
@@ -298,19 +313,4 @@ class _Cursor:
         self.taken += numbers
         self._expected = (self._boot, after)
         self.offset = end
-        self._fresh = False
-        self._damaged_in_a_row = 0
-
-    def _pass_over(self, length: int) -> None:
-        again = os.pread(self._file, max(length, 1), self.offset)
-        if again != self._part[: len(again)]:
-            self._refill(length)
-            return
-        self.corrupt += 1
-        self._note_damage()
-        self._damaged_in_a_row += 1
-        if not length or self._damaged_in_a_row >= _DAMAGED_IN_A_ROW:
-            self._given_up = True
-            return
-        self.offset += length
         self._fresh = False

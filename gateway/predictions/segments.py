@@ -32,7 +32,6 @@ __all__ = (
     "Scan",
     "SegmentNames",
     "SpoolSize",
-    "end_of_records",
     "expanded",
     "list_segments",
     "list_streams",
@@ -42,7 +41,6 @@ __all__ = (
     "segment_name",
     "spool_size",
     "split_name",
-    "whole_bytes",
 )
 
 HEADER_BYTES = 17
@@ -56,7 +54,6 @@ DAMAGED_SUFFIX = ".damaged"
 """Behind the name of a segment that was set aside."""
 
 _SEGMENT = re.compile(r"([0-9a-f]{14})-([0-9a-f]{10})\.seg")
-_PART_BYTES = 2**20
 _COARSE_NS = 10**9
 _UNSETTLED = -1
 _HEADER = struct.Struct("<IIQB")
@@ -180,38 +177,6 @@ def numbers_of(content: bytes, offset: int) -> int:
         return count_of(content[start : start + min(length, COUNT_BYTES)])
     except BlockError:
         return 1
-
-
-def end_of_records(path: Path) -> int:
-    """Return the offset after the last whole record of a segment, by lengths alone; 0 when it is gone."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return 0
-    offset = 0
-    while offset + HEADER_BYTES <= len(content):
-        after = offset + HEADER_BYTES + RECORD_HEAD.unpack_from(content, offset)[0]
-        if after > len(content):
-            break
-        offset = after
-    return offset
-
-
-def whole_bytes(file: int) -> int | None:
-    """Return the offset after the last record of a segment when all up to there check; None when one does not.
-
-    Zeros are what a file holds that was never written, and no record.
-    """
-    offset, asked = 0, _PART_BYTES
-    while True:
-        part = os.pread(file, asked, offset)
-        found = scan(part, "", blocks="unread")
-        offset += found.end
-        if found.damaged:
-            return offset if not any(part[found.end :]) and len(part) < asked else None
-        if not found.records and (len(part) < asked or found.needed <= asked):
-            return offset
-        asked = max(_PART_BYTES, found.needed)
 
 
 def segment_name(boot: str, sequence: int) -> str:

@@ -16,6 +16,7 @@ from google_crc32c import value as crc32c
 from gateway.events.blocks import count_of
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.disk import Disk, LocalDisk, SyncDebt
+from gateway.predictions.salvage import whole_bytes
 from gateway.predictions.segments import (
     HEADER_BYTES,
     LOCK_NAME,
@@ -28,7 +29,6 @@ from gateway.predictions.segments import (
     reserve_of,
     segment_name,
     split_name,
-    whole_bytes,
 )
 from gateway.settings import SpoolSettings
 

@@ -10,15 +10,8 @@ from pathlib import Path
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
 from gateway.predictions.archive import Archive, lowest_in
 from gateway.predictions.reader import SpoolReader
-from gateway.predictions.segments import (
-    HEADER_BYTES,
-    LogRecord,
-    list_segments,
-    list_streams,
-    numbers_of,
-    scan,
-    split_name,
-)
+from gateway.predictions.salvage import last_number
+from gateway.predictions.segments import LogRecord, list_segments, list_streams, scan, split_name
 from gateway.predictions.spool import SpoolError
 
 __all__ = ("Ends", "ends_of", "moment_of", "read_all")
@@ -119,21 +112,8 @@ def _end_of(folder: Path) -> tuple[str, int] | None:
         except OSError as error:
             raise SpoolError(f"cannot read {folder / name}: {error.strerror}") from None
         boot, first = split_name(name)
-        return boot, _last_number(content, boot) or first - 1
+        return boot, last_number(content, boot, first)
     return None
-
-
-def _last_number(content: bytes, boot: str) -> int:
-    """The number of the last record of a segment that checks; 0 where none does."""
-    offset = number = 0
-    while True:
-        found = scan(content, boot, start=offset, max_records=_AT_ONCE, blocks="unread")
-        if found.records:
-            last = found.records[-1]
-            number = last.sequence + numbers_of(content, found.end - HEADER_BYTES - len(last.payload)) - 1
-        offset = found.end + (found.needed if found.damaged else 0)
-        if not found.records and not (found.damaged and found.needed):
-            return number
 
 
 def _read_stream(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.checkpoint import read_checkpoint
-from gateway.predictions.damage import DamageBook, damaged_path, whole_records
+from gateway.predictions.damage import DamageBook, damaged_path
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.retention import Retention
-from gateway.predictions.segments import SpoolSize, list_segments, scan, spool_size
+from gateway.predictions.salvage import next_behind, whole_records
+from gateway.predictions.segments import Scan, SpoolSize, list_segments, scan, spool_size
 from gateway.predictions.shipper import Shipper
 from gateway.predictions.source import SpoolSource
 from gateway.predictions.spool import SpoolWriter
@@ -67,6 +69,37 @@ def test_records_behind_damaged_blocks_are_found_by_their_numbers(tmp_path: Path
     records, damaged = whole_records(bytes(content), "b", 1)
     assert [record.sequence for record in records] == list(range(204, 251))
     assert damaged == [0]
+
+
+@pytest.mark.parametrize("dropped", [0, 1000])
+def test_what_lies_behind_a_hole_is_found_however_many_numbers_are_gone(tmp_path: Path, dropped: int) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    for number in range(1, 5001):
+        writer.append([(1, RECORD)])
+        writer.next_sequence += dropped if number == 100 else 0
+    writer.close()
+    [name] = list_segments(tmp_path / "front-0")
+    content, size = bytearray((tmp_path / "front-0" / name).read_bytes()), 17 + len(RECORD)
+    whole = scan(bytes(content), "b").records
+    hole = 1 if dropped else 131_072
+    content[99 * size + 1 : 99 * size + 1 + hole] = bytes([0x40]) * hole
+    behind = 99 - (-(1 + hole) // size)
+    assert whole_records(bytes(content), "b", 1) == (whole[:99] + whole[behind:], [99 * size])
+
+
+def test_pixels_that_look_like_headers_do_not_hold_up_the_search(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    content = bytes(draw.choices(range(4), k=4 * 2**20)) + bytes(1 << 24)
+    checked: list[int] = []
+
+    def counted(part: bytes, boot: str, *, start: int, max_records: int = 1) -> Scan:
+        checked.append(start)
+        return Scan([], start, 0, True)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("gateway.predictions.salvage.scan", counted)
+        assert next_behind(content, "b", Scan([], 0, 0, True), number=1000) is None
+    assert len(checked) < 100, "each costs a checksum of up to 64 MiB"
 
 
 class Producer:

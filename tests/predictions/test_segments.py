@@ -11,18 +11,17 @@ from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.backlog import Backlog
 from gateway.predictions.index import INDEX_SUFFIX
 from gateway.predictions.reader import SpoolReader
+from gateway.predictions.salvage import end_of_records, whole_bytes
 from gateway.predictions.segments import (
     HEADER_BYTES,
     LogRecord,
     SegmentNames,
     SpoolSize,
-    end_of_records,
     list_segments,
     numbers_of,
     scan,
     segment_name,
     spool_size,
-    whole_bytes,
 )
 from gateway.predictions.spool import SpoolWriter
 from gateway.settings import SpoolSettings

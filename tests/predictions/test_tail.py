@@ -131,6 +131,21 @@ def test_a_stream_ends_with_the_last_number_of_a_block_whatever_is_damaged_befor
     assert list(read_all(tmp_path)) == []
 
 
+@pytest.mark.parametrize("byte", [3])
+def test_a_stream_ends_behind_a_damaged_length_too(tmp_path: Path, byte: int) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    for second in range(20):
+        writer.append([(1, record_at(second))])
+    segment = tmp_path / "front-0" / list_segments(tmp_path / "front-0")[0]
+    content = bytearray(segment.read_bytes())
+    content[5 * (HEADER_BYTES + len(record_at(0))) + byte] ^= 0xFF
+    segment.write_bytes(content)
+    assert ends_of(tmp_path) == {"front-0": (writer.boot, 20)}
+    writer.close()
+    SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings()).append([(1, record_at(20))])
+    assert [record.payload for record in read_all(tmp_path)] == [record_at(s) for s in range(21) if s != 5]
+
+
 def test_an_end_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     name = list_segments(two_streams(tmp_path)[0].directory)[0]
     (tmp_path / "front-0" / name).unlink()
