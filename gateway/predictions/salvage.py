@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from google_crc32c import value as crc32c
+
 from gateway.events.blocks import MAX_BLOCK
 from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.segments import (
@@ -96,7 +98,7 @@ def whole_bytes(file: int) -> int | None:
         if found.damaged:
             return offset if not any(part[found.end :]) and len(part) < asked else None
         if not found.records and (len(part) < asked or found.needed <= asked):
-            return offset
+            return None if found.needed and _ends_sooner(part[found.end :]) else offset
         asked = max(_PART_BYTES, found.needed)
 
 
@@ -139,3 +141,14 @@ def _has_next(content: bytes, place: int, number: int) -> bool:
         return place == len(content)
     following, kind = RECORD_TAIL.unpack_from(content, place + RECORD_HEAD.size)
     return kind in _KINDS and 0 < following - number <= MAX_BLOCK
+
+
+def _ends_sooner(rest: bytes) -> bool:
+    """Whether a record that goes beyond the end of its file has a wrong length: it checks up to the next one.
+
+    Only that tells it from an unfinished one in whose tensors a client has written what looks like a record.
+    """
+    _, crc = RECORD_HEAD.unpack_from(rest)
+    number, _ = RECORD_TAIL.unpack_from(rest, RECORD_HEAD.size)
+    place = _find(rest, "", start=HEADER_BYTES, number=number + 1)
+    return place is not None and crc32c(rest[RECORD_HEAD.size : place]) == crc

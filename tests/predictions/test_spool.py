@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
@@ -172,6 +173,42 @@ def test_a_record_that_does_not_check_is_never_cut_off(tmp_path: Path) -> None:
     reader = SpoolReader(tmp_path)
     assert [record.payload for record in reader.read()] == [b"kept", b"behind"]
     assert reader.corrupt == 1
+
+
+@pytest.mark.promise("P1")
+def test_records_behind_a_length_that_goes_beyond_the_end_are_never_cut_off(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    writer.append([(1, b"record %d" % number) for number in range(5)] + [(KIND_BLOCK, singles(3).payload()), (1, b"")])
+    writer.close()
+    segment = writer.directory / list_segments(writer.directory)[0]
+    whole = segment.read_bytes()
+    for offset, lost in ((0, {1}), (HEADER_BYTES + 8, {2}), (5 * (HEADER_BYTES + 8), {6, 7, 8})):
+        damaged = bytearray(whole)
+        damaged[offset + 2] ^= 0x01
+        segment.write_bytes(damaged)
+        with closing(writer_in(tmp_path)) as later:
+            assert later.cut == 0
+            later.append([(1, b"later")])
+        assert segment.read_bytes() == damaged
+        got = [record.sequence for record in read_everything(tmp_path) if record.boot == writer.boot]
+        assert got == [number for number in range(1, 10) if number not in lost]
+        for name in list_segments(writer.directory)[1:]:
+            (writer.directory / name).unlink()
+
+
+def test_an_unfinished_record_that_holds_what_looks_like_a_record_is_cut_off_all_the_same(tmp_path: Path) -> None:
+    writer = writer_in(tmp_path)
+    writer.append([(1, b"first"), (1, b"second"), (1, b"forged")])
+    writer.close()
+    segment = writer.directory / list_segments(writer.directory)[0]
+    whole = segment.read_bytes()
+    first, forged = whole[: HEADER_BYTES + 5], whole[-HEADER_BYTES - 6 :]
+    tensor = bytes(100) + forged + bytes(100)
+    unfinished = (len(tensor) + 1000).to_bytes(4, "little") + bytes(4) + (2).to_bytes(8, "little") + bytes([1])
+    segment.write_bytes(first + unfinished + tensor)
+    with closing(writer_in(tmp_path)) as later:
+        assert later.cut == HEADER_BYTES + len(tensor)
+    assert [record.payload for record in read_everything(tmp_path)] == [b"first"]
 
 
 def test_a_reader_at_a_tail_that_is_cut_goes_on_behind_it(tmp_path: Path) -> None:
