@@ -96,12 +96,11 @@ class Retention:
         return removed
 
     def _bound_damaged(self, most: int) -> None:
-        found = [
-            (name, self._spool_dir / stream / name)
-            for stream in list_streams(self._spool_dir)
-            if self._look(stream)
-            for name in self._names[stream].damaged
-        ]
+        found = []
+        for stream in list_streams(self._spool_dir):
+            names = self._names_of(stream)
+            names.look()
+            found += [(name, self._spool_dir / stream / name) for name in names.damaged]
         for _, path in sorted(found, reverse=True):
             with contextlib.suppress(FileNotFoundError):
                 most -= path.stat().st_size
@@ -111,12 +110,12 @@ class Retention:
                         f"{path.parent.name}/{path.name} was removed: what is set aside has its share of the spool"
                     )
 
-    def _look(self, stream: str) -> list[str]:
-        return self._names.setdefault(stream, SegmentNames(self._spool_dir / stream)).look()
+    def _names_of(self, stream: str) -> SegmentNames:
+        return self._names.setdefault(stream, SegmentNames(self._spool_dir / stream))
 
     def _removable(self, stream: str, shipped: Position | None, now: float) -> Iterator[_Segment]:
         folder = self._spool_dir / stream
-        names = self._look(stream)
+        names = self._names_of(stream).look()
         acknowledged = None if shipped is None else shipped.get(stream, ("", 0))
         kept = _last_written(folder, names) if stream == _DECISIONS else ""
         for segment in _in_order(folder, names, now):

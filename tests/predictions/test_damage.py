@@ -210,3 +210,12 @@ def test_of_what_was_set_aside_the_oldest_goes_when_it_takes_more_than_an_eighth
         damaged_path(segment).name for segment in segments[2:5]
     ]
     assert len(notes) == 2 and "was removed: what is set aside has its share of the spool" in notes[0]
+
+
+def test_what_was_set_aside_of_a_stream_that_has_nothing_else_any_more_has_its_share_too(tmp_path: Path) -> None:
+    segments = filled(tmp_path)
+    for segment in segments:
+        segment.rename(damaged_path(segment))
+    most = damaged_path(segments[-1]).stat().st_size
+    Retention(tmp_path).sweep(max_bytes=8 * most, max_age_seconds=1e10, shipped=None, now=2e9)
+    assert [path.name for path in tmp_path.rglob("*.damaged")] == [damaged_path(segments[-1]).name]
