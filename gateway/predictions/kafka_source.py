@@ -278,12 +278,14 @@ class KafkaSource:
 
     async def _begin_at_the_earliest(self, error: KafkaError) -> None:
         """Go on with the earliest message, where nothing was committed or where what was to come next is gone."""
-        places = list(error.args[0]) if isinstance(error, OffsetOutOfRangeError) else [error.args[0]]
+        is_gone = isinstance(error, OffsetOutOfRangeError)
+        places = list(error.args[0]) if is_gone else [error.args[0]]
         with contextlib.suppress(KafkaError, OSError, TimeoutError):
             starts = await bounded(self._consumer.beginning_offsets(places), self._limit)
             for place, start in starts.items():
-                self._consumer.seek(place, start)
-                if isinstance(error, OffsetOutOfRangeError):
+                # Where nothing was committed it may have been taken up at its checkpoint, or at its end, meanwhile.
+                self._consumer.seek(place, start if is_gone else self._position.get(place, start))
+                if is_gone:
                     self.out_of_range += 1
                     if self._note is not None:
                         self._note(

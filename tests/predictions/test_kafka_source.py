@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaConnectionError
+from aiokafka.errors import IllegalStateError, KafkaConnectionError, NoOffsetForPartitionError
 
 from gateway.events.addresses import format_id
 from gateway.predictions.kafka_source import KafkaSource
@@ -201,4 +201,32 @@ async def test_nothing_comes_of_a_partition_before_it_is_known_where_to_go_on(
     assert await reader.read(100, 0.05) == []
     assert only.sought == dict.fromkeys(PLACES[: 1 if start == "earliest" else 2], 7)
     assert only.paused == set()
+    await reader.close()
+
+
+async def test_a_partition_of_which_nothing_was_committed_is_not_read_from_its_start_when_it_was_taken_up_elsewhere(
+    members: deque[StubConsumer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = StubConsumer(PLACES[0])
+    only.batches.append(NoOffsetForPartitionError(PLACES[0]))
+    taken_up = asyncio.Event()
+
+    async def take_up(listener: Any) -> None:
+        await listener.on_partitions_assigned(only.assigned)
+        taken_up.set()
+
+    def subscribe(topics: list[str], *, listener: Any) -> None:
+        tasks.append(asyncio.create_task(take_up(listener)))
+
+    async def beginning_offsets(places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        await taken_up.wait()
+        return dict.fromkeys(places, 0)
+
+    tasks: list[asyncio.Task[None]] = []
+    monkeypatch.setattr(only, "subscribe", subscribe)
+    monkeypatch.setattr(only, "beginning_offsets", beginning_offsets, raising=False)
+    members.append(only)
+    reader = KafkaSource(KafkaSettings(bootstrap_servers="127.0.0.1:1"), "group", start="latest")
+    assert await reader.read(100, 0.05) == []
+    assert only.sought == {PLACES[0]: 7}
     await reader.close()
