@@ -92,6 +92,7 @@ class KafkaSource:
             for boot, sequence in place["seen"].items():
                 self._seen.remember(name, boot, sequence)
         self._consumer: Any = None
+        self._not_taken_up: Exception | None = None
         self._connecting: asyncio.Task[Any] | None = None
         self._pause = _FIRST_PAUSE_SECONDS
         self._noted = False
@@ -126,6 +127,9 @@ class KafkaSource:
         """What comes next; None when all of it was passed over and more may be there at once."""
         loop = asyncio.get_running_loop()
         if self._consumer is None and not await self._connected_within(max(0.0, deadline - loop.time())):
+            return []
+        if self._not_taken_up is not None:
+            await self._lose(self._not_taken_up)
             return []
         left = max(0.0, deadline - loop.time())
         try:
@@ -258,8 +262,10 @@ class KafkaSource:
         consumer.pause(*assigned)
         try:
             await self._go_on(assigned, consumer)
-        finally:
-            consumer.resume(*assigned & consumer.assignment())
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._not_taken_up = error
+            return
+        consumer.resume(*assigned & consumer.assignment())
 
     async def _go_on(self, assigned: set[TopicPartition], consumer: Any) -> None:
         if self._begins_at_the_end:
@@ -313,6 +319,7 @@ class KafkaSource:
 
     async def _discard(self) -> None:
         consumer, self._consumer = self._consumer, None
+        self._not_taken_up = None
         looking, self._looking = self._looking, None
         if looking is not None:
             looking.cancel()

@@ -230,3 +230,26 @@ async def test_a_partition_of_which_nothing_was_committed_is_not_read_from_its_s
     assert await reader.read(100, 0.05) == []
     assert only.sought == {PLACES[0]: 7}
     await reader.close()
+
+
+async def test_nothing_is_read_of_a_partition_of_which_the_broker_does_not_tell_where_to_go_on(
+    members: deque[StubConsumer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = StubConsumer(*PLACES), StubConsumer(*PLACES)
+    members += [first, second]
+    notes: list[str] = []
+    settings = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+    reader = KafkaSource(settings, "group", start="latest", note=notes.append)
+
+    async def does_not_answer(places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        raise TimeoutError
+
+    monkeypatch.setattr(first, "end_offsets", does_not_answer)
+    assert await reader.read(100, 0.05) == []
+    assert first.paused == set(PLACES), "what lies where the group stands is not to be read"
+    assert await reader.read(100, 0.05) == []
+    assert notes[-1] == "cannot read from Kafka: TimeoutError"
+    second.batches.append({PLACES[0]: [message(8)]})
+    assert [record.sequence for record in await reader.read(100, 1.0)] == [8]
+    assert second.sought == dict.fromkeys(PLACES, 7) and second.paused == set()
+    await reader.close()
