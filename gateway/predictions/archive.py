@@ -13,7 +13,7 @@ import heapq
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,9 @@ from gateway.events.records import KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.arrow import filesystems, parquet, pyarrow, require_installed
 from gateway.predictions.disk import LocalDisk
 from gateway.predictions.salvage import whole_records
-from gateway.predictions.segments import LogRecord, list_segments, split_name
+from gateway.predictions.segments import LogRecord, split_name
 
-__all__ = ("Archive", "ArchiveError", "Stored", "lowest_in")
+__all__ = ("Archive", "ArchiveError", "Stored", "lowest_of")
 
 _KINDS = {KIND_PREDICTION: "prediction", KIND_FEEDBACK: "feedback", KIND_DECISION: "decision"}
 _FILE = re.compile(
@@ -360,10 +360,10 @@ class Archive:
 _told_decoder = msgspec.json.Decoder(_Told)
 
 
-def lowest_in(spool_dir: Path, stream: str) -> dict[str, int]:
-    """For each life in a stream the first number that is there; what is before it can be in the archive alone."""
+def lowest_of(segments: Iterable[str]) -> dict[str, int]:
+    """For each life among a stream's segments the first number there; what is before it can be in the archive alone."""
     lowest: dict[str, int] = {}
-    for name in list_segments(spool_dir / stream):
+    for name in segments:
         boot, first = split_name(name)
         lowest.setdefault(boot, first)
     return lowest

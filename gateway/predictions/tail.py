@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from gateway.events.encoding import RecordError, read_envelope, seconds_of
-from gateway.predictions.archive import Archive, lowest_in
+from gateway.predictions.archive import Archive, lowest_of
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.salvage import last_number
 from gateway.predictions.segments import LogRecord, list_segments, list_streams, scan, split_name
@@ -55,8 +55,9 @@ def read_all(
     SpoolError, ArchiveError
     """
     ends = ends_of(spool_dir) if ends is None else ends
-    lowest = {stream: lowest_in(spool_dir, stream) for stream in list_streams(spool_dir)}
-    firsts = {stream: _first_segment(spool_dir / stream, since) for stream in ends}
+    names = {stream: list_segments(spool_dir / stream) for stream in list_streams(spool_dir)}
+    lowest = {stream: lowest_of(segments) for stream, segments in names.items()}
+    firsts = {stream: _first_segment(spool_dir / stream, names.get(stream, []), since) for stream in ends}
     archived = None if archive is None else _Archived(archive, spool_dir)
     if archive is not None:
         for _, record in archive.read(kinds=kinds, since=since, until=until, below=_archived_below(lowest, ends)):
@@ -207,14 +208,14 @@ class _Leaving:
                 yield from self._archive.between(self._stream, boot, first, _NO_END)
 
 
-def _first_segment(folder: Path, since: float | None) -> str | None:
-    """Return the first segment that was still written to at `since`."""
-    for name in list_segments(folder):
+def _first_segment(folder: Path, names: list[str], since: float | None) -> str | None:
+    """Return the first of these segments that was still written to at `since`, or that has gone meanwhile."""
+    for name in names:
         try:
             if since is None or (folder / name).stat().st_mtime >= since:
                 return name
         except FileNotFoundError:
-            continue
+            return name
     return None
 
 

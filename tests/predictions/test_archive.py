@@ -12,6 +12,7 @@ import pytest
 
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
+from gateway.predictions import tail
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.archiver import Archiver, ArchiverBusy, _alone
 from gateway.predictions.damage import damaged_path
@@ -139,6 +140,23 @@ def test_what_moves_while_it_is_read_is_read_all_the_same(tmp_path: Path) -> Non
     early = [next(found) for _ in range(10)]
     archiver(spool, archive).move_due(max_age_seconds=-1)
     assert by_address([*early, *found]) == by_address(written)
+
+
+@pytest.mark.parametrize("since", [None, 1.0])
+def test_what_moves_while_reading_begins_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: float | None
+) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool, count=60)
+    archive = Archive(str(tmp_path / "archive"))
+    first_segment = tail._first_segment
+
+    def moves_before(*given: Any) -> str | None:
+        archiver(spool, archive).move_due(max_age_seconds=-1)
+        return first_segment(*given)
+
+    monkeypatch.setattr(tail, "_first_segment", moves_before)
+    assert by_address(list(read_all(spool, archive=archive, since=since))) == by_address(written)
 
 
 def test_what_moves_between_two_readings_to_the_same_end_is_read_again(tmp_path: Path, url: str) -> None:
