@@ -17,11 +17,13 @@ import numpy as np
 
 from gateway.events.addresses import AddressError, parse_id
 from gateway.events.records import KIND_FEEDBACK
+from gateway.predictions.salvage import follows, next_behind
 from gateway.predictions.segments import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
+    Scan,
     list_segments,
     list_streams,
 )
@@ -77,12 +79,21 @@ class SegmentIndex:
         except FileNotFoundError:
             return
         offset, end = 0, len(part)
+        before, least = -1, self._sequences[-1] if self._sequences else 0
         while offset + HEADER_BYTES <= end:
             length, _ = RECORD_HEAD.unpack_from(part, offset)
             after = offset + HEADER_BYTES + length
-            if length > MAX_PAYLOAD_BYTES or after > end:
-                break
             sequence, kind = RECORD_TAIL.unpack_from(part, offset + RECORD_HEAD.size)
+            if length > MAX_PAYLOAD_BYTES or not follows(sequence, kind, least=least):
+                # This one is damaged, or the length of the one before.
+                behind = next_behind(part, "", Scan([], before, 0, True), number=least)
+                if behind is None:
+                    break
+                offset = behind
+                continue
+            if after > end:
+                break
+            before, least = offset, sequence + 1
             place = self.size + offset
             if self._count % _MARK_EVERY == 0 or place - self._offsets[-1] >= _MARK_BYTES:
                 self._sequences.append(sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
@@ -12,6 +13,7 @@ from gateway.events.blocks import COUNT_BYTES
 from gateway.events.records import KIND_BLOCK, KIND_FEEDBACK
 from gateway.predictions.archive import Archive
 from gateway.predictions.index import SegmentIndex, read_index
+from gateway.predictions.salvage import follows, whole_record
 from gateway.predictions.segments import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -110,6 +112,10 @@ class LogLookup:
         return index
 
 
+class _Damaged(Exception):
+    """What lies here is no record."""
+
+
 def find(spool_dir: Path, event_id: str) -> LogRecord | None:
     """Return the record with this id, or None when the spool does not hold it (any more).
 
@@ -134,7 +140,12 @@ def _find_in(path: Path, boot: str, sequence: int) -> LogRecord | None:
     start = index.place_before(sequence) if index is not None else None
     try:
         with path.open("rb", buffering=_PART_BYTES) as file:
-            return _walk(file, boot, sequence=sequence, start=start[0] if start else 0)
+            begin = start[0] if start else 0
+            try:
+                return _walk(file, boot, sequence=sequence, start=begin)
+            except _Damaged:
+                file.seek(begin)
+                return whole_record(file.read(), boot, split_name(path.name)[1], sequence=sequence)
     except FileNotFoundError:
         return None
 
@@ -149,22 +160,27 @@ def _read_at(path: Path, offset: int) -> list[LogRecord]:
 
 def _walk(file: BinaryIO, boot: str, *, sequence: int, start: int) -> LogRecord | None:
     """Step from header to header, a part of the file in memory at a time, up to the record and no further."""
-    offset, part, begin = start, b"", 0
+    offset, part, begin, least = start, b"", 0, 0
     while True:
         if offset + HEADER_BYTES + COUNT_BYTES > begin + len(part):
             file.seek(offset)
             part, begin = file.read(_PART_BYTES), offset
             if len(part) < HEADER_BYTES:
-                return None
+                if offset == os.fstat(file.fileno()).st_size:
+                    return None
+                raise _Damaged
         at = offset - begin
+        length, _ = RECORD_HEAD.unpack_from(part, at)
         # Numbers may be missing where the log was full, so that counting headers would not do.
         number, kind = RECORD_TAIL.unpack_from(part, at + RECORD_HEAD.size)
-        if number > sequence:
-            return None
-        if number == sequence or (kind == KIND_BLOCK and sequence < number + numbers_of(part, at)):
+        if length > MAX_PAYLOAD_BYTES or not follows(number, kind, least=least):
+            raise _Damaged
+        if number >= sequence or (kind == KIND_BLOCK and sequence < number + numbers_of(part, at)):
             records = _records_at(file, boot, offset)
+            if not records:
+                raise _Damaged
             return next((record for record in records if record.sequence == sequence), None)
-        offset += HEADER_BYTES + RECORD_HEAD.unpack_from(part, at)[0]
+        offset, least = offset + HEADER_BYTES + length, number + 1
 
 
 def _records_at(file: BinaryIO, boot: str, offset: int) -> list[LogRecord]:

@@ -18,15 +18,17 @@ from gateway.predictions.segments import (
     RECORD_TAIL,
     LogRecord,
     Scan,
+    expanded,
     scan,
     split_name,
 )
 
-__all__ = ("end_of_records", "last_number", "next_behind", "whole_bytes", "whole_records")
+__all__ = ("end_of_records", "follows", "last_number", "next_behind", "whole_bytes", "whole_record", "whole_records")
 
 _AT_ONCE = 1000
 _PART_BYTES = 2**20
 _KINDS = (KIND_PREDICTION, KIND_FEEDBACK, KIND_DECISION, KIND_BLOCK)
+_NUMBERS = 1 << 40
 # The last bytes of a header: a number has 10 hex digits at most.
 _HEADER_END = re.compile(b"\0\0\0[%s]" % bytes(_KINDS))
 
@@ -46,6 +48,22 @@ def whole_records(content: bytes, boot: str, first: int) -> tuple[list[LogRecord
         if not found.records and found.end < len(content):
             damaged.append(found.end)
     return records, damaged
+
+
+def whole_record(content: bytes, boot: str, first: int, *, sequence: int) -> LogRecord | None:
+    """Return the record with this number of a segment, or of what lies from some record on; None when none checks."""
+    for found in _parts(content, boot, first, blocks="whole"):
+        for record in found.records:
+            if record.sequence > sequence:
+                return None
+            if sequence < record.sequence + record.numbers:
+                return record if record.kind != KIND_BLOCK else expanded(record)[sequence - record.sequence]
+    return None
+
+
+def follows(number: int, kind: int, *, least: int) -> bool:
+    """Whether a header can be that of a record behind others, with this number at least, by what it says alone."""
+    return kind in _KINDS and least <= number < _NUMBERS
 
 
 def end_of_records(segment: Path) -> int:

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.checkpoint import read_checkpoint
 from gateway.predictions.damage import DamageBook, damaged_path
+from gateway.predictions.index import index_closed, index_path
+from gateway.predictions.lookup import LogLookup, find
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.retention import Retention
 from gateway.predictions.salvage import next_behind, whole_records
-from gateway.predictions.segments import Scan, SpoolSize, list_segments, scan, spool_size
+from gateway.predictions.segments import Scan, SpoolSize, list_segments, scan, segment_name, spool_size
 from gateway.predictions.shipper import Shipper
 from gateway.predictions.source import SpoolSource
 from gateway.predictions.spool import SpoolWriter
@@ -219,3 +222,38 @@ def test_what_was_set_aside_of_a_stream_that_has_nothing_else_any_more_has_its_s
     most = damaged_path(segments[-1]).stat().st_size
     Retention(tmp_path).sweep(max_bytes=8 * most, max_age_seconds=1e10, shipped=None, now=2e9)
     assert [path.name for path in tmp_path.rglob("*.damaged")] == [damaged_path(segments[-1]).name]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_whatever_bit_of_a_length_is_wrong_all_other_records_are_found_by_id(tmp_path: Path, closed: bool) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    block = (KIND_BLOCK, singles(40).payload())
+    for _ in range(20):
+        writer.append([(1, RECORD), block])
+    last = writer.next_sequence - 1
+    if closed:
+        (writer.directory / segment_name(writer.boot, last + 1)).touch()
+    segment = writer.directory / list_segments(writer.directory)[0]
+    content, pair = segment.read_bytes(), 17 + len(RECORD) + 17 + len(block[1])
+    for bit in range(32):
+        for start, lost in ((5 * pair, {206}), (5 * pair + 17 + len(RECORD), set(range(207, 247)))):
+            spoilt = bytearray(content)
+            spoilt[start + bit // 8] ^= 1 << bit % 8
+            segment.write_bytes(spoilt)
+            index_closed(tmp_path, seconds=60)
+            assert index_path(segment).exists() == closed
+            for number in (1, 205, 206, 207, 246, 247, 248, 300, last - 40, last):
+                found = find(tmp_path, format_id(writer.boot, number))
+                assert (None if found is None else found.sequence) == (None if number in lost else number)
+            assert find(tmp_path, format_id(writer.boot, last + 1)) is None
+            index_path(segment).unlink(missing_ok=True)
+
+
+def test_labels_behind_a_damaged_length_are_found(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    prediction = format_id(writer.boot, 1)
+    label = b'{"prediction_id":"%s"}' % prediction.encode()
+    writer.append([(1, RECORD)] * 100 + [(2, label)] + [(1, RECORD)] * 100)
+    segment = writer.directory / list_segments(writer.directory)[0]
+    damage(segment, 50 * (17 + len(RECORD)))
+    assert [found.sequence for found in LogLookup(tmp_path).labels_of(prediction)] == [101]
