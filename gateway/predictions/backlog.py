@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.reader import Position
+from gateway.predictions.salvage import follows
 from gateway.predictions.segments import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -85,7 +86,10 @@ def _hop(file: int, offset: int, number: int) -> tuple[int, int]:
         while len(part) - at >= HEADER_BYTES:
             length = RECORD_HEAD.unpack_from(part, at)[0]
             after = at + HEADER_BYTES + length
-            if length > MAX_PAYLOAD_BYTES:
+            # Behind a damaged length there may be anything.
+            if length > MAX_PAYLOAD_BYTES or not follows(
+                *RECORD_TAIL.unpack_from(part, at + RECORD_HEAD.size), least=number
+            ):
                 return offset + at, number
             if after > len(part):
                 break

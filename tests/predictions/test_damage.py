@@ -11,6 +11,7 @@ import pytest
 
 from gateway.events.addresses import format_id
 from gateway.events.records import KIND_BLOCK
+from gateway.predictions.backlog import Backlog
 from gateway.predictions.checkpoint import read_checkpoint
 from gateway.predictions.damage import DamageBook, damaged_path
 from gateway.predictions.index import index_closed, index_path
@@ -257,3 +258,16 @@ def test_labels_behind_a_damaged_length_are_found(tmp_path: Path) -> None:
     segment = writer.directory / list_segments(writer.directory)[0]
     damage(segment, 50 * (17 + len(RECORD)))
     assert [found.sequence for found in LogLookup(tmp_path).labels_of(prediction)] == [101]
+
+
+def test_no_damaged_length_makes_more_records_wait_than_there_are(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    for _ in range(20):
+        writer.append([(KIND_BLOCK, singles(40).payload())])
+    segment = writer.directory / list_segments(writer.directory)[0]
+    content, size = segment.read_bytes(), segment.stat().st_size // 20
+    for bit in range(32):
+        spoilt = bytearray(content)
+        spoilt[5 * size + bit // 8] ^= 1 << bit % 8
+        segment.write_bytes(spoilt)
+        assert 200 <= Backlog(tmp_path).count({}) <= 800
