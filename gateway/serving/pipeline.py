@@ -18,6 +18,7 @@ from typing import Any
 
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -36,6 +37,14 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger(__name__)
 
 Behind = Inference | tuple[RequestResponseCycle, ASGI3Application]
+
+
+class Flow(FlowControl):
+    """Reads nothing from a client that does not take its answers, though uvicorn asks for it after each answer."""
+
+    def resume_reading(self) -> None:
+        if not self.write_paused:
+            super().resume_reading()
 
 
 class Pipeline(HttpToolsProtocol):
@@ -86,6 +95,10 @@ class Pipeline(HttpToolsProtocol):
     @property
     def _asgi_running(self) -> bool:
         return self._running is not None and not self._running.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = Flow(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for inference in self._due:
@@ -237,7 +250,7 @@ class Pipeline(HttpToolsProtocol):
             self._continue_behind()
         elif self._stopping and self._inference is None:
             self.transport.close()
-        elif self.flow.read_paused and not self.flow.write_paused:
+        elif self.flow.read_paused:
             self.flow.resume_reading()
         if self._owes_continue and not self.busy:
             self._send_continue()

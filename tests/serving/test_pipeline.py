@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from uvicorn.server import ServerState
 
 from tests.serving.fronts import Door, door, get, post, read_answer
 
@@ -73,6 +75,32 @@ async def test_nothing_more_is_run_for_a_client_that_does_not_take_its_answer(tm
         assert d.engine.batches == [1, 1]
         writer.close()
         await until(lambda: not d.front.answers.held_bytes)
+
+
+def has_answered(state: ServerState, count: int) -> bool:
+    """Whether the app has answered so many requests."""
+    return state.total_requests == count
+
+
+async def test_an_answer_of_the_app_lets_nobody_go_on_who_does_not_take_it(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        client, state = await connect_without_reading(d), d.server.server_state
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, post())
+        await until(lambda: d.engine.batches)
+        (connection,), asked = state.connections, 0
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        while not connection.flow.write_paused:
+            asked += 1
+            await loop.sock_sendall(client, get("/v2/docs"))
+            await until(functools.partial(has_answered, state, asked))
+        await loop.sock_sendall(client, post())  # with this head it would be run at once
+        await asyncio.sleep(0.2)
+        assert d.engine.batches == [1] and not connection.busy
+        reader, writer = await asyncio.open_connection(sock=client)
+        assert [(await read_answer(reader))[0] for _ in range(asked + 2)] == [200] * (asked + 2)
+        assert d.engine.batches == [1, 1]
+        writer.close()
 
 
 async def test_a_client_goes_that_leaves_more_of_its_answers_than_a_front_may_hold(tmp_path: Path) -> None:
