@@ -288,6 +288,7 @@ class Pipeline(HttpToolsProtocol):
             self._unusual -= 1
 
     def _finish(self) -> None:
+        self._forget_continue()  # nothing is written behind the last answer
         if not (self._discarding or self._deaf) or not self.transport.can_write_eof():
             self.transport.close()
             return

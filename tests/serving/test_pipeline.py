@@ -133,6 +133,18 @@ async def test_who_waits_for_a_100_behind_another_request_gets_it_when_its_turn_
             writer.close()
 
 
+@pytest.mark.parametrize("before", [post(), get("/v2")], ids=["inference", "app"])
+async def test_nothing_is_written_behind_the_refusal_of_a_body_that_a_100_is_owed_for(
+    tmp_path: Path, before: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: gateway\r\nExpect: 100-continue\r\n"
+    async with door(tmp_path) as d:
+        for rest in ("Transfer-Encoding: chunked\r\n\r\nno size\r\n", "Content-Length: 99999999\r\n\r\n"):
+            statuses = [status for status, _, _ in await d.send(before + (head + rest).encode())]
+            assert statuses == [200, 413 if "99" in rest else 400]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_who_sends_the_body_without_waiting_for_the_100_gets_none(tmp_path: Path) -> None:
     async with door(tmp_path) as d:
         d.engine.hold.clear()
