@@ -206,7 +206,7 @@ class Front:
         try:
             self._route(inference)
         except GatewayError as error:
-            inference.refuse(error)
+            inference.refuse(_without_frames(error))
             return
         self._let_in(inference)
 
@@ -228,7 +228,7 @@ class Front:
             try:
                 self._route(inference)
             except GatewayError as error:
-                inference.refuse(error)
+                inference.refuse(_without_frames(error))
                 return
         served = inference.served
         decoder, lane = served.decoder, served.lane
@@ -438,9 +438,7 @@ class Front:
         inference.deadline = inference.arrived + seconds
 
     def _fail(self, inference: Inference, error: GatewayError) -> None:
-        # Without the frames that it came through, which would hold the request's body.
-        error.__context__ = None
-        inference.failure = error.with_traceback(None)
+        inference.failure = _without_frames(error)
         if isinstance(error, Overloaded):
             self._shed(inference)
         else:
@@ -459,6 +457,12 @@ class Front:
             by_version.setdefault(inference.served, []).append(inference)
         for inferences in by_version.values():
             self.delivery.deliver(inferences)
+
+
+def _without_frames(error: GatewayError) -> GatewayError:
+    # What it came through would hold the request's body, which holds the error.
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _room(max_bytes: int, what: str, setting: str) -> Room:

@@ -148,7 +148,7 @@ def read_field(inference: Inference, name: bytes, value: bytes) -> None:
             inference.encoding = content_encoding(value)
     except CallerError as error:
         if inference.refused is None:
-            inference.refused = error
+            inference.refused = error.with_traceback(None)
 
 
 def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:

@@ -173,7 +173,7 @@ class GatewayProtocol(IncomingBody):
             if target[1] is not None:
                 inference.pinned = path_pin(target[0], target[1])
         except GatewayError as error:
-            inference.refused = error
+            inference.refused = error.with_traceback(None)
         self._inference = inference
         self._read_fields(inference)
         if (

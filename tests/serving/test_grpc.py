@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import time
@@ -324,6 +325,24 @@ async def test_large_messages_that_wait_are_bounded_together(tmp_path: Path) -> 
         two.engine.hold.set()
         assert len((await first).raw_output_contents[0]) == 720_000
         await until(lambda: not two.front.bodies.held_bytes)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "columns", "metadata"),
+    [("m", "", 4, ()), ("m", "x", 3, ()), ("nobody", "", 3, ()), ("m", "", 3, (("gateway-version", "x"),))],
+    ids=["a wrong shape", "no version", "no model", "wrong metadata"],
+)
+async def test_a_refused_message_is_held_no_longer(
+    tmp_path: Path, model: str, version: str, columns: int, metadata: Any
+) -> None:
+    rows = {"x": ("FP32", np.ones((60_000, columns), "f4"))}
+    async with two_doors(tmp_path) as two:
+        gc.disable()  # nor until the collector of cycles comes
+        try:
+            await two.refused("ModelInfer", request_of(rows, model=model, model_version=version), metadata=metadata)
+            await until(lambda: not two.front.bodies.held_bytes)
+        finally:
+            gc.enable()
 
 
 async def test_metadata_beyond_the_limit_of_heads_is_refused_and_the_connection_goes_on(tmp_path: Path) -> None:

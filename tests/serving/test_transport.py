@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from gateway.protocol.limits import Limits
+from gateway.serving.inference import Inference
 from gateway.settings import LimitSettings
 from tests.serving.fronts import ROW, Door, door, get, post, read_answer
 
@@ -395,3 +397,15 @@ async def test_a_refused_body_is_held_no_longer(tmp_path: Path) -> None:
             for headers in ("", "Content-Encoding: gzip\r\n"):
                 assert (await ask(d, post(body, headers=headers, chunked=True)))[0] in (400, 413)
         assert d.front.bodies.held_bytes == 0
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/v2/models/m/versions/x/infer", "/v2/models/nobody/infer"])
+async def test_nothing_of_a_refused_request_waits_for_the_collector_of_cycles(tmp_path: Path, path: str) -> None:
+    async with door(tmp_path) as d:
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await ask(d, post(path=path, headers="Gateway-Version: x\r\n")))[0] in (400, 404)
+            assert not [each for each in gc.get_objects() if isinstance(each, Inference)]
+        finally:
+            gc.enable()

@@ -67,7 +67,7 @@ class GrpcInference(Inference):
                 if name.startswith("gateway-"):
                     read_gateway_header(self, name.encode(), value.encode() if isinstance(value, str) else value)
         except GatewayError as error:
-            self.refused = error
+            self.refused = error.with_traceback(None)
         if seconds_left is not None:
             allowed = max(1, int(seconds_left * 1000))
             self.timeout_ms = min(self.timeout_ms, allowed) if self.timeout_ms else allowed

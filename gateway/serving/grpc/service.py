@@ -91,9 +91,12 @@ class InferenceService:
         inference = await _answered(self._accept(content, context))
         if inference.trailers:
             context.set_trailing_metadata(inference.trailers)
-        if inference.refusal is not None:
-            raise inference.refusal
-        return inference.response
+        response, refusal = inference.response, inference.refusal
+        # The frame is held by what is raised from it, and what was asked would be by the frame.
+        del inference
+        if refusal is not None:
+            raise refusal
+        return response
 
     async def _infer_stream(self, arriving: AsyncIterator[bytes], context: Context) -> None:
         await answered(self._answer_stream(arriving, context), context)
