@@ -52,6 +52,7 @@ class IncomingBody(Pipeline):
         self._past_parser = False  # the body that comes
         self._piece = b""  # the read that is parsed, behind what came of its head in earlier ones
         self._head_done = False
+        self._is_last = False  # nothing more is taken on this connection (RFC 9112, section 9.6)
         self._plain = False  # neither chunked nor with a wish: what the head says is all there is to know
         self._upgrading = False
         self._chunked = False
@@ -86,7 +87,7 @@ class IncomingBody(Pipeline):
 
     def begin_again(self, length: int) -> bool:
         """Whether another request with the head that the receiver expects may begin; its body is to come."""
-        if self._deaf or self._discarding or self._stopping or self._reading_since:
+        if self._deaf or self._discarding or self._stopping or self._is_last or self._reading_since:
             return False
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()

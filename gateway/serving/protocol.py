@@ -294,7 +294,7 @@ class GatewayProtocol(IncomingBody):
         self._length = 0 if chunked else length
         self._plain = not (chunked or expects or self._upgrading)
         if not keep_alive:
-            self._known_head = None  # nothing more is taken on this connection (RFC 9112, section 9.6)
+            self._is_last, self._known_head = True, None
         if chunked:
             self._chunks = self._overhead = 0
             if version == "1.0":

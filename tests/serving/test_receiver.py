@@ -501,6 +501,29 @@ def test_a_head_that_is_refused_is_refused_each_time(tmp_path: Path, run: Run, a
     run(test)
 
 
+def test_a_head_that_is_expected_is_not_taken_behind_the_last_request(
+    tmp_path: Path, run: Run, again: list[bool]
+) -> None:
+    raw = BODIES["binary"]
+
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            reader, writer = await d.connect()
+            for _ in range(3):
+                writer.write(raw)
+                assert (await read_answer(reader))[0] == 200
+            d.engine.hold.clear()
+            for request in (post(headers="Connection: close\r\n"), raw):
+                writer.write(request)
+                await asyncio.sleep(0.2)
+            d.engine.hold.set()
+            assert (await read_answer(reader))[0] == 200 and await reader.read() == b""
+            assert again == [True, False] and len(d.log()) == 4
+            writer.close()
+
+    run(test)
+
+
 def test_the_limits_of_bodies_hold_for_a_head_that_is_expected(tmp_path: Path, run: Run, again: list[bool]) -> None:
     raw = BODIES["binary"]
 
