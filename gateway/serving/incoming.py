@@ -52,7 +52,6 @@ class IncomingBody(Pipeline):
         self._past_parser = False  # the body that comes
         self._piece = b""  # the read that is parsed, behind what came of its head in earlier ones
         self._head_done = False
-        self._is_last = False  # nothing more is taken on this connection (RFC 9112, section 9.6)
         self._plain = False  # neither chunked nor with a wish: what the head says is all there is to know
         self._upgrading = False
         self._chunked = False

@@ -71,6 +71,7 @@ class Pipeline(HttpToolsProtocol):
         self._comes_behind = False
         self._unusual = 0  # inferences whose large bodies are held, and a 100 (Continue) that is owed
         self._owes_continue = False
+        self._is_last = False  # nothing more is taken on this connection (RFC 9112, section 9.6)
         self._discarding = False
         self._deaf = False
         self._stopping = False
@@ -156,12 +157,14 @@ class Pipeline(HttpToolsProtocol):
         self._stopping = True
         if self._inference is not None:
             self._inference.keep_alive = False
+            self._is_last = True
         elif self._behind or self._body_since:
             return
         elif self._asgi_pending:
             self.cycle.keep_alive = False
         elif self._due:
             self._due[-1].keep_alive = False
+            self._is_last = True
         else:
             self.transport.close()
 

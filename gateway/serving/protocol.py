@@ -145,7 +145,7 @@ class GatewayProtocol(IncomingBody):
 
     def on_headers_complete(self) -> None:
         self._head_done = True
-        if self.transport.is_closing():
+        if self._is_last or self.transport.is_closing():
             self._deaf = True
         if self._deaf or self._discarding:
             return
@@ -294,7 +294,7 @@ class GatewayProtocol(IncomingBody):
         self._length = 0 if chunked else length
         self._plain = not (chunked or expects or self._upgrading)
         if not keep_alive:
-            self._is_last, self._known_head = True, None
+            self._is_last, self._known_head = not self._upgrading, None
         if chunked:
             self._chunks = self._overhead = 0
             if version == "1.0":

@@ -253,6 +253,13 @@ async def test_wishes_for_another_protocol_are_passed_over_one_after_the_other(t
         assert len(d.log()) == 3
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_the_last_request_of_a_connection_may_wish_for_another_protocol(tmp_path: Path, version: str) -> None:
+    raw = post(headers="Connection: upgrade, close\r\nUpgrade: h2c\r\n", version=version)
+    async with door(tmp_path) as d:
+        assert [(status, headers["connection"]) for status, headers, _ in await d.send(raw)] == [(200, "close")]
+
+
 async def test_a_wish_for_another_protocol_lifts_no_rule(tmp_path: Path) -> None:
     wish = "Connection: Upgrade\r\nUpgrade: h2c\r\n"
     async with door(tmp_path, limits={"max_body_bytes": 2048}) as d:
@@ -326,6 +333,25 @@ async def test_a_fault_of_ours_is_logged_and_answered_with_500(
         assert (status, headers["connection"]) == (500, "close") and body["error"]
         assert "a fault" not in body["error"] and len(caplog.records) == 1
         assert (await ask(d, get("/v2/health/live")))[0] == 200
+
+
+@pytest.mark.parametrize("cut", [-1, None], ids=["half", "whole"])
+async def test_behind_the_answer_that_says_close_nothing_more_is_run(tmp_path: Path, cut: int | None) -> None:
+    raw = post()
+    async with door(tmp_path) as d:
+        d.engine.hold.clear()
+        reader, writer = await d.connect()
+        writer.write(raw[:cut])
+        await asyncio.sleep(0.1)
+        (connection,) = d.server.server_state.connections
+        connection.shutdown()
+        writer.write(raw[len(raw[:cut]) :] + raw)
+        await asyncio.sleep(0.1)
+        d.engine.hold.set()
+        status, headers, _ = await read_answer(reader)
+        assert (status, headers["connection"]) == (200, "close") and await reader.read() == b""
+        assert d.engine.batches == [1] and len(d.log()) == 1
+        writer.close()
 
 
 async def test_a_stop_lets_half_a_request_to_the_app_come_whole(tmp_path: Path) -> None:
