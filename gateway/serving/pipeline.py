@@ -144,6 +144,7 @@ class Pipeline(HttpToolsProtocol):
         if self._running is not None:
             vars(self._running).pop("held_body", None)
         self._quiet_since = self.loop.time()
+        self._taken_at = 0.0  # nobody has counted its bytes: what the client takes is measured anew
         self._continue_behind()
         if self.busy:
             self._unset_keepalive_if_required()

@@ -103,6 +103,24 @@ async def test_an_answer_of_the_app_lets_nobody_go_on_who_does_not_take_it(tmp_p
         writer.close()
 
 
+async def test_a_client_that_takes_answers_of_the_app_slowly_is_no_client_that_takes_none(tmp_path: Path) -> None:
+    async with door(tmp_path, limits={"write_timeout_seconds": 0.5}) as d:
+        client, connections = await connect_without_reading(d), d.server.server_state.connections
+        await until(lambda: connections)
+        (connection,) = connections
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        reader, writer = await asyncio.open_connection(sock=client, limit=2048)
+        writer.write(get("/v2/docs") * 200)
+        loop = asyncio.get_running_loop()
+        until_then = loop.time() + 3
+        while loop.time() < until_then:
+            assert await asyncio.wait_for(reader.read(2048), 10)
+            await asyncio.sleep(0.05)
+        assert connections
+        await until(lambda: not connections)  # now it takes nothing more
+        writer.close()
+
+
 async def test_a_client_goes_that_leaves_more_of_its_answers_than_a_front_may_hold(tmp_path: Path) -> None:
     async with door(tmp_path, engine_options=SINGLY, limits={"max_held_answer_bytes": 2**20}) as d:
         d.engine.run = lambda inputs: [np.zeros((20_000, 3), "f4")]  # written at once, as it is not large
