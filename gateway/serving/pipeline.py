@@ -107,6 +107,10 @@ class Pipeline(HttpToolsProtocol):
         self._due.clear()
         self._behind.clear()
         self._untaken = None
+        if self._running is not None:
+            # uvicorn tells the last request that came, which may be behind the one that runs.
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def answered(self, inference: Inference) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvloop
 from uvicorn.server import ServerState
 
 from tests.serving.fronts import Door, door, get, post, read_answer
@@ -119,6 +120,35 @@ async def test_a_client_that_takes_answers_of_the_app_slowly_is_no_client_that_t
         assert connections
         await until(lambda: not connections)  # now it takes nothing more
         writer.close()
+
+
+def test_nothing_is_written_to_a_client_that_has_gone_while_the_app_answered_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            gone = asyncio.Event()
+            reader, writer = await d.connect()
+            await until(lambda: d.server.server_state.connections)
+            (connection,) = d.server.server_state.connections
+            app = connection.app
+
+            async def slow(*given: Any) -> None:
+                await gone.wait()
+                await app(*given)
+
+            connection.app = slow
+            writer.write(get("/v2") * 2)
+            await until(lambda: len(connection.pipeline) == 1)
+            connection.transport.abort()  # as when an answer before could not be written
+            assert await reader.read() == b""
+            gone.set()
+            await until(lambda: not d.server.server_state.tasks)
+            writer.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test())
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_a_client_goes_that_leaves_more_of_its_answers_than_a_front_may_hold(tmp_path: Path) -> None:
