@@ -172,8 +172,9 @@ async def test_the_time_it_took_counts_towards_the_deadline(tmp_path: Path, gate
     async with door(tmp_path) as d:
         d.engine.hold.clear()
         reader, writer = await d.connect()
-        writer.write(gate.post(headers="Gateway-Timeout-Ms: 1\r\n"))
+        writer.write(gate.post(headers="Gateway-Timeout-Ms: 300\r\n"))  # who is late before is not read at all
         await started(gate)
+        await asyncio.sleep(0.3)
         gate.open.set()
         assert (await read_answer(reader))[0] == 504
         writer.close()
