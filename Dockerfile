@@ -3,8 +3,8 @@ FROM python:3.11-slim AS build
 WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/gateway
-COPY requirements-grpc.lock ./
-RUN /opt/gateway/bin/pip install --require-hashes -r requirements-grpc.lock
+COPY requirements.lock ./
+RUN /opt/gateway/bin/pip install --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway ./gateway
 RUN /opt/gateway/bin/pip install --no-deps . && /opt/gateway/bin/pip uninstall --yes pip

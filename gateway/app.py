@@ -150,7 +150,7 @@ async def _front(
     )
     server = FrontServer(config)
     listener = _listen(settings.server.host, settings.server.http_port)
-    grpc = await _start_grpc(front, store, log)
+    grpc = await _start_grpc(front, store)
     tasks = [
         loop.create_task(lasting(name, work, note=log.warn))
         for name, work in (
@@ -205,19 +205,13 @@ async def _reach_engines(front: Any, settings: Settings) -> None:
         await asyncio.sleep(RECONNECT_SECONDS / 5)
 
 
-async def _start_grpc(front: Any, store: Any, log: ProcessLog) -> Any:
-    from gateway.serving.grpc import HOW_TO_INSTALL, is_installed
-
-    server = front.settings.server
-    if not server.grpc:
-        return None
-    if not is_installed():
-        log.note(f"gRPC is off: the extra is not installed; {HOW_TO_INSTALL}")
+async def _start_grpc(front: Any, store: Any) -> Any:
+    if not front.settings.server.grpc:
         return None
     from gateway.serving.grpc.server import GrpcServer
 
     grpc = GrpcServer(front, store)
-    await grpc.start(server.grpc_port)
+    await grpc.start(front.settings.server.grpc_port)
     return grpc
 
 

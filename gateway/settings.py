@@ -42,7 +42,7 @@ class ServerSettings(_Section):
     name: str = Field("gateway", description="Server name in `GET /v2`.")
     host: str = Field("127.0.0.1", description="Address the inference port listens on.")
     http_port: int = Field(8000, ge=0, le=65535, description="Inference over HTTP; 0 picks a free port.")
-    grpc: bool = Field(True, description="Inference over gRPC too, where the extra `grpc` is installed.")
+    grpc: bool = Field(True, description="Inference over gRPC too.")
     grpc_port: int = Field(8001, ge=0, le=65535, description="Inference over gRPC; 0 picks a free port.")
     metrics_port: int = Field(8002, ge=0, le=65535, description="`/metrics` of all processes.")
     admin_port: int = Field(8003, ge=0, le=65535, description="Admin API.")

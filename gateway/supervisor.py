@@ -33,7 +33,6 @@ from gateway.predictions.retention import Retention
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import ModelVersion, scan
 from gateway.repository.policy import PolicyError, load_policy
-from gateway.serving.grpc import HOW_TO_INSTALL, is_installed
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.log import ProcessLog, take_loggers
@@ -160,14 +159,14 @@ class Supervisor:
             raise StartFailed(f"spool.archive_url = {settings.spool.archive_url!r}: {error}") from None
         server = settings.server
         http = _reserve(held, server.host, server.http_port, "server.http_port")
-        grpc = is_installed() and server.grpc
-        grpc_port = _reserve(held, server.host, server.grpc_port, "server.grpc_port") if grpc else server.grpc_port
+        grpc_port = server.grpc_port
+        if server.grpc:
+            grpc_port = _reserve(held, server.host, grpc_port, "server.grpc_port")
         metrics = _free_port(settings.admin.host, server.metrics_port, "server.metrics_port")
         admin = _free_port(settings.admin.host, server.admin_port, "server.admin_port")
         resolved = settings.model_dump(mode="json")
         resolved["server"] |= {
             "http_port": http,
-            "grpc": grpc,
             "grpc_port": grpc_port,
             "metrics_port": metrics,
             "admin_port": admin,
@@ -209,8 +208,6 @@ class Supervisor:
         self._log.note(f"inference on http://{server.host}:{server.http_port}/v2")
         if server.grpc:
             self._log.note(f"inference over gRPC on {server.host}:{server.grpc_port}")
-        elif self._given.server.grpc:
-            self._log.note(f"gRPC is off: the extra is not installed; {HOW_TO_INSTALL}")
         self._log.note(f"metrics on http://{admin.host}:{server.metrics_port}/metrics")
         self._log.note(f"console and admin API on http://{admin.host}:{server.admin_port}/")
         kafka = self._settings.kafka.bootstrap_servers

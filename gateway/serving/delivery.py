@@ -170,7 +170,11 @@ class Delivery:
             end = _end_of_alike(batch.inferences, place, row_bytes=stencil.row_bytes)
         alike = batch.inferences[place:end]
         records = self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
-        batch.answers += _fill(stencil, alike, texts, sequence)
+        if first.has_stencil:
+            batch.answers += _fill(stencil, alike, texts, sequence)
+        else:
+            numbers = range(sequence, sequence + len(alike))
+            batch.answers += [(b"%b-%010x" % (self._boot, number), b"", 200, False) for number in numbers]
         batch.records += records
         return end
 
@@ -471,7 +475,7 @@ def _texts_of(run: Run) -> Sequence[bytes] | None:
 def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int) -> int:
     """Where those end that share a stencil and a block with the one at `place`, and follow it in their run."""
     first = inferences[place]
-    choice, route, run, rows = first.choice, first.route, first.run, first.rows
+    choice, route, run, rows, has_stencil = first.choice, first.route, first.run, first.rows, first.has_stencil
     row = first.row
     most = min(MAX_BLOCK, max(1, BLOCK_BYTES // (row_bytes * rows)))
     for end in range(place, min(len(inferences), place + most)):
@@ -482,6 +486,7 @@ def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int
             or each.rows != rows
             or each.run is not run
             or each.route is not route
+            or each.has_stencil is not has_stencil
             or not (each.plain and each.keep_alive)
             or each.failure is not None
         ):

@@ -61,6 +61,7 @@ class Inference(Job):
     model : str
     """
 
+    has_stencil: bool = True  # its answer is one of those that a stencil renders, where its record is
     pinned: int | None = None
     key: str | None = None
     timeout_ms: int = 0

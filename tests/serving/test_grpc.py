@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
+import re
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,12 @@ from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import GatewayError
 from gateway.serving.answers import STATUS_OF
+from gateway.serving.grpc import frames
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.errors import CODE_OF
+from gateway.serving.grpc.framing import framed
 from gateway.serving.grpc.requests import read_request
+from gateway.serving.grpc.service import STEPS_AT_ONCE
 from gateway.serving.grpc.tensors import FIELD_OF, put_outputs
 from tests.serving.callers import (
     SERVICE,
@@ -35,6 +42,7 @@ from tests.serving.callers import (
     until,
 )
 from tests.serving.fronts import get, post
+from tests.serving.wire import Wire, wire
 from tests.tensors import same, tensors
 
 ROOT = Path(__file__).parents[2]
@@ -624,7 +632,7 @@ async def test_draining_ends_streams_and_watches_after_their_answers(tmp_path: P
         two.engine.hold.clear()
         streams = [two.channel.stream_stream(SERVICE + "ModelStreamInfer")() for _ in range(2)]
         await streams[0].write(row().SerializeToString())
-        await until(lambda: two.engine.batches and two.server._service._reading)
+        await until(lambda: two.engine.batches and len(two.server._service.streams) == 2)
         watching = two.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
         assert await asyncio.wait_for(watching.read(), 10)
         draining = asyncio.create_task(two.server.drain(10))
@@ -658,12 +666,201 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
         writer.close()
 
 
+def in_frames(number: int, content: bytes, *, ended: bool = False) -> bytes:
+    """Content as frames of data."""
+    pieces = [content[at : at + 2**14] for at in range(0, len(content), 2**14)]
+    flags = [0] * (len(pieces) - 1) + [frames.END_STREAM if ended else 0]
+    return b"".join([frames.frame(frames.DATA, flag, number, piece) for flag, piece in zip(flags, pieces, strict=True)])
+
+
+async def ending(client: Wire) -> str:
+    """The fields that end the call that was begun last."""
+    number = client.next - 2
+    came = await client.until(lambda frame: frame[0] == frames.HEADERS and frame[1] & 1 and frame[2] == number)
+    return came[-1][3].decode()
+
+
+GOOD = framed(row().SerializeToString())
+BOMB = gzip.compress(bytes(2**25))
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "text"),
+    [
+        (b"", 3, "the call has no message"),
+        (b"\0", 3, "the message is not whole"),
+        (bytes(4), 3, "the message is not whole"),
+        (bytes(5), 5, "Request for unknown model: ''"),
+        (b"\0\0\0\0\5abcd", 3, "the message is not whole"),
+        (b"\2" + bytes(4), 3, "a message begins with 0, or with 1"),
+        (b"\1" + bytes(4), 13, "grpc-encoding does not say how"),
+        (b"\0\xff\xff\xff\xff", 8, "limits.max_body_bytes"),
+        (GOOD + GOOD, 3, "the call takes one message"),
+        (GOOD + b"\0", 3, "the call takes one message"),
+        (framed(b"\xff" * 9), 3, "the message is no ModelInferRequest"),
+    ],
+)
+async def test_what_is_no_message_ends_its_call_and_says_why(
+    tmp_path: Path, content: bytes, code: int, text: str
+) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        for pieces in ([content], [content[at : at + 1] for at in range(len(content))]):
+            number = client.number()
+            client.write(client.head(number, SERVICE + "ModelInfer"))
+            for piece in pieces:
+                client.write(frames.frame(frames.DATA, 0, number, piece))
+            client.write(frames.frame(frames.DATA, frames.END_STREAM, number))
+            fields = await ending(client)
+            assert f"'grpc-status': '{code}'" in fields and text in fields
+        client.write(client.request(SERVICE + "ModelInfer", GOOD))
+        assert "'grpc-status': '0'" in await ending(client)
+
+
+async def test_compressed_messages_are_bounded_and_must_be_whole(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        found = []
+        for packed in (BOMB, b"", b"abc", gzip.compress(bytes(9))[:-3], gzip.compress(row().SerializeToString())):
+            number = client.number()
+            client.write(client.head(number, SERVICE + "ModelInfer", ("grpc-encoding", "gzip")))
+            client.write(in_frames(number, b"\1" + len(packed).to_bytes(4, "big") + packed, ended=True))
+            found.append(re.findall(r"'grpc-status': '(\d+)'", await ending(client)))
+    assert found == [["8"], ["3"], ["3"], ["3"], ["0"]]
+
+
+LARGE = framed(request_of({"x": ("FP32", np.ones((60_000, 3), "f4"))}).SerializeToString())
+UNKNOWN = framed(request_of({"x": ("FP32", np.ones((60_000, 3), "f4"))}, model="nope").SerializeToString())
+PACKED = gzip.compress(np.random.default_rng(1).bytes(200_000) + bytes(14_000_000))
+COMPRESSED = b"\1" + len(PACKED).to_bytes(4, "big") + PACKED
+
+
+@pytest.mark.parametrize("name", ["ModelInfer", "ModelStreamInfer"])
+@pytest.mark.parametrize("end", ["reset", "left", "answered"])
+async def test_what_was_held_for_a_call_is_let_go_with_it(tmp_path: Path, name: str, end: str) -> None:
+    part, garbage = LARGE[:300_000], framed(b"\xff" * 100_000)
+    async with two_doors(tmp_path, limits={"max_held_body_bytes": 2**20}) as two:
+        gc.disable()
+        try:
+            for sent in (part, LARGE, UNKNOWN, COMPRESSED, garbage, LARGE + LARGE, LARGE + garbage):
+                if end != "answered":
+                    two.engine.hold.clear()
+                async with wire(two.server.port, settings={frames.Setting.INITIAL_WINDOW_SIZE: 2**30}) as client:
+                    client.write(frames.window_update(0, 2**30))
+                    client.write(client.head(client.number(), SERVICE + name, ("grpc-encoding", "gzip")))
+                    client.write(in_frames(1, sent, ended=sent != part))
+                    await client.settled()
+                    if end == "answered" and sent != part:
+                        await until(lambda: not any(each._streams for each in two.server.connections))
+                    elif end == "reset":
+                        client.write(frames.frame(frames.RST_STREAM, 0, 1, bytes(4)))
+                        await client.settled()
+                await until(lambda: not two.server.connections)
+                two.engine.hold.set()
+                await until(lambda: not (two.front.bodies.held_bytes or two.front.answers.held_bytes))
+                assert not two.server._service.streams and not two.server._calls.held_bytes
+        finally:
+            gc.enable()
+
+
+async def test_requests_of_a_stream_wait_as_they_came_and_count_together(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        two.engine.hold.clear()
+        client.write(client.head(client.number(), SERVICE + "ModelStreamInfer"), in_frames(1, GOOD * 64))
+        await client.settled()
+        tracemalloc.start()
+        try:
+            client.write(in_frames(1, bytes(5) * 190_000))
+            await client.settled()
+            assert tracemalloc.get_traced_memory()[0] < 5_000_000
+        finally:
+            tracemalloc.stop()
+        assert two.front.bodies.held_bytes == 950_000
+        client.write(frames.frame(frames.RST_STREAM, 0, 1, bytes(4)))
+        await client.settled()
+        assert not two.front.bodies.held_bytes
+
+
+async def test_thousands_of_requests_that_are_refused_at_once_let_others_run_between(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two:
+        passes, loop = 0, asyncio.get_running_loop()
+        taken: list[int] = []
+        accept = two.server._service.accept
+
+        def count(*arguments: Any, **options: Any) -> None:
+            taken.append(passes)
+            accept(*arguments, **options)
+
+        def turn() -> None:
+            nonlocal passes
+            passes += 1
+            if len(taken) < 5000:
+                loop.call_soon(turn)
+
+        two.server._service.accept = count  # type: ignore[method-assign]
+        turn()
+        async with wire(two.server.port, settings={frames.Setting.INITIAL_WINDOW_SIZE: 2**30}) as client:
+            client.write(frames.window_update(0, 2**30))
+            client.write(client.head(client.number(), SERVICE + "ModelStreamInfer"))
+            client.write(in_frames(1, bytes(5) * 5000, ended=True))
+            answers = await client.answer(1)
+    assert answers.count(b"is not found") == 5000 and max(Counter(taken).values()) <= STEPS_AT_ONCE
+
+
+async def test_a_stream_that_waits_for_its_answers_is_not_ended_for_its_silence(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        two.engine.hold.clear()
+        client.write(client.head(client.number(), SERVICE + "ModelStreamInfer"), in_frames(1, GOOD))
+        await client.settled()
+        (stream,) = two.server._service.streams
+        stream.check(asyncio.get_running_loop().time() + 1000)
+        two.engine.hold.set()
+        client.write(in_frames(1, GOOD, ended=True))
+        assert (await client.answer(1)).count(b"stable") == 2
+
+
+async def test_calls_at_a_time_are_bounded_over_all_connections(tmp_path: Path) -> None:
+    async with two_doors(tmp_path, limits={"max_queue_requests": 1}) as two:
+        async with wire(two.server.port) as first, wire(two.server.port) as second:
+            for _ in range(100):
+                first.write(first.head(first.number(), SERVICE + "ModelInfer"))
+            await first.settled()
+            second.write(second.head(second.number(), SERVICE + "ModelInfer"))
+            second.write(second.request(SERVICE + "ServerLive", bytes(5)))
+            assert "too many calls at a time" in await ending(second)
+            first.write(frames.frame(frames.RST_STREAM, 0, 1, bytes(4)))
+            await first.settled()
+            second.write(second.request(SERVICE + "ServerLive", bytes(5)))
+            assert "'grpc-status': '0'" in await ending(second)
+        await until(lambda: not two.server.connections)
+        assert not two.server._calls.held_bytes
+
+
+async def test_a_watcher_more_costs_the_others_nothing_and_one_who_leaves_is_forgotten(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two:
+        health, told = two.server._health, 0
+        status_of = health.status_of
+
+        def count(service: str) -> Any:
+            nonlocal told
+            told += 1
+            return status_of(service)
+
+        health.status_of = count  # type: ignore[method-assign]
+        async with wire(two.server.port) as client:
+            name = framed(health_pb2.HealthCheckRequest(service="n" * 100_000).SerializeToString())
+            client.write(client.head(client.number(), "/grpc.health.v1.Health/Watch"), in_frames(1, name, ended=True))
+            for _ in range(90):
+                client.write(client.request("/grpc.health.v1.Health/Watch", bytes(5)))
+            await client.settled()
+            assert len(health.watchers) == 91 and told < 20 * 91 and not two.front.bodies.held_bytes
+        await until(lambda: not health.watchers)
+
+
 def test_every_error_has_a_status() -> None:
     assert CODE_OF.keys() == STATUS_OF.keys()
 
 
 def test_the_generated_code_is_what_the_script_writes(tmp_path: Path) -> None:
     subprocess.run([ROOT / "scripts" / "protos", tmp_path], check=True, env={"PYTHON": sys.executable}, timeout=60)
-    for name in ("inference_pb2.py", "inference_pb2.pyi"):
+    for name in ("inference_pb2.py", "inference_pb2.pyi", "health_pb2.py", "health_pb2.pyi"):
         place = Path("gateway/serving/grpc") / name
         assert (tmp_path / place).read_text() == (ROOT / place).read_text(), "run: scripts/protos"

@@ -18,8 +18,9 @@ from gateway.engine.wire import Hello
 from gateway.protocol.errors import EngineUnavailable, UnknownModel
 from gateway.serving.front import Front
 from gateway.serving.grpc import inference_pb2 as messages
+from gateway.serving.grpc.call import Handler
+from gateway.serving.grpc.head import CallHead
 from gateway.serving.grpc.inference import shown_name
-from gateway.serving.grpc.methods import Call, Context
 from gateway.serving.inference import path_pin
 from gateway.serving.logging_settings import LOGGING, keep_logging
 from gateway.serving.model_config import model_config
@@ -44,7 +45,7 @@ class OtherCalls:
         self._front = front
         self._repository = repository
 
-    def table(self) -> dict[str, tuple[Any, Call]]:
+    def table(self) -> dict[str, tuple[Any, Handler]]:
         """Name of each call to the message it takes and what answers it."""
         return {
             "ServerLive": (messages.ServerLiveRequest, self._server_live),
@@ -60,37 +61,37 @@ class OtherCalls:
             "LogSettings": (messages.LogSettingsRequest, self._log_settings),
         }
 
-    async def _server_live(self, message: Any, context: Context) -> Any:
+    async def _server_live(self, message: Any, head: CallHead) -> Any:
         return messages.ServerLiveResponse(live=True)
 
-    async def _server_ready(self, message: Any, context: Context) -> Any:
+    async def _server_ready(self, message: Any, head: CallHead) -> Any:
         return messages.ServerReadyResponse(ready=self._front.not_ready is None)
 
-    async def _model_ready(self, message: Any, context: Context) -> Any:
+    async def _model_ready(self, message: Any, head: CallHead) -> Any:
         try:
             ready = self._version(message).lane.ready
         except UnknownModel:
             ready = False  # as with Triton: the question has an answer
         return messages.ModelReadyResponse(ready=ready)
 
-    async def _server_metadata(self, message: Any, context: Context) -> Any:
+    async def _server_metadata(self, message: Any, head: CallHead) -> Any:
         return messages.ServerMetadataResponse(
             name=self._front.settings.server.name, version=__version__, extensions=SERVER_EXTENSIONS
         )
 
-    async def _model_metadata(self, message: Any, context: Context) -> Any:
+    async def _model_metadata(self, message: Any, head: CallHead) -> Any:
         served = self._version(message)
         _hello(served)
         versions = [str(version) for version in self._versions(served.model)]
         metadata = served.metadata(versions)
         return ParseDict(metadata, messages.ModelMetadataResponse(), ignore_unknown_fields=True)
 
-    async def _model_config(self, message: Any, context: Context) -> Any:
+    async def _model_config(self, message: Any, head: CallHead) -> Any:
         served = self._version(message)
         config = model_config(served.model, self._versions(served.model), _hello(served))
         return ParseDict({"config": config}, messages.ModelConfigResponse())
 
-    async def _model_statistics(self, message: Any, context: Context) -> Any:
+    async def _model_statistics(self, message: Any, head: CallHead) -> Any:
         versions = list(self._front.versions)
         if message.name:
             served = self._version(message)
@@ -99,27 +100,27 @@ class OtherCalls:
         statistics = await asyncio.to_thread(read_statistics, self._front.cells.path.parent, versions)
         return ParseDict(statistics, messages.ModelStatisticsResponse())
 
-    async def _index(self, message: Any, context: Context) -> Any:
+    async def _index(self, message: Any, head: CallHead) -> Any:
         body = json.dumps({"ready": message.ready}).encode()
         models = await self._repository.index(body, repository=message.repository_name)
         return ParseDict({"models": models}, messages.RepositoryIndexResponse())
 
-    async def _load(self, message: Any, context: Context) -> Any:
-        self._authorize(context)
+    async def _load(self, message: Any, head: CallHead) -> Any:
+        self._authorize(head)
         body = _parameters_body(message.parameters)
         await self._repository.load(shown_name(message.model_name), body, repository=message.repository_name)
         return messages.RepositoryModelLoadResponse()
 
-    async def _unload(self, message: Any, context: Context) -> Any:
-        self._authorize(context)
+    async def _unload(self, message: Any, head: CallHead) -> Any:
+        self._authorize(head)
         body = _parameters_body(message.parameters)
         await self._repository.unload(shown_name(message.model_name), body, repository=message.repository_name)
         return messages.RepositoryModelUnloadResponse()
 
-    async def _log_settings(self, message: Any, context: Context) -> Any:
+    async def _log_settings(self, message: Any, head: CallHead) -> Any:
         settings = LOGGING
         if message.settings:
-            self._authorize(context)
+            self._authorize(head)
             settings = keep_logging(json.dumps(_values(message.settings)).encode())
         response = messages.LogSettingsResponse()
         for name, value in settings.items():
@@ -127,9 +128,8 @@ class OtherCalls:
             setattr(response.settings[name], kind, value)
         return response
 
-    def _authorize(self, context: Context) -> None:
-        metadata = context.invocation_metadata() or ()
-        given = [value for name, value in metadata if name == "authorization"]
+    def _authorize(self, head: CallHead) -> None:
+        given = [value.decode("latin-1") for name, value in head.metadata if name == b"authorization"]
         authorize(given, self._front.settings.admin.token)
 
     def _version(self, message: Any) -> ServedVersion:

@@ -16,7 +16,7 @@ from gateway.protocol.request import InferRequest
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.tensors import typed_tensor
 
-__all__ = ("read_request",)
+__all__ = ("is_finite", "read_request")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,7 +47,20 @@ def read_request(
     request.inputs, request.rows = checks.complete(arrays)
     request.fragments = [None] * len(arrays)
     request.outputs = checks.outputs(_asked(message), rows=request.rows, binary=True)
+    request.plain = _is_plain(message, request)
     return request, raw
+
+
+def _is_plain(message: messages.ModelInferRequest, request: InferRequest) -> bool:
+    """Whether a request is one raw tensor of finite numbers and nothing else."""
+    if len(message.raw_input_contents) != 1 or message.id or message.parameters or message.outputs:
+        return False
+    return is_finite(request.inputs[0])
+
+
+def is_finite(array: Array) -> bool:
+    """Whether all elements are finite numbers."""
+    return array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool(np.isfinite(array).all()))
 
 
 def _arrays(

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 
-import grpc
-
-from gateway.protocol.errors import CallerError, DeadlineExceeded, EngineUnavailable, GatewayError, Overloaded
+from gateway.protocol.errors import CallerError, DeadlineExceeded, EngineUnavailable, ModelFailed
 from gateway.serving.front import Front
 from gateway.serving.grpc import inference_pb2 as messages
+from gateway.serving.grpc.call import Call, OtherCall, Refusal, inflated, status_of_error
 from gateway.serving.grpc.calls import OtherCalls
-from gateway.serving.grpc.inference import GrpcInference
-from gateway.serving.grpc.methods import Context, absent, answered, parse, serialize, unary, unread
+from gateway.serving.grpc.errors import StatusCode
+from gateway.serving.grpc.fields import Fields
+from gateway.serving.grpc.framing import framed
+from gateway.serving.grpc.head import OK_HEAD, OK_TAIL, CallHead, failed_head, failed_tail
+from gateway.serving.grpc.inference import GrpcInference, UsualMessages
+from gateway.serving.grpc.stream import Exchange, Stream
 from gateway.serving.inference import Inference
-from gateway.serving.room import LARGE_BODY_BYTES
+from gateway.serving.room import LARGE_BODY_BYTES, Held
 
 __all__ = ("SERVICE", "InferenceService")
 
 SERVICE = "inference.GRPCInferenceService"
 CLOSING = "the gateway is shutting down"
+STEPS_AT_ONCE = 32
+"""Requests and answers of a stream in one pass of the loop."""
+
+Opening = Callable[[Stream, CallHead], Exchange]
 
 _NO_SHARED_MEMORY = "shared memory is not offered: send tensors in the request"
 _ABSENT = {
@@ -44,138 +52,247 @@ class InferenceService:
     """
 
     def __init__(self, front: Front, calls: OtherCalls) -> None:
-        self._front = front
+        self.front = front
+        self.closing = False
+        self.streams: set[StreamCall] = set()
         self._calls = calls
+        self.usual = UsualMessages()
         self._limits = front.settings.limits
-        self._closing = False
-        self._reading: set[asyncio.Timeout] = set()
 
     def __repr__(self) -> str:
-        return f"<InferenceService {self._front!r}>"
+        return f"<InferenceService {self.front!r} | streams {len(self.streams)}>"
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a `grpc.aio` server takes."""
-        seconds = self._limits.body_timeout_seconds
-        table: dict[str, grpc.RpcMethodHandler] = {
-            name: unary(request, call, seconds=seconds) for name, (request, call) in self._calls.table().items()
-        }
-        table |= {name: absent(text) for name, text in _ABSENT.items()}
-        table["ModelInfer"] = unread(self._infer, seconds=seconds)
-        table["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._infer_stream, response_serializer=serialize
-        )
-        return grpc.method_handlers_generic_handler(SERVICE, table)
+    def methods(self) -> dict[str, Opening]:
+        """Name of each method to what opens a call of it."""
+        limits, bodies = self._limits, self.front.bodies
+        table: dict[str, Opening] = {}
+        for name, (kind, handler) in self._calls.table().items():
+            table[name] = partial(OtherCall, kind=kind, handler=handler, limits=limits, bodies=bodies)
+        for name, text in _ABSENT.items():
+            table[name] = partial(_absent, text=text)
+        table["ModelInfer"] = partial(InferCall, service=self)
+        table["ModelStreamInfer"] = partial(StreamCall, service=self)
+        return table
 
     def close(self) -> None:
         """Refuse what comes from now on, and read no further from streams."""
-        self._closing = True
-        now = asyncio.get_running_loop().time()
-        for patience in self._reading:
-            if not patience.expired():
-                patience.reschedule(now)
+        self.closing = True
+        for stream in list(self.streams):
+            stream.stop(EngineUnavailable(CLOSING))
 
-    def _accept(self, content: bytes, context: Context) -> _Pending:
-        message, waiter, size = parse(messages.ModelInferRequest, content), _Waiter(), len(content)
-        inference = GrpcInference(waiter, message, size=size)
-        inference.read_head(context.invocation_metadata() or (), context.time_remaining())
-        if size > LARGE_BODY_BYTES:
-            inference.held_body = self._front.bodies.open()
-            if not inference.held_body.grow(size) and inference.refused is None:
-                inference.refused = Overloaded(self._front.bodies.full)
-        self._front.accept(inference)
-        return inference, waiter
+    def accept(self, inference: GrpcInference, head: CallHead, *, opened: float) -> None:
+        """Give a request to the front."""
+        left = None if head.seconds is None else head.seconds - (asyncio.get_running_loop().time() - opened)
+        inference.read_head(head.gateway, left)
+        self.front.accept(inference)
 
-    async def _infer(self, content: bytes, context: Context) -> Any:
-        if self._closing:
+
+class InferCall(Call):
+    """One prediction."""
+
+    def __init__(self, stream: Stream, head: CallHead, *, service: InferenceService) -> None:
+        front = service.front
+        super().__init__(stream, head, limits=front.settings.limits, bodies=front.bodies)
+        self._service = service
+        self._inference: GrpcInference | None = None
+
+    def take(self, content: bytes) -> None:
+        if self._service.closing:
             raise EngineUnavailable(CLOSING)
-        inference = await _answered(self._accept(content, context))
-        if inference.trailers:
-            context.set_trailing_metadata(inference.trailers)
-        response, refusal = inference.response, inference.refusal
-        # The frame is held by what is raised from it, and what was asked would be by the frame.
-        del inference
-        if refusal is not None:
-            raise refusal
-        return response
-
-    async def _infer_stream(self, arriving: AsyncIterator[bytes], context: Context) -> None:
-        await answered(self._answer_stream(arriving, context), context)
-
-    async def _answer_stream(self, arriving: AsyncIterator[bytes], context: Context) -> None:
-        """Answers leave in the order of the requests; an error ends its request, not the stream."""
-        under_way: asyncio.Queue[_Pending | None] = asyncio.Queue(self._limits.max_pipelined)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_write_stream(under_way, context, seconds=self._limits.write_timeout_seconds))
-                ending = await self._read_stream(arriving, context, under_way)
-                await under_way.put(None)
-        finally:
-            while not under_way.empty():
-                pending = under_way.get_nowait()
-                if pending is not None:
-                    pending[0].abandoned = True
-        if ending is not None:
-            raise ending
-
-    async def _read_stream(
-        self, arriving: AsyncIterator[bytes], context: Context, under_way: asyncio.Queue[_Pending | None]
-    ) -> GatewayError | None:
-        while not self._closing:
-            try:
-                content = await self._next(arriving)
-                if content is None:
-                    return None
-                pending = self._accept(content, context)
-            except TimeoutError:
-                break
-            except CallerError as error:
-                return error
-            await under_way.put(pending)
-        return EngineUnavailable(CLOSING) if self._closing else DeadlineExceeded("no request came for too long")
-
-    async def _next(self, arriving: AsyncIterator[bytes]) -> bytes | None:
-        async with asyncio.timeout(self._limits.keep_alive_seconds) as patience:
-            self._reading.add(patience)
-            try:
-                return await anext(arriving, None)
-            finally:
-                self._reading.discard(patience)
-
-
-class _Waiter:
-    """`Connection` of one request: a future that its answer resolves."""
-
-    __slots__ = ("done",)
-
-    def __init__(self) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        inference = GrpcInference(self, content, usual=self._service.usual)
+        inference.held_body, self.held = self.held, None
+        self._inference = inference
+        self._service.accept(inference, self.head, opened=self.opened)
 
     def answered(self, inference: Inference) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
+        """Write what has become of it."""
+        given, self._inference = self._inference, None
+        if given is None:
+            return
+        if given.response is not None:
+            self.succeed(given.response, given.tail)
+        elif given.refusal is not None:
+            self.fail(given.refusal, given.trailers)
+
+    def gone(self) -> None:
+        super().gone()
+        if self._inference is not None:
+            self._inference.abandoned = True
+            self._inference = None
 
 
-_Pending = tuple[GrpcInference, _Waiter]
+class StreamCall(Call):
+    """Predictions of one stream, answered in the order of their requests; an error ends its request, not the stream.
 
+    No more than `limits.max_pipelined` are under way; what comes meanwhile waits as it came, and so does the client.
+    """
 
-async def _answered(pending: _Pending) -> GrpcInference:
-    inference, waiter = pending
-    try:
-        await waiter.done
-    except asyncio.CancelledError:
-        inference.abandoned = True  # the client has gone, or its deadline is past
-        raise
-    return inference
+    def __init__(self, stream: Stream, head: CallHead, *, service: InferenceService) -> None:
+        front = service.front
+        super().__init__(stream, head, limits=front.settings.limits, bodies=front.bodies)
+        self._service = service
+        self._under_way: deque[GrpcInference] = deque()
+        self._heard_at = self.opened
+        self._begun = False
+        self._inflating = False
+        self._going = False
+        self._ending: tuple[StatusCode, str] | None = None
+        service.streams.add(self)
+        if service.closing:
+            self.stop(EngineUnavailable(CLOSING))
 
+    def stop(self, error: Exception) -> None:
+        """Take nothing more, and end with an error when what is under way has been answered."""
+        if self._ending is None:
+            self._ending = status_of_error(error)  # the error itself would keep the call, and the call it
+            self._deframer.clear()
+            self.held = None
+            self._go_on()
 
-async def _write_stream(under_way: asyncio.Queue[_Pending | None], context: Context, *, seconds: float) -> None:
-    while (pending := await under_way.get()) is not None:
-        inference = await _answered(pending)
+    def answered(self, inference: Inference) -> None:
+        """Write what may leave."""
+        self._go_on()
+
+    def drained(self) -> None:
+        self._go_on()
+
+    def gone(self) -> None:
+        super().gone()
+        for inference in self._under_way:
+            inference.abandoned = True
+        self._under_way.clear()
+        self._deframer.clear()
+        self._service.streams.discard(self)
+
+    def check(self, now: float) -> None:
+        if self._under_way or self._deframer.is_ready:
+            self._heard_at = now
+        elif not self.stream.ended and now - self._heard_at > self._limits.keep_alive_seconds:
+            self.stop(DeadlineExceeded("no request came for too long"))
+
+    def fail(self, error: Exception, trailers: Fields = ()) -> None:
+        self.stop(error)
+
+    def _receive(self, content: bytes, *, ended: bool) -> None:
+        if self._ending is not None:
+            return
+        self._deframer.feed(content)
+        self._hold_rest()
+        self._go_on()
+
+    def _hold_rest(self) -> None:
+        size = self._deframer.size
+        self.held = self.hold(self.held, size) if size > LARGE_BODY_BYTES else None
+
+    def _go_on(self) -> None:
+        if self._going:
+            return  # a request that is refused at once comes back here: the loop below goes on with the next
+        self._going = True
+        busy = False
+        try:
+            busy = all(self._move() for _ in range(STEPS_AT_ONCE))
+        finally:
+            self._going = busy
+        if busy:  # others want the loop too
+            asyncio.get_running_loop().call_soon(self._go_on_again)
+        elif not self.stream.finished:
+            self._steer()
+
+    def _go_on_again(self) -> None:
+        self._going = False
+        self._go_on()
+
+    def _move(self) -> bool:
+        # Whether there was something to be done.
+        if self.stream.finished:
+            return False
+        if self._under_way and self._under_way[0].is_answered:
+            self._write(self._under_way.popleft())
+        else:
+            return self._has_room and self._take_next()
+        return True
+
+    def _steer(self) -> None:
+        stream = self.stream
+        if self._deframer.is_ready:
+            stream.pause()
+        else:
+            stream.go_on()
+        if not (self._under_way or self._deframer.is_ready or self._inflating) and (
+            stream.ended or self._ending is not None
+        ):
+            self._end()
+
+    @property
+    def _has_room(self) -> bool:
+        return not self._inflating and len(self._under_way) < self._limits.max_pipelined and not self.stream.waiting
+
+    def _take_next(self) -> bool:
+        held = None
+        try:
+            message = self._deframer.take()
+            if message is None:
+                return False
+            self._hold_rest()
+            if len(message.content) > LARGE_BODY_BYTES:
+                held = self.hold(None, len(message.content))
+        except Exception as error:
+            self.stop(error)
+            return True
+        if message.compressed:
+            self._inflating = True
+            self.run(self._inflate_next(message.content, held))
+        else:
+            self._take_one(message.content, held)
+        return True
+
+    async def _inflate_next(self, content: bytes, held: Held | None) -> None:
+        try:
+            content = await inflated(content, self.head.encoding, max_bytes=self._limits.max_body_bytes)
+            if len(content) > LARGE_BODY_BYTES:
+                held = self.hold(held, len(content))
+        finally:
+            self._inflating = False
+        self._take_one(content, held)
+        self._go_on()
+
+    def _take_one(self, content: bytes, held: Held | None) -> None:
+        try:
+            inference = GrpcInference(self, content, usual=self._service.usual)
+        except CallerError as error:
+            self.stop(error)
+            return
+        self._heard_at = asyncio.get_running_loop().time()
+        inference.held_body = held
+        self._under_way.append(inference)
+        try:
+            self._service.accept(inference, self.head, opened=self._heard_at)
+        except Exception as fault:
+            inference.refusal = ModelFailed(status_of_error(fault)[1])
+
+    def _write(self, inference: GrpcInference) -> None:
+        if not self._begun:
+            self._begun = True
+            self.stream.begin(OK_HEAD)
         if inference.response is not None:
-            answer = messages.ModelStreamInferResponse(infer_response=inference.response)
+            response = messages.ModelInferResponse.FromString(inference.response)
+            answer = messages.ModelStreamInferResponse(infer_response=response)
         else:
             answer = messages.ModelStreamInferResponse(error_message=str(inference.refusal))
             # Clients tell by the id which of their requests failed.
             answer.infer_response.id = inference.given_id
-        async with asyncio.timeout(seconds):  # a client that does not read its answers
-            await context.write(answer)
+        self.stream.send(framed(answer.SerializeToString()))
+
+    def _end(self) -> None:
+        self._service.streams.discard(self)
+        if self._ending is None and self._deframer.size:
+            self._ending = status_of_error(CallerError("the last message is not whole"))
+        if self._ending is not None:
+            write = failed_tail if self._begun else failed_head
+            self.stream.end(write(*self._ending))
+        else:
+            self.stream.end(OK_TAIL if self._begun else OK_HEAD + OK_TAIL)
+
+
+def _absent(stream: Stream, head: CallHead, *, text: str) -> Refusal:
+    return Refusal(stream, failed_head(StatusCode.UNIMPLEMENTED, text))

@@ -1,0 +1,120 @@
+"""Messages, and how they stand in the body of a call: a byte for whether it is compressed, its length, itself.
+
+Source: gRPC over HTTP/2, "Length-Prefixed-Message".
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from gateway.protocol.errors import BodyTooLarge, CallerError
+
+__all__ = ("Deframer", "Framed", "framed", "parse")
+
+_PREFIX_BYTES = 5
+
+
+class Framed(NamedTuple):
+    """One message as it came."""
+
+    compressed: bool
+    content: bytes
+
+
+class Deframer:
+    """Finds the messages in a body that comes in pieces.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Of one message.
+
+    >>> found = Deframer(max_bytes=99)
+    >>> found.feed(bytes(4) + b"\2a")
+    >>> found.take(), found.size
+    (None, 6)
+    >>> found.feed(b"b" + bytes(5))
+    >>> found.take(), found.take(), found.take()
+    (Framed(compressed=False, content=b'ab'), Framed(compressed=False, content=b''), None)
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._came: bytes | bytearray = b""
+        self._at = 0
+
+    def __repr__(self) -> str:
+        return f"<Deframer {self.size} bytes>"
+
+    @property
+    def size(self) -> int:
+        """Bytes of what was not taken yet."""
+        return len(self._came) - self._at
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is something to take, or that cannot be."""
+        whole = self.size - _PREFIX_BYTES
+        return whole >= 0 and (self._came[self._at] > 1 or self._next > self._max_bytes or whole >= self._next)
+
+    def feed(self, content: bytes) -> None:
+        """Add a piece."""
+        if not self.size:
+            self._came, self._at = content, 0
+            return
+        if not isinstance(self._came, bytearray):
+            self._came = bytearray(self._came)
+        del self._came[: self._at]
+        self._at = 0
+        self._came += content
+
+    def take(self) -> Framed | None:
+        """The next message, once it is whole.
+
+        Raises
+        ------
+        BodyTooLarge, CallerError
+            After which there is nothing more to be found.
+        """
+        at, came = self._at, self._came
+        if len(came) - at < _PREFIX_BYTES:
+            return None
+        if came[at] > 1:
+            raise CallerError("a message begins with 0, or with 1 where it is compressed")
+        size = self._next
+        if size > self._max_bytes:
+            raise BodyTooLarge(f"the message is larger than {self._max_bytes} bytes (limits.max_body_bytes)")
+        start = at + _PREFIX_BYTES
+        end = start + size
+        if end > len(came):
+            return None
+        self._at = end
+        return Framed(came[at] == 1, bytes(memoryview(came)[start:end]))
+
+    def clear(self) -> None:
+        """Forget what has come."""
+        self._came, self._at = b"", 0
+
+    @property
+    def _next(self) -> int:
+        return int.from_bytes(self._came[self._at + 1 : self._at + _PREFIX_BYTES], "big")
+
+
+def parse(kind: Any, content: bytes) -> Any:
+    """The message of a class that bytes are.
+
+    Raises
+    ------
+    CallerError
+    """
+    try:
+        return kind.FromString(content)
+    except DecodeError:
+        raise CallerError(f"the message is no {kind.DESCRIPTOR.name}") from None
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it stands in a body."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
