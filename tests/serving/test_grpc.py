@@ -855,6 +855,21 @@ async def test_a_watcher_more_costs_the_others_nothing_and_one_who_leaves_is_for
         await until(lambda: not health.watchers)
 
 
+async def test_a_connection_that_fails_at_its_clock_does_not_stop_those_of_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two_doors(tmp_path, limits={"body_timeout_seconds": 0.1}) as two:
+        async with wire(two.server.port) as broken:
+            await broken.settled()
+            (connection,) = two.server.connections
+            connection.check = lambda now: 1 / 0  # type: ignore[method-assign, assignment]
+            async with wire(two.server.port) as client:
+                client.write(client.head(client.number(), SERVICE + "ModelInfer"))
+                assert "did not arrive in time" in await ending(client)
+            await broken.end()
+    assert "a connection over gRPC failed" in caplog.text
+
+
 def test_every_error_has_a_status() -> None:
     assert CODE_OF.keys() == STATUS_OF.keys()
 

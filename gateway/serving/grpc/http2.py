@@ -45,6 +45,8 @@ PING_TIMEOUT_SECONDS = 20.0
 FORGIVEN_A_SECOND = 10
 """Of the frames that carry nothing (pings, settings, resets, empty data), for ever."""
 MAX_CONTINUATIONS = 32
+FRAMES_AT_ONCE = 256
+"""Of one client in one pass of the loop."""
 
 _DEFAULT_WINDOW = 65_535
 _FRAME_BYTES = range(2**14, 2**24)
@@ -91,6 +93,7 @@ class Http2Connection(Outgoing, Generic[Head]):
         self._reader = FieldReader(understand, max_bytes=2 * limits.max_head_bytes)
         self._rest = bytearray()
         self._begun = False
+        self._resting = False
         self._settled = False
         self._deaf = False
         self._block = b""  # of fields, whose frames still come
@@ -107,13 +110,8 @@ class Http2Connection(Outgoing, Generic[Head]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        asked = {
-            Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-            Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-            Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
-            Setting.MAX_HEADER_LIST_SIZE: self._limits.max_head_bytes,
-        }
-        self.write(settings_frame(asked) + window_update(0, CONNECTION_WINDOW - _DEFAULT_WINDOW))
+        if self._leaving:
+            self._shut_down()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._deaf = True
@@ -175,16 +173,29 @@ class Http2Connection(Outgoing, Generic[Head]):
             at = self._take_preface(buffer)
             if not self._begun:
                 return at
-        while end - at >= HEAD_BYTES and not self._deaf:
+        for _ in range(FRAMES_AT_ONCE):
+            if end - at < HEAD_BYTES or self._deaf:
+                return at
             size, kind, flags, number = read_head(buffer, at)
             if size > MAX_FRAME_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame is longer than {MAX_FRAME_BYTES} bytes")
             start = at + HEAD_BYTES
             if end - start < size:
-                break
+                return at
             at = start + size
             self._frame(kind, flags, number, bytes(buffer[start:at]))
+        if not self._resting:
+            self._resting = True
+            self._transport.pause_reading()
+            self._loop.call_soon(self._take_rest)
         return at
+
+    def _take_rest(self) -> None:
+        self._resting = False
+        if not self._deaf:
+            if not self._write_paused:
+                self._transport.resume_reading()
+            self.data_received(b"")
 
     def _take_preface(self, buffer: bytes | bytearray) -> int:
         came = bytes(buffer[: len(PREFACE)])
@@ -194,8 +205,20 @@ class Http2Connection(Outgoing, Generic[Head]):
             self._deaf = True
             self._shut_down()
             return 0
-        self._begun = len(came) == len(PREFACE)
-        return len(came) if self._begun else 0
+        if len(came) < len(PREFACE):
+            return 0
+        self._begun = True
+        self._greet()
+        return len(came)
+
+    def _greet(self) -> None:
+        asked = {
+            Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+            Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+            Setting.MAX_HEADER_LIST_SIZE: self._limits.max_head_bytes,
+        }
+        self.write(settings_frame(asked) + window_update(0, CONNECTION_WINDOW - _DEFAULT_WINDOW))
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._block_of is not None and (kind != frames.CONTINUATION or number != self._block_of[0]):

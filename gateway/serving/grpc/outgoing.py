@@ -38,6 +38,18 @@ _DEFAULT_WINDOW = 65_535
 _LEAST_FRAME_BYTES = 2**14
 
 
+class _Nowhere(asyncio.Transport):
+    """Where a connection goes that was accepted and is not made yet."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def abort(self) -> None: ...
+
+
 class Outgoing(asyncio.Protocol):
     """Writes for the streams of one connection, and knows which are open.
 
@@ -52,7 +64,7 @@ class Outgoing(asyncio.Protocol):
         self._limits = limits
         self._answers = answers
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
+        self._transport: asyncio.Transport = _Nowhere()
         self._streams: dict[int, Stream] = {}
         self._last = 0  # the newest stream
         self._resets: deque[int] = deque(maxlen=KEPT_RESETS)

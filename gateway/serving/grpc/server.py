@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from typing import Any
 
@@ -26,6 +27,8 @@ BACKLOG = 2048
 SWEEP_SECONDS = 1.0
 CLOSING_SECONDS = 0.2
 MAX_SHOWN = 128
+
+_log = logging.getLogger(__name__)
 
 
 class GrpcServer:
@@ -139,7 +142,11 @@ class GrpcServer:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             for connection in list(self.connections):
-                connection.check(loop.time())
+                try:
+                    connection.check(loop.time())
+                except Exception:  # the others' clocks go on
+                    _log.exception("a connection over gRPC failed")
+                    connection.abort()
 
 
 class _Turned(asyncio.Protocol):
