@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ("STYLE", "page")
 
@@ -14,12 +14,24 @@ STYLE = """\
 :root { color-scheme: light dark; --line: #8884; --dim: #888; --bar: #2a7de1; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 500; }
-td.text { max-width: 28rem; overflow-wrap: anywhere; white-space: pre-wrap; }
+td { white-space: nowrap; }
+td.text { min-width: 6rem; max-width: 28rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 progress { width: 8rem; accent-color: var(--bar); }
 .bad { color: #c33; } .good { color: #2a8f4f; } .dim { color: var(--dim); }
+@media (max-width: 62rem) {
+  tr:first-child, td:empty { display: none; }
+  table, tbody { display: block; }
+  tr { border-bottom: 1px solid var(--line); display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr));
+    padding: .4rem 0; }
+  td, td.text { border: 0; max-width: none; overflow-wrap: anywhere; white-space: pre-wrap; }
+  td { padding: .1rem 0 .1rem 5rem; }
+  td[data-head="why"] { grid-column: 1 / -1; }
+  td::before { color: var(--dim); content: attr(data-head); float: left; margin-left: -5rem; }
+}
 """
 
 _TONE = {
@@ -33,6 +45,11 @@ _TONE = {
 }
 
 
+class _Cell(NamedTuple):
+    html: str
+    look: str = ""  # class of the cell
+
+
 def page(models: Sequence[Any], rollouts: Sequence[Any], decisions: Sequence[Any]) -> str:
     """The whole page. The arguments are the lists that the API gives for them."""
     return f"""<!doctype html>
@@ -42,6 +59,7 @@ def page(models: Sequence[Any], rollouts: Sequence[Any], decisions: Sequence[Any
 <meta http-equiv="refresh" content="{REFRESH_SECONDS}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Gateway</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="/console.css">
 </head>
 <body>
@@ -63,22 +81,26 @@ def _versions(models: Iterable[Any]) -> list[Any]:
     return [version for model in models for version in model["versions"]]
 
 
-def _version(version: Any) -> list[str]:
+def _version(version: Any) -> list[_Cell]:
     weight = float(version["weight"])
-    traffic = f'<progress max="100" value="{weight:g}"></progress> {weight:g} %' if version["arm"] else ""
-    engine = version["engine"]
+    traffic = f'<progress max="100" value="{weight:g}"></progress> {weight:g}\u00a0%' if version["arm"] else ""
     return [
         _text(version["model"]),
         _text(version["version"]),
         _toned(version["status"]),
-        _toned(engine["state"]) + (f" {_text(engine['reason'])}" if engine["reason"] else ""),
+        _engine(version["engine"]),
         _text(version["arm"] or ""),
-        f"<td>{traffic}</td>",
+        _Cell(traffic),
         _text(version["digest"][:19]),
     ]
 
 
-def _rollout(rollout: Any) -> list[str]:
+def _engine(engine: Any) -> _Cell:
+    state = _toned(engine["state"])
+    return _Cell(f"{state.html}: {escape(engine['reason'])}", f"{state.look} text") if engine["reason"] else state
+
+
+def _rollout(rollout: Any) -> list[_Cell]:
     steps = len(rollout["steps"])
     return [
         _text(rollout["model"]),
@@ -86,28 +108,38 @@ def _rollout(rollout: Any) -> list[str]:
         _text(rollout["canary"]),
         _toned(rollout["phase"]),
         _text(f"{rollout['step'] + 1} of {steps}"),
-        _text(f"{rollout['weight']:g} %"),
+        _text(f"{rollout['weight']:g}\u00a0%"),
         _text(rollout["id"]),
     ]
 
 
-def _decision(decision: Any) -> list[str]:
-    return [_text(decision[name]) for name in ("time", "model", "kind", "actor")] + [
-        f'<td class="text">{escape(decision["reason"])}</td>'
+def _decision(decision: Any) -> list[_Cell]:
+    return [
+        _text(decision["time"]),
+        _text(decision["model"]),
+        _text(decision["kind"]),
+        _text(decision["actor"], "text"),
+        _text(decision["reason"], "text"),
     ]
 
 
-def _table(heads: Sequence[str], rows: Iterable[list[str]]) -> str:
-    lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
-    lines += ["<tr>" + "".join(row) + "</tr>" for row in rows]
-    if len(lines) == 1:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[_Cell]]) -> str:
+    lines = ["<tr>" + "".join(_td(*pair) for pair in zip(heads, row, strict=True)) + "</tr>" for row in rows]
+    if not lines:
         return '<p class="dim">None yet.</p>'
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+    head = "<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
+    return '<div class="wide"><table>\n' + "\n".join([head, *lines]) + "\n</table></div>"
 
 
-def _toned(word: str) -> str:
-    return f'<td class="{_TONE.get(word, "dim")}">{escape(word.replace("_", " "))}</td>'
+def _td(head: str, cell: _Cell) -> str:
+    # The head stands beside the cell where the window is narrow.
+    look = f' class="{cell.look}"' if cell.look else ""
+    return f'<td{look} data-head="{head}">{cell.html}</td>'
 
 
-def _text(value: object) -> str:
-    return f"<td>{escape(str(value))}</td>"
+def _toned(word: str) -> _Cell:
+    return _Cell(escape(word.replace("_", " ")), _TONE.get(word, "dim"))
+
+
+def _text(value: object, look: str = "") -> _Cell:
+    return _Cell(escape(str(value)), look)

@@ -10,7 +10,7 @@ from gateway import __version__
 from gateway.protocol.datatypes import Signature
 from gateway.serving.endpoints import Endpoint
 from gateway.serving.repository_calls import REPOSITORY
-from gateway.serving.schemas import SCHEMAS, infer_answer, infer_example, infer_request, reference
+from gateway.serving.schemas import EXAMPLES, SCHEMAS, infer_answer, infer_example, infer_request, reference
 
 __all__ = ("describe", "describe_model")
 
@@ -108,6 +108,8 @@ def _operation(endpoint: Endpoint, values: dict[str, list[str]] | None) -> dict[
             "required": endpoint.body_required,
             "content": {"application/json": {"schema": reference(endpoint.body)}},
         }
+        if endpoint.body in EXAMPLES:
+            operation["requestBody"]["content"]["application/json"]["example"] = EXAMPLES[endpoint.body]
     if endpoint.guarded:
         operation["security"] = [{"token": []}]
     return operation

@@ -9,7 +9,7 @@ from gateway.protocol.datatypes import FREE, NUMPY_OF, Signature, TensorSpec
 from gateway.serving.feedback import MAX_FEEDBACK
 from gateway.serving.logging_settings import LOGGING
 
-__all__ = ("SCHEMAS", "Schema", "infer_answer", "infer_example", "infer_request", "reference")
+__all__ = ("EXAMPLES", "SCHEMAS", "Schema", "infer_answer", "infer_example", "infer_request", "reference")
 
 Schema = dict[str, Any]
 
@@ -149,6 +149,11 @@ _FEEDBACK = {
     "additionalProperties": False,
 }
 _LOGGING = {name: {"const": value} for name, value in LOGGING.items()}
+
+EXAMPLES: dict[str, Any] = {
+    "FeedbackRequest": {"prediction_id": "01a20748a07801-0000000001", "row": 0, "label": 1},
+}
+"""By schema, a body to begin with, where every model takes the same."""
 
 SCHEMAS: dict[str, Schema] = {
     "Error": _object({"error": _TEXT}),

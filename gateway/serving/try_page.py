@@ -12,19 +12,38 @@ _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --dim: #888; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--dim); font-weight: 500; }
-textarea { box-sizing: border-box; width: 100%; height: 16rem; }
+input, textarea { box-sizing: border-box; max-width: 100%; }
+textarea { width: 100%; height: 16rem; }
 textarea, pre, code { font: 13px/1.4 ui-monospace, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); padding: .6rem; }
-input { width: 28rem; max-width: 100%; } .dim { color: var(--dim); }
+#call { display: flex; gap: .4rem; } #path { flex: 1; min-width: 0; }
+#token { width: 28rem; } .dim { color: var(--dim); }
+@media (max-width: 46rem) {
+  tr:first-child { display: none; }
+  table, tbody { display: block; }
+  tr { border-bottom: 1px solid var(--line); display: grid; gap: .1rem .6rem; padding: .4rem 0; }
+  td { border: 0; grid-column: 1; overflow-wrap: anywhere; padding: 0; }
+  td:last-child:not(:nth-child(2)) { grid-column: -2; grid-row: 1 / span 3; }
+  #models tr { grid-template-columns: 1fr auto; }
+  #models td:not(:last-child)::before { color: var(--dim); }
+  #models td:nth-child(2):not(:last-child)::before { content: "inputs "; }
+  #models td:nth-child(3)::before { content: "outputs "; }
+  #endpoints tr { grid-template-columns: 2.8rem 1fr auto; }
+  #endpoints td:nth-child(2), #endpoints td:nth-child(3) { grid-column: 2; }
+  #endpoints td:nth-child(2) { grid-row: 1; }
+}
 """
 
 _SCRIPT = """
 "use strict";
 const at = (id) => document.getElementById(id);
 const tables = { BYTES: "text", BOOL: true };
+const samples = {};
+let predicted = null;
 
 function sample(spec) {
   const shape = spec.shape.map((axis) => (axis === -1 ? 1 : axis));
@@ -41,6 +60,7 @@ async function call(method, path, body) {
   try {
     const response = await fetch(path, options);
     const text = await response.text();
+    predicted = response.headers.get("gateway-prediction-id") ?? predicted;
     let shown = text;
     try { shown = JSON.stringify(JSON.parse(text), null, 2); } catch { /* shown as it came */ }
     const head = [...response.headers].filter(([name]) => name.startsWith("gateway-"));
@@ -55,12 +75,21 @@ function cell(row, text, tag = "td") {
   return row.appendChild(made);
 }
 
+function broken(path) {
+  return path.split(/(?=[/])/).flatMap((part) => [document.createElement("wbr"), part]);
+}
+
 function choose(method, path, body) {
   at("method").value = method;
   at("path").value = path;
   // Numbers side by side, not one a line.
   const lines = body ? JSON.stringify(body, null, 1) : "";
   at("body").value = lines.replace(/\\[[^[\\]{}]*\\]/g, (numbers) => numbers.replace(/\\s+/g, " "));
+}
+
+function take(method, path, body) {
+  choose(method, path, body);
+  at("request").scrollIntoView();
 }
 
 async function start() {
@@ -71,14 +100,16 @@ async function start() {
     const answered = await fetch("/v2/models/" + encodeURIComponent(name));
     const model = await answered.json();
     if (!answered.ok) { cell(row, model.error); continue; }
-    const shown = (specs) => specs.map((spec) => `${spec.name} ${spec.datatype} [${spec.shape}]`).join(", ");
+    const shown = (specs) => specs.map((spec) => `${spec.name}\u00a0${spec.datatype}\u00a0[${spec.shape}]`).join(", ");
     cell(row, shown(model.inputs));
     cell(row, shown(model.outputs));
     const button = document.createElement("button");
     button.textContent = "sample";
-    button.onclick = () => choose("POST", `/v2/models/${name}/infer`, { inputs: model.inputs.map(sample) });
+    const path = `/v2/models/${name}/infer`;
+    samples[path] = { inputs: model.inputs.map(sample) };
+    button.onclick = () => take("POST", path, samples[path]);
     cell(row, "").appendChild(button);
-    if (name === names[0]) button.click();
+    if (name === names[0]) choose("POST", path, samples[path]);
   }
   const paths = (await (await fetch("/openapi.json")).json()).paths;
   for (const [path, operations] of Object.entries(paths)) {
@@ -89,8 +120,11 @@ async function start() {
       button.textContent = "take";
       const values = operation.parameters.map(({ name, schema }) => [`{${name}}`, schema.enum?.[0] ?? "1"]);
       const concrete = values.reduce((made, [name, value]) => made.replace(name, value), path);
-      button.onclick = () => choose(method.toUpperCase(), concrete, null);
-      cell(row, path);
+      const example = operation.requestBody?.content["application/json"].example;
+      const own = () => (example?.prediction_id && predicted ? { ...example, prediction_id: predicted } : example);
+      const sampled = samples[concrete.replace("/versions/1", "")];
+      button.onclick = () => take(method.toUpperCase(), concrete, sampled ?? own());
+      cell(row, "").append(...broken(path));
       cell(row, operation.summary);
       cell(row, "").appendChild(button);
     }
@@ -107,6 +141,7 @@ PAGE = f"""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Inference gateway: try it</title>
+<link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 </head>
 <body>
@@ -114,16 +149,16 @@ PAGE = f"""<!doctype html>
 <p class="dim">The Open Inference Protocol on this port; <a href="/openapi.json">/openapi.json</a> describes it, and
 <code>/v2/models/{{model}}/openapi.json</code> one model.</p>
 <h2>Models</h2>
-<table id="models"><tr><th>model</th><th>inputs</th><th>outputs</th><th></th></tr></table>
-<h2>Request</h2>
-<p><select id="method"><option>GET</option><option>POST</option></select> <input id="path" value="/v2">
+<div class="wide"><table id="models"><tr><th>model</th><th>inputs</th><th>outputs</th><th></th></tr></table></div>
+<h2 id="request">Request</h2>
+<p id="call"><select id="method"><option>GET</option><option>POST</option></select> <input id="path" value="/v2">
 <button id="send">send</button></p>
 <textarea id="body" spellcheck="false" aria-label="body"></textarea>
 <p><input id="token" type="password" placeholder="admin token, where one is needed" autocomplete="off"></p>
 <h2>Answer</h2>
 <pre id="answer"></pre>
 <h2>Endpoints</h2>
-<table id="endpoints"><tr><th>method</th><th>path</th><th>what</th><th></th></tr></table>
+<div class="wide"><table id="endpoints"><tr><th>method</th><th>path</th><th>what</th><th></th></tr></table></div>
 <script>{_SCRIPT}</script>
 </body>
 </html>
@@ -138,7 +173,7 @@ HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": (
         f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; connect-src 'self'; "
-        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        "img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
     ),
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",

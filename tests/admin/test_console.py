@@ -19,8 +19,21 @@ def test_the_page_shows_models_routes_rollouts_and_decisions(client: TestClient,
     world.store.start_rollout("m", 2, plan={"steps": [5, 20]}, actor="ada", reason="trial of two")
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    for text in ("approved", "ready", "canary", "95 %", "running", "1 of 2", "trial of two", "ada"):
+    for text in ("approved", "ready", "canary", "95\u00a0%", "running", "1 of 2", "trial of two", "ada"):
         assert text in page.text
+
+
+def test_each_cell_stands_under_its_head_also_where_an_engine_has_a_reason(client: TestClient, world: World) -> None:
+    digest = world.add_version(1)
+    world.store.register("m", 1, digest)
+    world.store.approve("m", 1, actor="ada", reason="tests pass")
+    world.store.set_route("m", stable=1, actor="ada", reason="first")
+    world.note(1, "failed", "no memory")
+    models = client.get("/").text.split("<h2>")[1]
+    heads = re.findall(r"<th>(.*?)</th>", models)
+    cells = re.findall(r'<td[^>]* data-head="(.*?)">(.*?)</td>', models)
+    assert [head for head, _ in cells] == heads and models.count("<td") == len(heads)
+    assert dict(cells)["engine"] == "failed: no memory" and dict(cells)["traffic"].endswith("100\u00a0%")
 
 
 @pytest.mark.parametrize("where", ["actor", "reason"])
@@ -37,6 +50,6 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_no_script(client: TestCl
     world.serve(1)
     page = client.get("/").text
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert loaded == ["/console.css", "/openapi.json"]
+    assert loaded == ["data:,", "/console.css", "/openapi.json"]
     assert "style=" not in page and "onclick" not in page and "<form" not in page
     assert client.get("/console.css").headers["content-type"].startswith("text/css")

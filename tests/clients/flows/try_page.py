@@ -1,5 +1,6 @@
 """What a person does at /v2/docs; run as `python try_page.py URL CHROMIUM [SCREENSHOT]`, prints what was done."""
 
+import re
 import sys
 
 from playwright.sync_api import expect, sync_playwright
@@ -39,7 +40,27 @@ def an_endpoint_is_taken(page):
     shown(page, '"model_stats"')
 
 
-FLOWS = (models_are_listed, a_sample_is_predicted, an_error_is_told, an_endpoint_is_taken)
+def a_label_is_sent_for_what_was_predicted(page):
+    page.locator("#endpoints tr", has_text="Send labels").get_by_role("button").click()
+    expect(page.locator("#send")).to_be_in_viewport()
+    page.locator("#path").fill("/v2/models/scores/feedback")
+    page.locator("#send").click()
+    shown(page, '"accepted": 1')
+
+
+def an_inference_is_taken_with_its_sample(page):
+    page.locator("#endpoints tr", has_text="Ask a model for a prediction.").get_by_role("button").click()
+    expect(page.locator("#body")).to_have_value(re.compile('"inputs"'))
+
+
+FLOWS = (
+    models_are_listed,
+    a_sample_is_predicted,
+    a_label_is_sent_for_what_was_predicted,
+    an_inference_is_taken_with_its_sample,
+    an_error_is_told,
+    an_endpoint_is_taken,
+)
 
 
 def main():
