@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from gateway.events.addresses import parse_id
 from gateway.events.blocks import COUNT_BYTES
+from gateway.events.encoding import RecordError, read_envelope
 from gateway.events.records import KIND_BLOCK, KIND_FEEDBACK
 from gateway.predictions.archive import Archive
 from gateway.predictions.index import SegmentIndex, read_index
@@ -65,7 +66,7 @@ class LogLookup:
         return self._archive.find(event_id) if found is None and self._archive is not None else found
 
     def labels_of(self, prediction_id: str, *, model: str = "", since: float = 0.0) -> list[LogRecord]:
-        """Return the labels that were sent for a prediction, each once.
+        """Return the labels that were sent for a prediction, each once, in the order of time.
 
         Parameters
         ----------
@@ -88,7 +89,7 @@ class LogLookup:
                 index.extend()
             for offset in index.labels_of(boot, sequence):
                 found += [record for record in _read_at(path, offset) if record.kind == KIND_FEEDBACK]
-        return list({record.address: record for record in found}.values())
+        return sorted({record.address: record for record in found}.values(), key=_time_of)
 
     def _segments(self, since: float) -> list[tuple[Path, int]]:
         paths = []
@@ -110,6 +111,13 @@ class LogLookup:
             if len(self._indexes) > _KEPT_INDEXES:
                 self._indexes.popitem(last=False)
         return index
+
+
+def _time_of(record: LogRecord) -> str:
+    try:
+        return read_envelope(record.payload).time
+    except RecordError:
+        return ""
 
 
 class _Damaged(Exception):

@@ -51,15 +51,17 @@ class TableLine(NamedTuple):
 
 
 def labels_by_prediction(records: Iterable[LogRecord], model: str | None) -> dict[tuple[str, int], tuple[float, str]]:
-    """Collect labels; the last one of a row counts."""
-    found = {}
+    """Collect labels; the last one of a row counts, by its time, as fronts write side by side."""
+    found: dict[tuple[str, int], tuple[float, str]] = {}
     for record in records:
         try:
             label = decode(record.kind, record.payload)
         except RecordError:
             continue
         if isinstance(label, FeedbackRecord) and model in (None, label.model):
-            found[label.prediction_id, label.row] = (label.label, label.time)
+            row = label.prediction_id, label.row
+            if row not in found or found[row][1] <= label.time:
+                found[row] = (label.label, label.time)
     return found
 
 

@@ -16,8 +16,8 @@ from gateway.settings import SpoolSettings
 from tests.blocks import singles
 
 
-def label_of(prediction_id: str, label: float) -> bytes:
-    return json.dumps({"prediction_id": prediction_id, "row": 0, "label": label}).encode()
+def label_of(prediction_id: str, label: float, **more: str) -> bytes:
+    return json.dumps({"prediction_id": prediction_id, "row": 0, "label": label, **more}).encode()
 
 
 def two_fronts(spool: Path) -> list[SpoolWriter]:
@@ -95,6 +95,16 @@ def test_what_is_written_later_is_found_by_the_same_lookup(tmp_path: Path) -> No
     for count in range(1, 100):
         writers[1].append([(2, label_of(wanted, count))])
         assert len(lookup.labels_of(wanted)) == count
+
+
+def test_labels_come_in_the_order_of_time_whichever_front_took_them(tmp_path: Path) -> None:
+    writers = two_fronts(tmp_path)
+    wanted = format_id(writers[0].boot, 2)
+    for front, second in ((0, 4), (1, 1), (1, 3), (0, 2)):
+        time = f"2012-03-01T00:00:0{second}.000000Z"
+        writers[front].append([(2, label_of(wanted, second, id=str(second), time=time, model="m"))])
+    labels = LogLookup(tmp_path).labels_of(wanted)
+    assert [json.loads(label.payload)["label"] for label in labels] == [1, 2, 3, 4]
 
 
 def test_numbers_missing_within_a_segment_hide_nothing_behind_them(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.parquet as parquet
 import pytest
 
-from gateway.events.records import PredictionRecord, TensorRecord, Timings
+from gateway.events.records import KIND_FEEDBACK, FeedbackRecord, PredictionRecord, TensorRecord, Timings
 from gateway.predictions.export import export_parquet, lines_of
-from gateway.predictions.table import ENVELOPE, table_lines
+from gateway.predictions.segments import LogRecord
+from gateway.predictions.table import ENVELOPE, labels_by_prediction, table_lines
 
 
 def record(
@@ -58,6 +60,17 @@ def test_what_was_not_logged_is_null() -> None:
     assert lines(record([TensorRecord("x", "FP32", (2, 2), redacted=True)], []))[0] == {"x[0]": None, "x[1]": None}
     [failed] = table_lines(record([], [], rows=0, status=400, error="no"), lambda model, version: {}, {})
     assert failed.values["error"] == "no" and failed.values["row"] == 0
+
+
+def test_the_last_label_of_a_row_counts_by_its_time_in_whatever_order_they_are_read() -> None:
+    prediction_id = "0196f0c5d2a100-0000000001"
+    read = [
+        LogRecord(KIND_FEEDBACK, "0196f0c5d2a101", seq, msgspec.json.encode(label))
+        for seq, time, value in ((1, "2012-03-03T00:00:00Z", 7.0), (2, "2012-03-02T00:00:00Z", 5.0))
+        for label in [FeedbackRecord(f"0196f0c5d2a101-000000000{seq}", time, "g", seq, "m", prediction_id, 1, value)]
+    ]
+    wanted = {(prediction_id, 1): (7.0, "2012-03-03T00:00:00Z")}
+    assert labels_by_prediction(read, "m") == labels_by_prediction(reversed(read), None) == wanted
 
 
 def test_a_label_is_on_its_row() -> None:
