@@ -16,8 +16,10 @@ import pytest
 
 from gateway.drift.profile import decode_profile
 from gateway.engine.oneshot import open_engine
+from gateway.repository.lineage import read_lineage
 from gateway.repository.manifest import ModelVersion, load_version, scan, verify
 from gateway.repository.policy import load_policy
+from gateway.repository.reference import read_reference
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 MODEL = CHECKOUT / "models" / "bike-demand"
@@ -49,6 +51,21 @@ def test_a_committed_version_is_as_it_was_added(number: int) -> None:
 
 def test_versions_1_and_2_are_approved_by_their_digests_and_version_3_is_not() -> None:
     assert load_policy(MODEL).approvals == {str(n): load_version(MODEL / str(n)).digest for n in (1, 2)}
+
+
+def test_the_files_shown_in_the_documentation_are_rows_and_lineage_of_the_model(tmp_path: Path) -> None:
+    text = (CHECKOUT / "docs" / "models.md").read_text()
+    [line] = re.findall(r"^gunzip .*$", text, re.M)
+    (tmp_path / "training").symlink_to(CHECKOUT / "training")
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True, timeout=30)
+    [sample] = re.findall(r"```\n(hour,.*?)```", text, re.S)
+    assert (tmp_path / "rows.csv").read_text().startswith(sample)
+    signature = load_version(MODEL / "2").manifest.signature
+    reference = read_reference(tmp_path / "rows.csv", signature=signature, label="count")
+    assert reference.columns == {"features": FEATURES} and len(reference.inputs["features"]) == 8760
+    [lineage] = re.findall(r"```toml\n(.*?)```", text, re.S)
+    (tmp_path / "lineage.toml").write_text(lineage)
+    assert read_lineage(tmp_path / "lineage.toml").data.rows == 8760
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
