@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ("HOW_TO_INSTALL", "NeedsArchiveExtra", "filesystems", "parquet", "pyarrow", "require_installed")
 
-HOW_TO_INSTALL = "install the extra with `pip install 'inference-gateway[archive]'`"
+HOW_TO_INSTALL = "install the extra with `.venv/bin/pip install -e '.[archive]'` in the checkout"
 
 
 class NeedsArchiveExtra(Exception):

@@ -299,9 +299,10 @@ def test_an_archive_of_a_damaged_spool_ends_with_a_failure_that_names_it(
 def test_without_the_extra_the_way_to_it_is_shown(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     parquet_file = tmp_path / "table.parquet"
-    assert "inference-gateway[archive]" in called("export", "--state-dir", state, "-o", parquet_file, status=1).output
+    way = ".venv/bin/pip install -e '.[archive]'"
+    assert way in called("export", "--state-dir", state, "-o", parquet_file, status=1).output
     monkeypatch.setenv("GATEWAY_SPOOL__ARCHIVE_URL", str(tmp_path / "archive"))
-    assert "inference-gateway[archive]" in called("reconcile", "--state-dir", state, status=1).output
+    assert way in called("reconcile", "--state-dir", state, status=1).output
 
 
 def test_an_interrupt_ends_a_command_cleanly(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
