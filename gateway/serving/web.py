@@ -343,7 +343,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _absence(path: str) -> str:
     if path.startswith("/v2/models/") and path.endswith("/trace/setting"):
         path = "/v2/trace/setting"
-    return next((text for prefix, text in _ABSENT if path.startswith(prefix)), "Not Found")
+    return next((text for prefix, text in _ABSENT if path.startswith(prefix)), "Not Found; see /v2/docs")
 
 
 async def _gateway_error(request: Request, error: Exception) -> Response:

@@ -110,7 +110,7 @@ def test_a_pin_by_path_or_header_names_the_arm_and_a_contradiction_is_refused(tm
         (post(path="/v2/models/m/versions/x/infer"), 404, "version x is not found"),
         (post(path="/v2/models/../infer"), 404, ""),
         (post(path="/v2/models/a%2fb/infer"), 404, "Not Found"),
-        (post(path="/nothing"), 404, "Not Found"),
+        (post(path="/nothing"), 404, "Not Found; see /v2/docs"),
         (get("/v2/models/m/infer"), 405, "Method Not Allowed"),
         (post({}), 400, "has no 'inputs'"),
         (post(headers="Gateway-Timeout-Ms: 0\r\n"), 400, "Gateway-Timeout-Ms"),
