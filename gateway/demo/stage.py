@@ -38,7 +38,7 @@ class LiveStage:
         self._live = Live(console=console, auto_refresh=False, screen=False)
 
     def show(self, scene: Scene) -> None:
-        self._live.update(draw(scene, width=self._console.width), refresh=True)
+        self._live.update(draw(scene, width=self._console.width, height=self._console.height), refresh=True)
 
     def __enter__(self) -> LiveStage:
         self._live.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,10 @@ from gateway.demo.stage import PlainStage
 from gateway.demo.traffic import Answer
 
 
-def rendered(scene: Scene, width: int) -> list[str]:
+def rendered(scene: Scene, width: int, height: int = 40) -> list[str]:
     stream = io.StringIO()
-    Console(file=stream, width=width, height=40, force_terminal=False).print(draw(scene, width=width))
+    console = Console(file=stream, width=width, height=height, force_terminal=False)
+    console.print(draw(scene, width=width, height=height))
     return stream.getvalue().splitlines()
 
 
@@ -58,11 +60,21 @@ def played(scene: Scene, make_answer: Callable[..., Answer]) -> Scene:
     return scene
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
-def test_the_screen_fits_a_terminal(played: Scene, scene: Scene, width: int) -> None:
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 28), (100, 29), (120, 40), (200, 60)])
+def test_the_screen_fits_a_terminal(played: Scene, scene: Scene, width: int, height: int) -> None:
     for each in (scene, played):
-        lines = rendered(each, width)
-        assert len(lines) <= 34 and max(map(len, lines)) <= width
+        lines = rendered(each, width, height)
+        assert len(lines) <= height and max(map(len, lines)) <= width
+
+
+def test_on_a_small_terminal_evidence_is_read_and_the_newest_decision_is_seen(played: Scene) -> None:
+    older = {**rollback(), "kind": "route_set", "evidence": {}, "reason": "older"}
+    played.decisions, played.began = [older] * 9 + [rollback()], time.time() - 66.9
+    lines = rendered(played, 80, 24)
+    text = "\n".join(lines)
+    for shown in ("inputs  ━", " 18%", "over", "as good ━", " 50%", "hold: more labels", "rolled back", "monitor 0"):
+        assert shown in text
+    assert text.count("older") == 4 and "…" not in "".join(lines[:16]) and "decisions" in lines[16]
 
 
 def test_the_screen_tells_route_act_and_counts(played: Scene) -> None:
