@@ -761,6 +761,19 @@ async def test_what_was_held_for_a_call_is_let_go_with_it(tmp_path: Path, name: 
             gc.enable()
 
 
+async def test_a_call_that_is_reset_in_the_read_that_brought_it_leaves_nothing(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        for name, content in (("ServerLive", bytes(5)), ("ModelInfer", COMPRESSED), ("ModelStreamInfer", COMPRESSED)):
+            number = client.number()
+            head = client.head(number, SERVICE + name, ("grpc-encoding", "gzip"))
+            end = frames.frame(frames.RST_STREAM, 0, number, bytes(4))
+            await client.settled()
+            (connection,) = two.server.connections
+            connection.data_received(head + in_frames(number, content, ended=True) + end)
+        await client.settled()
+        assert not two.front.bodies.held_bytes
+
+
 async def test_requests_of_a_stream_wait_as_they_came_and_count_together(tmp_path: Path) -> None:
     async with two_doors(tmp_path) as two, wire(two.server.port) as client:
         two.engine.hold.clear()

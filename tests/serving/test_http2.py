@@ -63,6 +63,7 @@ def is_left_clean(echo: EchoServer) -> None:
         (frame(frames.HEADERS, END_HEADERS, 1, b"\xff\xff\xff"), E.COMPRESSION_ERROR),
         (frame(frames.HEADERS, END_HEADERS, 1, b"\xbf"), E.COMPRESSION_ERROR),
         (frame(frames.HEADERS, END_HEADERS, 1, b"\x3f\xe1\xff\x03"), E.COMPRESSION_ERROR),
+        (frame(frames.HEADERS, END_HEADERS, 1, b"\x20\x3f\xe1\x1f\x20\x83\x86\x84"), E.COMPRESSION_ERROR),
         (frame(frames.HEADERS, END_HEADERS, 1, b"\0\x7f" + b"\xff" * 60_000), E.COMPRESSION_ERROR),
         (frame(frames.HEADERS, 0, 1, b"\x83") + frame(frames.PING, 0, 0, bytes(8)), E.PROTOCOL_ERROR),
         (frame(frames.HEADERS, 0, 1, b"\x83") + frame(frames.CONTINUATION, END_HEADERS, 3, b""), E.PROTOCOL_ERROR),

@@ -120,9 +120,9 @@ class Call:
         if not self.stream.finished:
             self.stream.end(failed_head(*status_of_error(error), trailers))
 
-    def run(self, work: Awaitable[None]) -> None:
+    def run(self, work: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         """Do what takes longer; the call ends with what goes wrong in it."""
-        self._task = asyncio.ensure_future(self._guarded(work))
+        self._task = asyncio.ensure_future(self._guarded(work, arguments))
 
     def hold(self, held: Held | None, size: int) -> Held:
         """Room for so many bytes.
@@ -136,9 +136,9 @@ class Call:
             raise Overloaded(self._bodies.full)
         return held
 
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _guarded(self, work: Callable[..., Awaitable[None]], arguments: tuple[Any, ...]) -> None:
         try:
-            await work
+            await work(*arguments)
         except Exception as error:
             self.fail(error)
 
@@ -158,7 +158,7 @@ class Call:
             raise CallerError("the message is not whole" if deframer.size else "the call has no message")
         message, self._message = self._message, Framed(False, b"")
         if message.compressed:
-            self.run(self._inflate(message.content))
+            self.run(self._inflate, message.content)
         else:
             self.take(message.content)
 
@@ -187,7 +187,7 @@ class OtherCall(Call):
         self._handler = handler
 
     def take(self, content: bytes) -> None:
-        self.run(self._answer(parse(self._kind, content)))
+        self.run(self._answer, parse(self._kind, content))
 
     async def _answer(self, message: Any) -> None:
         self.succeed((await self._handler(message, self.head)).SerializeToString())

@@ -26,6 +26,7 @@ _SHORT_BLOCK = 512
 _FIELD_OVERHEAD = 32  # RFC 9113, section 6.5.2
 _STATUS_NAME = 8  # `:status` in the static table; the same number with its high bit is `:status: 200`
 _OF_CONNECTIONS = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+_MANY_SIZES = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\0-\x7f]){3}")  # RFC 7541, section 4.2: two at most
 _NAME = re.compile(rb"[!-9;-@\[-~]+")  # RFC 9113, section 8.2.1
 _PSEUDO = {b":method", b":scheme", b":path", b":authority"}
 _TEXT = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
@@ -101,6 +102,8 @@ class FieldReader(Generic[Head]):
         ConnectionFault
         """
         before = self._table.additions
+        if _MANY_SIZES.match(packed):
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a block changes the size of the table three times")
         try:
             return tuple([(name, value) for name, value in self._decoder.decode(packed, raw=True)])
         except HPACKError:

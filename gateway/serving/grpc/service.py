@@ -241,7 +241,7 @@ class StreamCall(Call):
             return True
         if message.compressed:
             self._inflating = True
-            self.run(self._inflate_next(message.content, held))
+            self.run(self._inflate_next, message.content, held)
         else:
             self._take_one(message.content, held)
         return True
