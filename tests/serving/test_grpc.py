@@ -32,6 +32,7 @@ from gateway.serving.grpc.service import STEPS_AT_ONCE
 from gateway.serving.grpc.tensors import FIELD_OF, put_outputs
 from tests.serving.callers import (
     SERVICE,
+    Caller,
     TwoDoors,
     binary_outputs,
     binary_post,
@@ -664,6 +665,32 @@ async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
         while received:
             received = await asyncio.wait_for(reader.read(4096), until - time.monotonic())
         writer.close()
+
+
+@pytest.mark.parametrize("compression", grpc.Compression)
+async def test_real_clients_are_answered_whatever_they_use(tmp_path: Path, compression: grpc.Compression) -> None:
+    sizes = [(f"grpc.max_{way}_message_length", -1) for way in ("send", "receive")]
+    async with two_doors(tmp_path) as two:
+        address = f"127.0.0.1:{two.server.port}"
+        async with grpc.aio.insecure_channel(address, compression=compression, options=sizes) as channel:
+            caller = Caller(channel)
+            metadata = (("x-long", "y" * 8000), ("x-bin", bytes(range(256))), ("gateway-routing-key", "ada"))
+            answers = await asyncio.gather(
+                *[caller.call("ModelInfer", row(id=str(number)), metadata=metadata, timeout=9) for number in range(64)]
+            )
+            assert [answer.id for answer in answers] == [str(number) for number in range(64)]
+            large = await caller.call("ModelInfer", request_of({"x": ("FP32", np.ones((870_000, 3), "f4"))}))
+            assert large.raw_output_contents[0] == np.full(870_000 * 3, 2, "<f4").tobytes()
+        await until(lambda: not (two.front.bodies.held_bytes or two.front.answers.held_bytes))
+
+
+async def test_refusing_large_messages_does_not_cost_small_ones_their_connection(tmp_path: Path) -> None:
+    async with two_doors(tmp_path, limits={"max_body_bytes": 4096}) as two:
+        large = request_of({"x": ("FP32", np.ones((300_000, 3), "f4"))})
+        calls = [asyncio.create_task(two.refused("ModelInfer", large)) for _ in range(30)]
+        calls += [asyncio.create_task(two.call("ModelInfer", row())) for _ in range(30)]
+        found = await asyncio.gather(*calls)
+    assert {code for code, _ in found[:30]} == {"RESOURCE_EXHAUSTED"}
 
 
 def in_frames(number: int, content: bytes, *, ended: bool = False) -> bytes:
