@@ -85,12 +85,9 @@ class FieldReader(Generic[Head]):
             return known
         before = self._table.additions
         head = self._understand(self.unpack(packed))
-        if (
-            self._table.additions == before
-            and not _resizes(packed)
-            and len(packed) <= _SHORT_BLOCK
-            and len(self._known) < _KEPT_BLOCKS
-        ):
+        if self._table.additions == before and not _resizes(packed) and len(packed) <= _SHORT_BLOCK:
+            if len(self._known) >= _KEPT_BLOCKS:
+                self._known.clear()
             self._known[packed] = head
         return head
 

@@ -42,7 +42,7 @@ __all__ = ("Http2Connection",)
 CONNECTION_WINDOW = 2**22
 PING_SECONDS = 60.0
 PING_TIMEOUT_SECONDS = 20.0
-FORGIVEN_A_SECOND = 10
+FORGIVEN_A_SECOND = 100
 """Of the frames that carry nothing (pings, settings, resets, empty data), for ever."""
 MAX_CONTINUATIONS = 32
 FRAMES_AT_ONCE = 256
