@@ -24,8 +24,6 @@ from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.cores import usable_cores
 from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
-from gateway.predictions.archive import Archive, ArchiveError
-from gateway.predictions.arrow import NeedsArchiveExtra
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.index import index_closed
 from gateway.predictions.reader import Position
@@ -34,6 +32,7 @@ from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import ModelVersion, scan
 from gateway.repository.policy import PolicyError, load_policy
 from gateway.settings import Settings
+from gateway.start import start_faults
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.log import ProcessLog, take_loggers
 
@@ -145,18 +144,8 @@ class Supervisor:
 
     def _prepare(self, held: contextlib.ExitStack) -> Settings:
         settings = self._given
-        if not settings.models.is_dir():
-            raise StartFailed(f"there is no folder of models at {settings.models}; name one with --models")
-        loopback = settings.admin.host in ("127.0.0.1", "::1", "localhost")
-        if not loopback and not settings.admin.token:
-            raise StartFailed(
-                f"admin.host = {settings.admin.host!r} is not loopback and admin.token is empty; "
-                "set GATEWAY_ADMIN__TOKEN"
-            )
-        try:
-            Archive.of(settings.spool.archive_url)
-        except (NeedsArchiveExtra, ArchiveError) as error:
-            raise StartFailed(f"spool.archive_url = {settings.spool.archive_url!r}: {error}") from None
+        if faults := list(start_faults(settings)):
+            raise StartFailed("; ".join(faults))
         server = settings.server
         http = _reserve(held, server.host, server.http_port, "server.http_port")
         grpc_port = server.grpc_port

@@ -64,25 +64,36 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
     from gateway.repository.manifest import scan, verify
     from gateway.repository.policy import PolicyError, load_policy
     from gateway.repository.redaction import redaction_of
+    from gateway.start import start_faults
 
     faults = 0
+    for fault in start_faults(settings):
+        faults += 1
+        typer.echo(fault)
     try:
-        versions, refused = scan(settings.models)
+        versions, refused = scan(settings.models) if settings.models.is_dir() else ([], [])
     except RepositoryError as error:
         _fail(str(error))
     for path, reason in refused:
         faults += 1
         typer.echo(f"{path}: {reason}")
     for name in sorted({version.model for version in versions}):
+        own = [version for version in versions if version.model == name]
         try:
             policy = load_policy(settings.models / name)
-            for version in versions:
-                if version.model == name:
-                    for doubt in redaction_of(version, policy.logging.redact).doubts:
-                        typer.echo(f"{name}: {doubt}")
+            for version in own:
+                for doubt in redaction_of(version, policy.logging.redact).doubts:
+                    typer.echo(f"{name}: {doubt}")
         except PolicyError as error:
             faults += 1
             typer.echo(str(error))
+            continue
+        digests = {str(version.version): version.digest for version in own}
+        for number, digest in policy.approvals.items():
+            if digests.get(number) != digest:
+                faults += 1
+                found = f"version {number} has {digests[number]}" if number in digests else "there is no such version"
+                typer.echo(f"{settings.models / name / 'model.toml'}: approvals.{number} = {digest!r}: {found}")
     for version in versions:
         try:
             verify(version)

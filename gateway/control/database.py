@@ -119,7 +119,7 @@ def _text_of(raw: bytes) -> str:
 def _parsed(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):  # the latter of a port that is no number
         raise StoreError("store.url is no database URL; expected sqlite:///path or postgresql+psycopg://...") from None
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise StoreError(f"store.url names {parsed.drivername!r}; expected sqlite:///path or postgresql+psycopg://...")

@@ -1,0 +1,52 @@
+"""What refuses a start for the settings alone: `gateway serve` stops at it, and `gateway check` tells it."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator
+
+from gateway.control.store import Store, StoreError
+from gateway.predictions.archive import Archive, ArchiveError
+from gateway.predictions.arrow import NeedsArchiveExtra
+from gateway.serving.grpc import is_installed
+from gateway.settings import Settings
+
+__all__ = ("start_faults",)
+
+_EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
+
+
+def start_faults(settings: Settings) -> Iterator[str]:
+    """Say in a sentence each why no gateway starts with these settings. Opens no port and makes no file."""
+    if not settings.models.is_dir():
+        yield f"there is no folder of models at {settings.models}; name one with --models"
+    admin = settings.admin
+    if admin.host not in ("127.0.0.1", "::1", "localhost") and not admin.token:
+        yield f"admin.host = {admin.host!r} is not loopback and admin.token is empty; set GATEWAY_ADMIN__TOKEN"
+    try:
+        Archive.of(settings.spool.archive_url)
+    except (NeedsArchiveExtra, ArchiveError) as error:
+        yield f"spool.archive_url = {settings.spool.archive_url!r}: {error}"
+    try:
+        Store(settings.store_url).close()
+    except StoreError as error:
+        yield f"the store cannot be used: {error}"
+    yield from _address_faults(settings)
+
+
+def _address_faults(settings: Settings) -> Iterator[str]:
+    server, admin = settings.server, settings.admin
+    for key, host in (("server.host", server.host), ("admin.host", admin.host)):
+        try:
+            socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM)
+        except (OSError, ValueError):
+            yield f"{key} = {host!r} is no address, and no name of one"
+    ports = [("server.http_port", server.host, server.http_port)]
+    if server.grpc and is_installed():
+        ports.append(("server.grpc_port", server.host, server.grpc_port))
+    ports.append(("server.metrics_port", admin.host, server.metrics_port))
+    ports.append(("server.admin_port", admin.host, server.admin_port))
+    for (key, host, port), (other, beside, same) in itertools.combinations(ports, 2):
+        if port == same != 0 and (host == beside or host in _EVERY_ADDRESS or beside in _EVERY_ADDRESS):
+            yield f"{key} and {other} are both {port}; give each a port of its own"
