@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from gateway.parent import PARENT_VARIABLE
+from gateway.parent import PARENT_VARIABLE, ctrl_c_blocked
 
 __all__ = ("ENDED_AS_TOLD", "HURRY_SIGNAL", "STOP_SECONDS", "Child")
 
@@ -89,9 +89,10 @@ class Child:
         while not self.stopping:
             self.started = time.monotonic()
             try:
-                self.process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
-                )
+                with ctrl_c_blocked():
+                    self.process = await asyncio.create_subprocess_exec(
+                        sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
+                    )
             except OSError as error:
                 if not refused:
                     _log.warning("%s cannot be started, and is tried again: %s", self.name, error)

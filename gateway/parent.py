@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Iterator
 
-__all__ = ("PARENT_VARIABLE", "die_with_parent", "follow")
+__all__ = ("PARENT_VARIABLE", "ctrl_c_blocked", "die_with_parent", "follow")
 
 PARENT_VARIABLE = "_GATEWAY_PARENT"
 """In the environment of a child: the process id of whoever started it, which may be gone before the child can ask."""
@@ -31,6 +33,16 @@ def die_with_parent(parent: int | None = None) -> None:
         os._exit(1)
 
 
+@contextlib.contextmanager
+def ctrl_c_blocked() -> Iterator[None]:
+    """Whatever this thread starts meanwhile gets no Ctrl-C until it follows: what is blocked stays so in a child."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+
 def follow(parent: int) -> None:
     """End with the process that started this one, and leave it Ctrl-C, which reaches every process of a terminal.
 
@@ -40,4 +52,5 @@ def follow(parent: int) -> None:
         Process id; when it is gone already, this process ends at once.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     die_with_parent(parent)
