@@ -211,7 +211,7 @@ def scan(models_dir: Path) -> tuple[list[ModelVersion], list[tuple[Path, str]]]:
     versions : list of ModelVersion
         Sorted by model and version.
     refused : list of (path, reason)
-        What looks like a model or a version and is not served.
+        What looks like a model or a version and is not served. Hidden folders do not, such as one being added.
 
     Raises
     ------
@@ -232,10 +232,7 @@ def scan(models_dir: Path) -> tuple[list[ModelVersion], list[tuple[Path, str]]]:
             refused.append((Path(model.path), str(error)))
             continue
         for entry in entries:
-            if not entry.is_dir() and parse_version(entry.name) is None:
-                continue
-            if entry.name.startswith(ADDING_PREFIX):
-                refused.append((Path(entry.path), "not finished: `gateway models add` is at work, or was stopped"))
+            if entry.name.startswith(".") or (not entry.is_dir() and parse_version(entry.name) is None):
                 continue
             try:
                 versions.append(load_version(Path(entry.path)))
