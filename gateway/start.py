@@ -1,4 +1,7 @@
-"""What refuses a start for the settings alone: `gateway serve` stops at it, and `gateway check` tells it."""
+"""What refuses a start for the settings alone: `gateway serve` stops at it, and `gateway check` tells it.
+
+And which models a gateway that has started does not serve.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import itertools
 import socket
 from collections.abc import Iterator
 
-from gateway.control.store import Store, StoreError
+from gateway.control.store import Snapshot, Store, StoreError
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.arrow import NeedsArchiveExtra
 from gateway.serving.grpc import is_installed
 from gateway.settings import Settings
 
-__all__ = ("start_faults",)
+__all__ = ("start_faults", "unserved")
 
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
 
@@ -50,3 +53,18 @@ def _address_faults(settings: Settings) -> Iterator[str]:
     for (key, host, port), (other, beside, same) in itertools.combinations(ports, 2):
         if port == same != 0 and (host == beside or host in _EVERY_ADDRESS or beside in _EVERY_ADDRESS):
             yield f"{key} and {other} are both {port}; give each a port of its own"
+
+
+def unserved(snapshot: Snapshot) -> Iterator[str]:
+    """Say in a sentence each which models get no traffic, and what gives them some; those of rejected versions may."""
+    kept = [state for _, state in sorted(snapshot.versions.items()) if state.status != "rejected"]
+    for model in sorted({state.model for state in kept} - snapshot.routes.keys()):
+        approved = [state.version for state in kept if state.model == model and state.status == "approved"]
+        if approved:
+            command = f"gateway route set {model} --stable {approved[-1]}"
+            yield f"{model} is not served: it has no route; `{command}` sets one"
+        else:
+            yield (
+                f"{model} is not served: none of its versions is approved; "
+                f"`gateway models approve {model} VERSION --reason TEXT` approves one"
+            )

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gateway import start
 from gateway.cli.main import app
 from gateway.settings import Settings
-from gateway.start import start_faults
+from gateway.start import start_faults, unserved
 from gateway.supervisor import StartFailed, Supervisor
 from gateway.telemetry.log import ProcessLog
 from tests.worlds import World
@@ -93,3 +93,19 @@ def test_check_tells_an_approval_that_is_of_no_version(tmp_path: Path) -> None:
     assert told.exit_code == 1
     assert f"{policy}: approvals.1 = '{other}': version 1 has {digest}\n" in told.stdout
     assert f"{policy}: approvals.2 = '{digest}': there is no such version\n" in told.stdout
+
+
+def test_a_model_without_a_route_or_an_approved_version_is_told(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for model in ("approved", "retired", "routed"):
+        world.serve(1, 2, model=model)
+    world.store.set_route("routed", stable=1, actor="ada", reason="a test")
+    world.store.register("new", 1, "sha256:" + 64 * "0")
+    for version in (1, 2):
+        world.store.reject("retired", version, actor="ada", reason="a test")
+    assert list(unserved(world.store.snapshot())) == [
+        "approved is not served: it has no route; `gateway route set approved --stable 2` sets one",
+        "new is not served: none of its versions is approved; "
+        "`gateway models approve new VERSION --reason TEXT` approves one",
+    ]
+    world.close()
