@@ -5,6 +5,7 @@ An unknown key or a wrong value stops the start with the key, the value and what
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from pathlib import Path
@@ -295,24 +296,22 @@ def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | Non
     SettingsError
         With the key, the value and what is allowed.
     """
-    tree = _read_toml(config)
+    path = config or Path("gateway.toml")
+    file = _read_toml(path) if config is not None or path.exists() else {}
     known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
     for name in os.environ:
         if name.startswith("GATEWAY_") and not name.startswith(_NOT_SETTINGS) and name.split("__")[0] not in known:
             raise SettingsError(f"environment variable {name} is no setting; sections are {', '.join(sorted(known))}")
     try:
-        tree = _merge(tree, EnvSettingsSource(Settings)())
+        tree = _merge(file, EnvSettingsSource(Settings)())
         return Settings(**_merge(tree, overrides or {}))
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(_explain(error, file, path)) from None
     except PydanticSettingsError as error:
         raise SettingsError(f"the environment cannot be read: {error}") from None
 
 
-def _read_toml(config: Path | None) -> dict[str, Any]:
-    path = config or Path("gateway.toml")
-    if config is None and not path.exists():
-        return {}
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -326,15 +325,41 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, file: dict[str, Any], path: Path) -> str:
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{key}: no such setting")
+            whence, near = _whence(key, file, path), ", ".join(_nearest(key))
+            lines.append(f"{key}: no such setting{whence}" + (f"; nearest: {near}" if near else ""))
         elif isinstance(fault["input"], dict | BaseModel):
             # A whole section, which may hold secrets.
             lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
         else:
             lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
     return "; ".join(lines)
+
+
+def _whence(key: str, file: Any, path: Path) -> str:
+    for part in key.split("."):
+        file = file.get(part) if isinstance(file, dict) else None
+    if file is not None:
+        return f" (in {path})"
+    variable = f"GATEWAY_{key.upper().replace('.', '__')}"
+    for name in os.environ:
+        if f"{name.upper()}__".startswith(f"{variable}__"):
+            return f" (in the environment: {name})"
+    return ""
+
+
+def _nearest(key: str) -> list[str]:
+    """Settings with a name like this one: of its section, or else of any."""
+    section, _, name = key.rpartition(".")
+    every = [(top, top) for top in Settings.model_fields]
+    for top, field in Settings.model_fields.items():
+        every += [(f"{top}.{each}", each) for each in getattr(field.annotation, "model_fields", ())]
+    own = {each: full for full, each in every if full.rpartition(".")[0] == section}
+    for known in (own, {each: full for full, each in reversed(every)}):
+        if near := difflib.get_close_matches(name, known):
+            return [known[each] for each in near]
+    return []

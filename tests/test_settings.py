@@ -42,6 +42,34 @@ def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(tmp_path: Path
         load_settings(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[server]\nfrontz = 2\n", "server.frontz: no such setting (in {file}); nearest: server.fronts"),
+        ("[kafka]\nack = 1\n", "kafka.ack: no such setting (in {file}); nearest: kafka.acks"),
+        ("http_port = 1\n", "http_port: no such setting (in {file}); nearest: server.http_port"),
+        ("[serve]\nhost = 'x'\n", "serve: no such setting (in {file}); nearest: server"),
+        ("[server]\nqqq = false\n", "server.qqq: no such setting (in {file})"),
+    ],
+)
+def test_a_setting_that_is_none_tells_where_it_stands_and_what_is_near(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as raised:
+        load_settings(file)
+    assert str(raised.value).startswith(said.format(file=file))
+
+
+def test_a_variable_that_is_none_of_its_section_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GATEWAY_SERVER__FRONTZ", "2")
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value) == (
+        "server.frontz: no such setting (in the environment: GATEWAY_SERVER__FRONTZ); nearest: server.fronts"
+    )
+
+
 def test_a_variable_that_is_no_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_KAFFKA__BOOTSTRAP_SERVERS", "x:1")
     with pytest.raises(SettingsError, match="GATEWAY_KAFFKA__BOOTSTRAP_SERVERS is no setting"):
