@@ -34,15 +34,21 @@ if TYPE_CHECKING:
 
 __all__ = ("export",)
 
+_Form = Literal["jsonl", "parquet"]
+_FORMS: dict[str, _Form] = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+
 
 def export(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The file; its end tells the format.", show_default="JSON lines"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file; its end tells the format: .jsonl, .json or .parquet.",
+            show_default="JSON lines on standard output",
+        ),
     ] = None,
-    form: Annotated[
-        Literal["jsonl", "parquet"] | None, typer.Option("--format", show_default="as the file's end tells")
-    ] = None,
+    form: Annotated[_Form | None, typer.Option("--format", show_default="as the file's end tells")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Only what this version answered.")] = None,
     arm: Annotated[Arm | None, typer.Option(help="Only what this arm answered.")] = None,
@@ -59,7 +65,7 @@ def export(
 
     The columns have the names of the version's reference. Parquet needs the extra `archive`.
     """
-    form = form or ("parquet" if output is not None and output.suffix == ".parquet" else "jsonl")
+    form = form or _form_of(output)
     if form == "parquet" and output is None:
         raise typer.BadParameter("Parquet goes into a file", param_hint="--output")
     settings = settings_of(config, state_dir)
@@ -99,6 +105,17 @@ def export(
         raise CommandError(f"cannot write {output or 'the table'}: {error.strerror}") from None
     if output is not None:
         typer.echo(f"{progress.count} rows in {output}")
+
+
+def _form_of(output: Path | None) -> _Form:
+    if output is None:
+        return "jsonl"
+    if output.suffix not in _FORMS:
+        raise typer.BadParameter(
+            f"{str(output)!r} tells no format: expected an end of {', '.join(_FORMS)}, or --format",
+            param_hint="--output",
+        )
+    return _FORMS[output.suffix]
 
 
 @contextlib.contextmanager

@@ -237,6 +237,16 @@ def test_an_export_chooses_and_says_what_it_cannot_do(state: Path, tmp_path: Pat
     assert "cannot write" in called(*common, "-o", tmp_path / "no" / "table.jsonl", status=1).output
 
 
+def test_an_export_takes_the_format_from_an_end_that_tells_one(state: Path, tmp_path: Path) -> None:
+    common = ("export", "--state-dir", state)
+    for name in ("table.csv", "table", "table.jsonl.gz"):
+        assert "tells no format" in called(*common, "-o", tmp_path / name, status=2).output
+        assert not (tmp_path / name).exists()
+    for name, form in (("table.json", ()), ("table.csv", ("--format", "jsonl"))):
+        called(*common, "-o", tmp_path / name, *form)
+        assert json.loads((tmp_path / name).read_text().splitlines()[0])["model"] == MODEL
+
+
 @pytest.mark.slow
 def test_pandas_and_duckdb_read_an_export(state: Path, tmp_path: Path) -> None:
     python = client_python("frames", "duckdb==1.4.1", "pandas==2.3.3", "pyarrow==22.0.0")
