@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,13 +22,14 @@ def list_decisions(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List decisions in their order: who did what, when and why."""
+    """List decisions in their order: who did what, when and why, and what it made of a version or a route."""
     body = open_client().get("/decisions", {"model": model, "after": after, "limit": limit})
     if as_json:
         print_json(body)
         return
-    keys = ("seq", "time", "model", "kind", "actor", "reason")
-    print_table(keys, [[decision[key] for key in keys] for decision in body["decisions"]])
+    keys, last = ("seq", "time", "model", "kind", "actor"), ("change", "reason")
+    rows = [[*(one[key] for key in keys), _change(one), one["reason"]] for one in body["decisions"]]
+    print_table([*keys, *last], rows)
 
 
 @app.command()
@@ -54,3 +55,25 @@ def verify(as_json: AsJson = False) -> None:
             f"decision {report['first_bad']} is not as it was written; "
             "compare it with the log's decisions, which carry the same hashes"
         )
+
+
+def _change(decision: dict[str, Any]) -> str:
+    before, after = _state(decision["before"]), _state(decision["after"])
+    if not before or before == after or "version" in decision["after"]:
+        return after
+    return f"{before} -> {after or 'no route'}"
+
+
+def _state(side: dict[str, Any]) -> str:
+    if "version" in side:
+        return f"version {side['version']} {side.get('status')}"
+    if "stable" not in side:
+        return ""
+    text = f"stable {side['stable']}"
+    if side.get("canary") is None:
+        return text
+    text += f", canary {side['canary']} at {clean(side.get('weight'))} %"
+    match side.get("rollout"):
+        case {"step": int(step)}:
+            text += f", step {step + 1}"
+    return text

@@ -138,6 +138,26 @@ def test_tables_show_what_json_shows(world: World) -> None:
         json.loads(done(*arguments, "--json"))
 
 
+def test_the_audit_list_says_what_each_decision_made_of_a_version_or_a_route(world: World) -> None:
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    rollout = world.store.start_rollout("m", 2, plan={"steps": [5, 50]}, actor="ada", reason="")
+    world.store.move_rollout(rollout.after["rollout"]["id"], "advance", actor="ada", reason="")
+    world.store.rollback("m", actor="ada", reason="")
+    world.store.remove_route("m", actor="ada", reason="")
+    lines = [" ".join(line.split()) for line in done("audit", "list").splitlines()]
+    for said in (
+        "version_registered gateway version 1 registered the version's folder was found",
+        "version_approved ada version 2 approved tests pass",
+        "route_set ada stable 1",
+        "rollout_started ada stable 1 -> stable 1, canary 2 at 5 %, step 1",
+        "rollout_advanced ada stable 1, canary 2 at 5 %, step 1 -> stable 1, canary 2 at 50 %, step 2",
+        "rollback ada stable 1, canary 2 at 50 %, step 2 -> stable 1",
+        "route_removed ada stable 1 -> no route",
+    ):
+        assert any(line.endswith(said) for line in lines), lines
+
+
 def test_the_list_says_why_a_version_is_out_of_service(world: World) -> None:
     world.serve(1, 2)
     (world.settings.run_dir / "engine-m-2.sock").unlink()
