@@ -112,5 +112,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
                     }
                 except (TypeError, ValueError):
                     raise CommandError(f"{path}, line {number}: expected a whole row and a number as label") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise CommandError(f"cannot read {path}: {error}") from None

@@ -50,7 +50,13 @@ def tail(
     state_dir: StateDir = None,
 ) -> None:
     """Print predictions as they were logged, failed ones too."""
+    from gateway.admin.tail import parse_start
+
     start = start or ("now" if follow else "start")
+    try:
+        parse_start(start)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--from") from None
     try:
         for line in _records(model, arm, start, follow=follow, state_dir=state_dir):
             typer.echo(line if as_json else _line(msgspec.json.decode(line, type=PredictionRecord)))
@@ -138,13 +144,9 @@ def _from_spool(state_dir: Path, model: str | None, arm: Arm | None, start: str,
     from gateway.admin.tail import open_tail, parse_start
     from gateway.predictions.spool import SpoolError
 
-    try:
-        begin = parse_start(start)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--from") from None
     if not (state_dir / "spool").is_dir():
         raise CommandError(f"{state_dir} holds no log: expected a folder {state_dir / 'spool'}")
-    with closing(open_tail(state_dir / "spool", model=model, arm=arm, start=begin, follow=follow)) as tail:
+    with closing(open_tail(state_dir / "spool", model=model, arm=arm, start=parse_start(start), follow=follow)) as tail:
         while True:
             try:
                 lines = tail.read()

@@ -38,8 +38,9 @@ def read_feedback(body: bytes) -> list[Feedback]:
         else:
             items = [msgspec.json.decode(body, type=Feedback)]
     except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = error if body.strip() else "the body is empty"
         raise CallerError(
-            f'feedback must be {{"prediction_id", "row", "label"}} or {{"feedback": [...]}} of those: {error}'
+            f'feedback must be {{"prediction_id", "row", "label"}} or {{"feedback": [...]}} of those: {why}'
         ) from None
     if len(items) > MAX_FEEDBACK:
         raise CallerError(f"{len(items)} labels in one request, more than {MAX_FEEDBACK}")

@@ -323,6 +323,10 @@ def test_the_tail_reads_the_spool_when_no_gateway_runs(tmp_path: Path, monkeypat
     assert "holds no log" in failed("predictions", "tail", "--state-dir", str(tmp_path / "other"))
 
 
+def test_a_time_that_is_none_is_bad_usage_where_a_gateway_runs_too(world: World) -> None:
+    assert "no start" in misused("predictions", "tail", "--from", "yesterday")
+
+
 def test_a_prediction_is_shown_when_no_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path)
     (event_id,) = world.predict("m")
@@ -522,7 +526,9 @@ def test_a_file_of_another_form_is_refused(
     path.write_text(text)
     labels(200)
     assert why in failed("feedback", "send", "m", "--file", path)
-    assert "cannot read" in failed("feedback", "send", "m", "--file", tmp_path / "none.csv")
+    none = tmp_path / "none.csv"
+    said = failed("feedback", "send", "m", "--file", none)
+    assert said == f"gateway: cannot read {none}: No such file or directory\n"
 
 
 def test_labels_that_are_refused_are_exit_code_1(labels: Callable[[int], Taking]) -> None:
