@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from gateway.control.store import Snapshot, Store, StoreError
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.arrow import NeedsArchiveExtra
-from gateway.serving.grpc import is_installed
 from gateway.settings import Settings
 
 __all__ = ("start_faults", "unserved")
@@ -46,7 +45,7 @@ def _address_faults(settings: Settings) -> Iterator[str]:
         except (OSError, ValueError):
             yield f"{key} = {host!r} is no address, and no name of one"
     ports = [("server.http_port", server.host, server.http_port)]
-    if server.grpc and is_installed():
+    if server.grpc:
         ports.append(("server.grpc_port", server.host, server.grpc_port))
     ports.append(("server.metrics_port", admin.host, server.metrics_port))
     ports.append(("server.admin_port", admin.host, server.admin_port))

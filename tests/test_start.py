@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gateway import start
 from gateway.cli.main import app
 from gateway.settings import Settings
 from gateway.start import start_faults, unserved
@@ -59,14 +58,11 @@ def test_what_serve_refuses_for_its_settings_check_tells_in_the_same_words(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_port_of_grpc_counts_where_grpc_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    same = settings_with(tmp_path, server={"http_port": 8001})
-    monkeypatch.setattr(start, "is_installed", lambda: True)
-    assert list(start_faults(same)) == [
+def test_the_port_of_grpc_counts_where_grpc_is_served(tmp_path: Path) -> None:
+    assert list(start_faults(settings_with(tmp_path, server={"http_port": 8001}))) == [
         "server.http_port and server.grpc_port are both 8001; give each a port of its own"
     ]
-    monkeypatch.setattr(start, "is_installed", lambda: False)
-    assert list(start_faults(same)) == []
+    assert list(start_faults(settings_with(tmp_path, server={"http_port": 8001, "grpc": False}))) == []
 
 
 def test_the_same_port_of_two_addresses_is_no_fault(tmp_path: Path) -> None:
