@@ -14,7 +14,7 @@ from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.arrow import NeedsArchiveExtra
 from gateway.settings import Settings
 
-__all__ = ("start_faults", "unserved")
+__all__ = ("admin_faults", "start_faults", "store_faults", "unserved")
 
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
 
@@ -23,18 +23,28 @@ def start_faults(settings: Settings) -> Iterator[str]:
     """Say in a sentence each why no gateway starts with these settings. Opens no port and makes no file."""
     if not settings.models.is_dir():
         yield f"there is no folder of models at {settings.models}; name one with --models"
-    admin = settings.admin
-    if admin.host not in ("127.0.0.1", "::1", "localhost") and not admin.token:
-        yield f"admin.host = {admin.host!r} is not loopback and admin.token is empty; set GATEWAY_ADMIN__TOKEN"
+    yield from admin_faults(settings)
     try:
         Archive.of(settings.spool.archive_url)
     except (NeedsArchiveExtra, ArchiveError) as error:
         yield f"spool.archive_url = {settings.spool.archive_url!r}: {error}"
+    yield from store_faults(settings)
+    yield from _address_faults(settings)
+
+
+def admin_faults(settings: Settings) -> Iterator[str]:
+    """Say why the admin side does not listen with these settings."""
+    admin = settings.admin
+    if admin.host not in ("127.0.0.1", "::1", "localhost") and not admin.token:
+        yield f"admin.host = {admin.host!r} is not loopback and admin.token is empty; set GATEWAY_ADMIN__TOKEN"
+
+
+def store_faults(settings: Settings) -> Iterator[str]:
+    """Say why no store can be asked with these settings."""
     try:
         Store(settings.store_url).close()
     except StoreError as error:
         yield f"the store cannot be used: {error}"
-    yield from _address_faults(settings)
 
 
 def _address_faults(settings: Settings) -> Iterator[str]:

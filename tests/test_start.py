@@ -58,6 +58,27 @@ def test_what_serve_refuses_for_its_settings_check_tells_in_the_same_words(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("part", ["front", "monitor", "admin-process"])
+def test_a_part_that_is_run_alone_refuses_a_store_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    settings = settings_with(tmp_path, store={"url": "nonsense"})
+    monkeypatch.setattr("gateway.cli.serve.load_settings", lambda *_, **__: settings)
+    told = CliRunner().invoke(app, [part])
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert told.stderr.startswith("gateway: the store cannot be used: store.url is no database URL")
+
+
+def test_the_admin_side_alone_does_not_listen_beyond_loopback_without_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_with(tmp_path, admin={"host": "0.0.0.0"})
+    monkeypatch.setattr("gateway.cli.serve.load_settings", lambda *_, **__: settings)
+    told = CliRunner().invoke(app, ["admin-process"])
+    assert told.exit_code == 1
+    assert "admin.host = '0.0.0.0' is not loopback and admin.token is empty" in told.stderr
+
+
 def test_the_port_of_grpc_counts_where_grpc_is_served(tmp_path: Path) -> None:
     assert list(start_faults(settings_with(tmp_path, server={"http_port": 8001}))) == [
         "server.http_port and server.grpc_port are both 8001; give each a port of its own"

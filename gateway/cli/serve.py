@@ -119,7 +119,10 @@ def front(
     """Run one front by itself; engines are found under the state directory."""
     from gateway.app import run_front
 
-    run_front(_child_settings(resolved, config, models, state_dir), slot=slot)
+    settings = _child_settings(resolved, config, models, state_dir)
+    if resolved is None:
+        _refuse_alone(settings)
+    run_front(settings, slot=slot)
 
 
 def monitor(
@@ -128,7 +131,10 @@ def monitor(
     """Run the monitor by itself: it reads the log and turns evidence into decisions."""
     from gateway.app import run_monitor
 
-    run_monitor(_child_settings(resolved, config, models, state_dir))
+    settings = _child_settings(resolved, config, models, state_dir)
+    if resolved is None:
+        _refuse_alone(settings)
+    run_monitor(settings)
 
 
 def archive(
@@ -189,7 +195,10 @@ def admin_process(
     """Run the admin API and the metrics page by themselves."""
     from gateway.app import run_admin
 
-    run_admin(_child_settings(resolved, config, models, state_dir))
+    settings = _child_settings(resolved, config, models, state_dir)
+    if resolved is None:
+        _refuse_alone(settings, admin=True)
+    run_admin(settings)
 
 
 def _load(config: Path | None, *, models: Path | None, state_dir: Path | None, server: dict[str, Any]) -> Settings:
@@ -211,6 +220,14 @@ def _child_settings(
     if resolved is None:
         return _load(config, models=models, state_dir=state_dir, server={})
     return Settings.model_validate_json(resolved.read_bytes())
+
+
+def _refuse_alone(settings: Settings, *, admin: bool = False) -> None:
+    # What the supervisor looks at before it starts a part of the gateway.
+    from gateway.start import admin_faults, store_faults
+
+    for fault in (*(admin_faults(settings) if admin else ()), *store_faults(settings)):
+        _fail(fault)
 
 
 def _fail(text: str) -> None:
