@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from gateway.control.told import told_change
+
 __all__ = ("STYLE", "page")
 
 REFRESH_SECONDS = 5
@@ -69,7 +71,7 @@ def page(models: Sequence[Any], rollouts: Sequence[Any], decisions: Sequence[Any
 <h2>Rollouts</h2>
 {_table(("model", "stable", "canary", "phase", "step", "weight", "id"), map(_rollout, rollouts))}
 <h2>Last decisions</h2>
-{_table(("time", "model", "what", "who", "why"), map(_decision, reversed(decisions)))}
+{_table(("time", "model", "what", "change", "who", "why"), map(_decision, reversed(decisions)))}
 <p class="dim">Read only; `gateway --help` lists what changes things. The API is described at
 <a href="/openapi.json">/openapi.json</a>.</p>
 </body>
@@ -118,6 +120,7 @@ def _decision(decision: Any) -> list[_Cell]:
         _text(decision["time"]),
         _text(decision["model"]),
         _text(decision["kind"]),
+        _text(told_change(decision["before"], decision["after"]), "text"),
         _text(decision["actor"], "text"),
         _text(decision["reason"], "text"),
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gateway.cli.client import CommandError, open_client
 from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, print_json, print_table
+from gateway.control.told import told_change
 
 __all__ = ("app",)
 
@@ -28,7 +29,10 @@ def list_decisions(
         print_json(body)
         return
     keys, last = ("seq", "time", "model", "kind", "actor"), ("change", "reason")
-    rows = [[*(one[key] for key in keys), _change(one), one["reason"]] for one in body["decisions"]]
+    rows = [
+        [*(one[key] for key in keys), clean(told_change(one["before"], one["after"])), one["reason"]]
+        for one in body["decisions"]
+    ]
     print_table([*keys, *last], rows)
 
 
@@ -55,25 +59,3 @@ def verify(as_json: AsJson = False) -> None:
             f"decision {report['first_bad']} is not as it was written; "
             "compare it with the log's decisions, which carry the same hashes"
         )
-
-
-def _change(decision: dict[str, Any]) -> str:
-    before, after = _state(decision["before"]), _state(decision["after"])
-    if not before or before == after or "version" in decision["after"]:
-        return after
-    return f"{before} -> {after or 'no route'}"
-
-
-def _state(side: dict[str, Any]) -> str:
-    if "version" in side:
-        return f"version {side['version']} {side.get('status')}"
-    if "stable" not in side:
-        return ""
-    text = f"stable {side['stable']}"
-    if side.get("canary") is None:
-        return text
-    text += f", canary {side['canary']} at {clean(side.get('weight'))} %"
-    match side.get("rollout"):
-        case {"step": int(step)}:
-            text += f", step {step + 1}"
-    return text

@@ -19,7 +19,8 @@ def test_the_page_shows_models_routes_rollouts_and_decisions(client: TestClient,
     world.store.start_rollout("m", 2, plan={"steps": [5, 20]}, actor="ada", reason="trial of two")
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    for text in ("approved", "ready", "canary", "95\u00a0%", "running", "1 of 2", "trial of two", "ada"):
+    told = "stable 1 -&gt; stable 1, canary 2 at 5 %, step 1"
+    for text in ("approved", "ready", "canary", "95\u00a0%", "running", "1 of 2", "trial of two", "ada", told):
         assert text in page.text
 
 
