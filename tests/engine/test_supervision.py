@@ -44,6 +44,7 @@ class World:
             self.settings, log=ProcessLog("supervisor", json=False, stream=self.said), cells=self.cells
         )
         self.paths = EnginePaths(self.settings.run_dir, *KEY)
+        self._before = _children()  # a broker, say, of tests before
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
@@ -55,8 +56,13 @@ class World:
             os.kill(engine.hello.pid, signal.SIGKILL)
 
     def children(self) -> list[int]:
-        pid = os.getpid()
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        """What was started in this world and is still there."""
+        return [pid for pid in _children() if pid not in self._before]
+
+
+def _children() -> list[int]:
+    pid = os.getpid()
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @asynccontextmanager
