@@ -49,7 +49,7 @@ REACH_SECONDS = 0.2  # by then every front has reached an engine that is ready
 _HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": (
-        "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; img-src data:"
     ),
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
