@@ -139,3 +139,17 @@ def test_no_more_kinds_are_remembered_than_there_is_room_for() -> None:
         assert usual.find(content) is not None
         assert len(usual._known) <= MAX_USUAL
     assert GrpcInference(Nobody(), content, usual=usual).model == "m"
+
+
+async def test_other_bytes_under_the_same_number_are_answered_with_their_own_names(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two:
+        for _ in range(2):
+            assert list(outputs_of(await two.call("ModelInfer", row()))) == ["y"]
+        served = two.front.versions["m", 1]
+        hello = served.lane.hello
+        assert hello is not None
+        renamed = Signature(hello.signature.inputs, (TensorSpec("z", "FP32", (-1, 3)),))
+        served.digest = "sha256:02"
+        assert served.greeted(msgspec.structs.replace(hello, digest="sha256:02", signature=renamed))
+        for _ in range(2):
+            assert list(outputs_of(await two.call("ModelInfer", row()))) == ["z"]

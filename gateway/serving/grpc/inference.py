@@ -69,7 +69,7 @@ class UsualMessages:
 
     def __init__(self) -> None:
         self._known: dict[int, UsualMessage] = {}
-        self._answers: dict[tuple[str, int, str, str, tuple[int, ...]], tuple[bytes, bytes]] = {}
+        self._answers: dict[tuple[str, int, str, str, str, tuple[int, ...]], tuple[bytes, bytes]] = {}
 
     def __repr__(self) -> str:
         return f"<UsualMessages {len(self._known)} known>"
@@ -106,7 +106,7 @@ class UsualMessages:
         if asked is None or len(asked) != 1 or len(outputs) != 1 or outputs[0].dtype.kind not in "fiu":
             return None
         served, arm, output = inference.served, inference.choice.arm, outputs[0]
-        key = served.model, served.version, arm, output.dtype.str, output.shape
+        key = served.model, served.version, served.digest, arm, output.dtype.str, output.shape
         found = self._answers.get(key)
         if found is None:
             whole, size = inference.response_of(_PLACE).SerializeToString(), output.nbytes
