@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.errors import WrongAnswer
-from benchmarks.grpc_load import METHOD, framed
+from benchmarks.grpc_load import METHOD
 from benchmarks.workloads import Workload, expected
+from gateway.serving.grpc.framing import framed
 
 __all__ = ("Checked", "check_answers", "check_grpc_answers", "grpc_answer_bytes")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from benchmarks.errors import BenchmarkError, WrongAnswer
 
-__all__ = ("GRACE_SECONDS", "Load", "can_go_first", "check_installed", "run_load", "take_place")
+__all__ = ("Load", "can_go_first", "check_installed", "output_of", "run_load")
 
 _SCRIPT = Path(__file__).with_name("post.lua")
 _MEASURED = re.compile(r"^measured (\{.*\})$", re.MULTILINE)
-GRACE_SECONDS = 30.0
+_GRACE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -94,29 +94,47 @@ def run_load(
     threads = min(threads, connections)
     command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "20s"]
     command += ["-s", str(_SCRIPT), url, "--", str(body), content_type, str(json_length or 0)]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=seconds + GRACE_SECONDS,
-            check=False,
-            preexec_fn=functools.partial(take_place, cores, first=first),
-        )
-    except subprocess.TimeoutExpired:
-        raise WrongAnswer(f"the load on {url} did not end") from None
-    found = _MEASURED.search(done.stdout)
-    if found is None:
-        raise WrongAnswer(f"the load on {url} failed: {(done.stderr or done.stdout)[-300:].strip()}")
-    seen = json.loads(found[1])
+    output = output_of(command, url, measured=_MEASURED, seconds=seconds, cores=cores, first=first)
+    seen = json.loads(_MEASURED.findall(output)[0])
     refused, broken = seen.pop("refused"), seen.pop("broken")
     if refused or broken or not seen["requests"]:
         raise WrongAnswer(f"{refused} of {seen['requests']} answers were no success, {broken} connections broke: {url}")
     return Load(**seen)
 
 
-def take_place(cores: Collection[int], *, first: bool) -> None:
-    """Run this process there, before all others where `first` says so and the system allows it."""
+def output_of(
+    command: list[str],
+    target: str,
+    *,
+    measured: re.Pattern[str],
+    seconds: float,
+    cores: Collection[int],
+    first: bool,
+) -> str:
+    """What a load has said, in which `measured` stands.
+
+    Raises
+    ------
+    WrongAnswer
+        It did not end in time, or measured nothing.
+    """
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=seconds + _GRACE_SECONDS,
+            check=False,
+            preexec_fn=functools.partial(_take_place, cores, first=first),
+        )
+    except subprocess.TimeoutExpired:
+        raise WrongAnswer(f"the load on {target} did not end") from None
+    if measured.search(done.stdout) is None:
+        raise WrongAnswer(f"the load on {target} failed: {(done.stderr or done.stdout)[-300:].strip()}")
+    return done.stdout
+
+
+def _take_place(cores: Collection[int], *, first: bool) -> None:
     os.sched_setaffinity(0, cores)
     if first:
         with contextlib.suppress(OSError):

@@ -15,13 +15,14 @@ from typing import TypedDict
 from benchmarks.answers import check_answers, check_grpc_answers, grpc_answer_bytes
 from benchmarks.cases import Bench, Case, Round, Series, Stage
 from benchmarks.errors import ServerFailed, WrongAnswer
-from benchmarks.grpc_load import framed, run_grpc_load
+from benchmarks.grpc_load import run_grpc_load
 from benchmarks.load import Load, run_load
 from benchmarks.models import model_file
 from benchmarks.ours import logged
 from benchmarks.processes import cpu_seconds, freeze, memory_bytes, pin, settle, thaw
 from benchmarks.servers import Running
 from benchmarks.workloads import Workload
+from gateway.serving.grpc.framing import framed
 
 __all__ = ("Depth", "Outcome", "estimated_seconds", "run_stages")
 

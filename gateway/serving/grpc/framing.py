@@ -116,5 +116,9 @@ def parse(kind: Any, content: bytes) -> Any:
 
 
 def framed(message: bytes) -> bytes:
-    """A message as it stands in a body."""
+    """A message as it stands in a body, not compressed.
+
+    >>> framed(b"ab")
+    b'\\x00\\x00\\x00\\x00\\x02ab'
+    """
     return b"\0" + len(message).to_bytes(4, "big") + message
