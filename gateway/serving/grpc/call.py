@@ -12,13 +12,13 @@ from typing import Any
 
 from gateway.protocol.compression import inflate
 from gateway.protocol.errors import BodyTooLarge, CallerError, Overloaded
+from gateway.serving.front import Front
 from gateway.serving.grpc.errors import CallFailed, StatusCode, code_of, details_of
 from gateway.serving.grpc.fields import Fields
 from gateway.serving.grpc.framing import Deframer, Framed, framed, parse
 from gateway.serving.grpc.head import OK_HEAD, OK_TAIL, CallHead, failed_head
 from gateway.serving.grpc.stream import Stream
-from gateway.serving.room import LARGE_BODY_BYTES, Held, Room
-from gateway.settings import LimitSettings
+from gateway.serving.room import LARGE_BODY_BYTES, Held
 
 __all__ = ("Call", "Handler", "OtherCall", "Refusal", "inflated", "status_of_error")
 
@@ -64,19 +64,18 @@ class Call:
     ----------
     stream : Stream
     head : CallHead
-    limits : LimitSettings
-    bodies : Room
-        For its message.
+    front : Front
+        Whose limits hold, and which has room for its message.
     """
 
-    def __init__(self, stream: Stream, head: CallHead, *, limits: LimitSettings, bodies: Room) -> None:
+    def __init__(self, stream: Stream, head: CallHead, *, front: Front) -> None:
         self.stream = stream
         self.head = head
         self.opened = asyncio.get_running_loop().time()
         self.held: Held | None = None
-        self._limits = limits
-        self._bodies = bodies
-        self._deframer = Deframer(max_bytes=limits.max_body_bytes)
+        self._limits = front.settings.limits
+        self._bodies = front.bodies
+        self._deframer = Deframer(max_bytes=self._limits.max_body_bytes)
         self._message: Framed | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -179,10 +178,8 @@ class OtherCall(Call):
     handler : Handler
     """
 
-    def __init__(
-        self, stream: Stream, head: CallHead, kind: Any, handler: Handler, *, limits: LimitSettings, bodies: Room
-    ) -> None:
-        super().__init__(stream, head, limits=limits, bodies=bodies)
+    def __init__(self, stream: Stream, head: CallHead, *, kind: Any, handler: Handler, front: Front) -> None:
+        super().__init__(stream, head, front=front)
         self._kind = kind
         self._handler = handler
 

@@ -48,10 +48,9 @@ class HealthService:
 
     def methods(self) -> dict[str, Callable[[Stream, CallHead], Exchange]]:
         """Name of each method to what opens a call of it."""
-        limits, bodies = self.front.settings.limits, self.front.bodies
         kind = messages.HealthCheckRequest
         return {
-            "Check": partial(OtherCall, kind=kind, handler=self._check, limits=limits, bodies=bodies),
+            "Check": partial(OtherCall, kind=kind, handler=self._check, front=self.front),
             "Watch": partial(WatchCall, service=self),
         }
 
@@ -105,8 +104,7 @@ class WatchCall(Call):
     """One who watches a service."""
 
     def __init__(self, stream: Stream, head: CallHead, *, service: HealthService) -> None:
-        front = service.front
-        super().__init__(stream, head, limits=front.settings.limits, bodies=front.bodies)
+        super().__init__(stream, head, front=service.front)
         self._service = service
         self._name = ""
         self._told: object = None

@@ -223,9 +223,9 @@ class Http2Connection(Outgoing, Generic[Head]):
     def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if self._block_of is not None and (kind != frames.CONTINUATION or number != self._block_of[0]):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame stands between those of one block of fields")
+        if not self._settled and kind != frames.SETTINGS:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame must be settings")
         if kind == frames.HEADERS:
-            if not self._settled:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame must be settings")
             packed = unpadded(kind, flags, number, payload) if flags & (PADDED | PRIORITIZED) else payload
             if flags & END_HEADERS:
                 self._fields(number, packed, ended=bool(flags & END_STREAM))
@@ -238,8 +238,6 @@ class Http2Connection(Outgoing, Generic[Head]):
             self._seldom(kind, flags, number, payload)
 
     def _seldom(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        if not self._settled and kind != frames.SETTINGS:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame must be settings")
         if kind == frames.WINDOW_UPDATE:
             self._widen(number, payload)
         elif kind == frames.SETTINGS:

@@ -57,17 +57,15 @@ class InferenceService:
         self.streams: set[StreamCall] = set()
         self._calls = calls
         self.usual = UsualMessages()
-        self._limits = front.settings.limits
 
     def __repr__(self) -> str:
         return f"<InferenceService {self.front!r} | streams {len(self.streams)}>"
 
     def methods(self) -> dict[str, Opening]:
         """Name of each method to what opens a call of it."""
-        limits, bodies = self._limits, self.front.bodies
         table: dict[str, Opening] = {}
         for name, (kind, handler) in self._calls.table().items():
-            table[name] = partial(OtherCall, kind=kind, handler=handler, limits=limits, bodies=bodies)
+            table[name] = partial(OtherCall, kind=kind, handler=handler, front=self.front)
         for name, text in _ABSENT.items():
             table[name] = partial(_absent, text=text)
         table["ModelInfer"] = partial(InferCall, service=self)
@@ -91,8 +89,7 @@ class InferCall(Call):
     """One prediction."""
 
     def __init__(self, stream: Stream, head: CallHead, *, service: InferenceService) -> None:
-        front = service.front
-        super().__init__(stream, head, limits=front.settings.limits, bodies=front.bodies)
+        super().__init__(stream, head, front=service.front)
         self._service = service
         self._inference: GrpcInference | None = None
 
@@ -128,8 +125,7 @@ class StreamCall(Call):
     """
 
     def __init__(self, stream: Stream, head: CallHead, *, service: InferenceService) -> None:
-        front = service.front
-        super().__init__(stream, head, limits=front.settings.limits, bodies=front.bodies)
+        super().__init__(stream, head, front=service.front)
         self._service = service
         self._under_way: deque[GrpcInference] = deque()
         self._heard_at = self.opened
