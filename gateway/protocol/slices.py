@@ -87,13 +87,17 @@ def cut_numbers(text: bytes | bytearray) -> Cut | None:
     [Place(start=9, end=400008, in_rows=False)]
     """
     # Without an escape every quote begins or ends a string, so the key followed by a colon is the key, or the text is
-    # no JSON, with or without what is cut out. Many more keys than a request has tensors are not worth the look.
-    if b"\\" in text or text.count(_KEY) > MOST_KEYS:
+    # no JSON, with or without what is cut out.
+    if b"\\" in text:
         return None
     kept: list[bytes | bytearray] = []
     places: list[Place] = []
     begin, at = 0, text.find(_KEY)
+    keys = 0
     while at >= 0:
+        keys += 1
+        if keys > MOST_KEYS:
+            return None  # many more than a request has tensors: not worth the look
         array = _ARRAY.match(text, at + len(_KEY))
         at += len(_KEY)
         if array is not None:
