@@ -27,7 +27,14 @@ from gateway.predictions.spool import SpoolWriter
 from gateway.predictions.versions import open_version
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.encode import tensor_head
-from gateway.serving.records import feedback_record, prediction_head, prediction_record, record_time, tensor_records
+from gateway.serving.records import (
+    Kept,
+    feedback_record,
+    prediction_head,
+    prediction_record,
+    record_time,
+    tensor_records,
+)
 from gateway.settings import SpoolSettings
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -88,8 +95,8 @@ def make(spool: Path, size: int) -> None:
                                 status=200,
                                 rows=1,
                                 timings=(40, 25, 200),
-                                inputs=tensor_records(heads[:1], [rows[row : row + 1]], [None], max_bytes=4096),
-                                outputs=tensor_records(heads[1:], [answers[row : row + 1]], [None], max_bytes=4096),
+                                inputs=tensor_records(heads[:1], [rows[row : row + 1]], [None], kept=Kept(4096)),
+                                outputs=tensor_records(heads[1:], [answers[row : row + 1]], [None], kept=Kept(4096)),
                                 parameters={},
                                 request_id=f"order-{count}",
                                 key=f"{count * 0x9E3779B97F4A7C15 % 2**64:016x}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.cases import Round, Series
 from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF
-from benchmarks.suites import SLOW_FRONTS, TRITON, TWO_FRONTS, WITH_KAFKA
+from benchmarks.suites import SLOW_FRONTS, TRITON, TWO_FRONTS, WITH_KAFKA, WITHOUT_DIGESTS
 from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW
 
 __all__ = ("ASKED", "Asked", "Verdict", "judge")
@@ -150,16 +150,17 @@ ASKED: tuple[Asked, ...] = (
     Asked("p99 / p50, the same, shipping to Kafka", _SHIPPING, _SHIPPING, _tail, 3, at_least=False),
     *[
         Asked(
-            f"everything on / {text}, {work.name}, 16 connections",
-            ("image", work.name, 16, EVERYTHING_ON),
+            f"{text}, {work.name}, 16 connections",
+            ("image", work.name, 16, ours),
             ("image", work.name, 16, peer),
             _rate,
             limit,
         )
-        for text, peer, work, limit in (
-            ("bare handler", _BARE, IMAGE_BINARY, 0.9),
-            ("Triton", TRITON, IMAGE_BINARY, 1.2),
-            ("bare handler with orjson", _BARE, IMAGE_JSON, 1.8),
+        for text, ours, peer, work, limit in (
+            ("everything on / bare handler", EVERYTHING_ON, _BARE, IMAGE_BINARY, 0.9),
+            ("log.tensor_digests off / bare handler", WITHOUT_DIGESTS, _BARE, IMAGE_BINARY, 0.9),
+            ("everything on / Triton", EVERYTHING_ON, TRITON, IMAGE_BINARY, 1.2),
+            ("everything on / bare handler with orjson", EVERYTHING_ON, _BARE, IMAGE_JSON, 1.8),
         )
     ],
 )

@@ -25,13 +25,14 @@ from benchmarks.workloads import (
     rows_of,
 )
 
-__all__ = ("GRPC", "SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITH_KAFKA", "stages_of")
+__all__ = ("GRPC", "SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITHOUT_DIGESTS", "WITH_KAFKA", "stages_of")
 
 TWO_FRONTS = "gateway, two fronts"
 TRITON = "Triton"
 GRPC = "gRPC"
 SLOW_FRONTS = "slow fronts"
 WITH_KAFKA = "gateway, shipping to Kafka"
+WITHOUT_DIGESTS = "gateway, without digests"
 _OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
 _APART = tuple(Variant(f"without {part}", (part,)) for part in (*PARTS, "monitor"))
 _BARE = "bare handler"
@@ -47,6 +48,7 @@ def _gateway(
     variants: Sequence[Variant] = (),
     copies: int = 1,
     kafka: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> Source:
     @contextlib.contextmanager
     def start(bench: Bench) -> Iterator[list[Running]]:
@@ -57,9 +59,9 @@ def _gateway(
             if not (models / each).exists():
                 add_model(models, each, file, place=bench.place)
         with contextlib.ExitStack() as held:
-            settings: Mapping[str, str] = _SPOOL
+            variables = {**_SPOOL, **(settings or {})}
             if kafka:
-                settings = {**_SPOOL, "GATEWAY_KAFKA__BOOTSTRAP_SERVERS": held.enter_context(running_broker(bench))}
+                variables["GATEWAY_KAFKA__BOOTSTRAP_SERVERS"] = held.enter_context(running_broker(bench))
             yield held.enter_context(
                 running_gateway(
                     models,
@@ -68,7 +70,7 @@ def _gateway(
                     name=name,
                     fronts=fronts,
                     variants=variants,
-                    settings=settings,
+                    settings=variables,
                 )
             )
 
@@ -159,7 +161,8 @@ def _counted(copies: int) -> str:
 
 def _images(connections: Sequence[int], triton: Path | None) -> Stage:
     cases = tuple(Case(work, count) for work in (IMAGE_BINARY, IMAGE_JSON) for count in connections)
-    return Stage("image", (_gateway("image"), _peer(_BARE, "image"), *_triton("image", triton)), cases)
+    without = _gateway("image", name=WITHOUT_DIGESTS, settings={"GATEWAY_LOG__TENSOR_DIGESTS": "false"})
+    return Stage("image", (_gateway("image"), without, _peer(_BARE, "image"), *_triton("image", triton)), cases)
 
 
 def _over_grpc(triton: Path | None) -> Stage:

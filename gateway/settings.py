@@ -177,6 +177,11 @@ class SpoolSettings(_Section):
 class LogSettings(_Section):
     json_lines: bool = Field(False, description="Process log as JSON lines instead of text.")
     max_tensor_bytes: int = Field(65_536, ge=0, description="Larger tensors become digest and summary.")
+    tensor_digests: bool = Field(
+        True,
+        description="Larger tensors have a digest (BLAKE3), which tells later whether given bytes are those that were "
+        "sent; false: only a summary, and more requests with large tensors in binary.",
+    )
 
 
 class KafkaSettings(_Section):

@@ -11,7 +11,7 @@ from gateway.events.addresses import format_id
 from gateway.events.blocks import PredictionBlock, encode_block
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.encode import tensor_head
-from gateway.serving.records import prediction_head, prediction_record, record_time, tensor_records
+from gateway.serving.records import Kept, prediction_head, prediction_record, record_time, tensor_records
 
 BOOT = "0196f0c5d2a100"
 TIME = record_time(1332633600.25)
@@ -77,8 +77,8 @@ class Batch:
                 status=200,
                 rows=len(given),
                 timings=(queue, self.inference_us, total),
-                inputs=tensor_records(self.heads[:1], [given], [None], max_bytes=1 << 30),
-                outputs=tensor_records(self.heads[1:], [answered], [None], max_bytes=1 << 30),
+                inputs=tensor_records(self.heads[:1], [given], [None], kept=Kept(1 << 30)),
+                outputs=tensor_records(self.heads[1:], [answered], [None], kept=Kept(1 << 30)),
                 parameters={},
                 request_id=None,
                 key=key,

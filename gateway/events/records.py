@@ -38,11 +38,11 @@ Arm = Literal["stable", "canary", "shadow", "pinned"]
 class TensorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """One tensor as it was logged.
 
-    `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `digest` of its
-    little-endian bytes (`blake3:` and 64 hex digits) and a `summary` (count, min, max, mean, not_finite). A `redacted`
-    one has neither. NaN and infinities are null. `redacted_columns` tells which columns of `data` are null because
-    they must not be logged, by name and place in a row; a summary leaves them out, and has no `digest` beside it.
-    `sha256` (64 hex digits) stands in older records instead of `digest`.
+    `data` is flat and row-major. A tensor beyond `log.max_tensor_bytes` has no `data` but a `summary` (count, min, max,
+    mean, not_finite) and, unless `log.tensor_digests` is off, a `digest` of its little-endian bytes (`blake3:` and 64
+    hex digits). A `redacted` one has none of these. NaN and infinities are null. `redacted_columns` tells which columns
+    of `data` are null because they must not be logged, by name and place in a row; a summary leaves them out, and has
+    no `digest` beside it. `sha256` (64 hex digits) stands in older records instead of `digest`.
     """
 
     name: str

@@ -21,7 +21,7 @@ from gateway.protocol.errors import BodyTooLarge, DeadlineExceeded
 from gateway.protocol.request import InferRequest
 from gateway.protocol.slices import encode_in_slices
 from gateway.serving.inference import Inference, Prepared
-from gateway.serving.records import tensor_records
+from gateway.serving.records import Kept, tensor_records
 from gateway.serving.unread import Unread, UnreadLine
 
 __all__ = (
@@ -218,7 +218,7 @@ def is_slow_to_read(inference: Inference, *, max_bytes: int) -> bool:
 
 
 def reading_in_turns(
-    inference: Inference, *, max_tensor_bytes: int, arena: Arena | None = None
+    inference: Inference, *, kept: Kept, arena: Arena | None = None
 ) -> Generator[None, None, InferRequest | None] | None:
     """The steps of reading a large body in JSON; None where it cannot be read in slices.
 
@@ -233,11 +233,11 @@ def reading_in_turns(
     if slices is None:
         return None
     inference.body, inference.size = [], len(body)
-    return _turns_of(inference, slices, max_tensor_bytes)
+    return _turns_of(inference, slices, kept)
 
 
 def _turns_of(
-    inference: Inference, slices: Generator[None, None, InferRequest], max_tensor_bytes: int
+    inference: Inference, slices: Generator[None, None, InferRequest], kept: Kept
 ) -> Generator[None, None, InferRequest | None]:
     request: InferRequest | None = None
     while request is None:
@@ -248,11 +248,11 @@ def _turns_of(
         except StopIteration as done:
             request = done.value
         yield
-    prepare_inputs(inference, request, max_tensor_bytes=max_tensor_bytes)
+    prepare_inputs(inference, request, kept=kept)
     return request
 
 
-def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -> InferRequest:
+def read_aside(inference: Inference, *, max_bytes: int, kept: Kept) -> InferRequest:
     """Read a large body; what the log will hold of it is written on the way.
 
     Raises
@@ -260,18 +260,18 @@ def read_aside(inference: Inference, *, max_bytes: int, max_tensor_bytes: int) -
     CallerError
     """
     request = inference.read_slowly(max_bytes=max_bytes)
-    prepare_inputs(inference, request, max_tensor_bytes=max_tensor_bytes)
+    prepare_inputs(inference, request, kept=kept)
     return request
 
 
-def prepare_inputs(inference: Inference, request: InferRequest, *, max_tensor_bytes: int) -> None:
+def prepare_inputs(inference: Inference, request: InferRequest, *, kept: Kept) -> None:
     """Write the inputs of a request for the log, while they are in the nearest caches."""
     served, prepared = inference.served, Prepared()
     prepared.logged_inputs = tensor_records(
         served.input_heads,
         request.inputs,
         request.fragments,
-        max_bytes=max_tensor_bytes,
+        kept=kept,
         redacted=served.redacted,
         redacted_columns=served.redacted_columns,
     )
@@ -300,7 +300,7 @@ def are_slow_to_answer(inferences: Sequence[Inference]) -> bool:
     return compressed > SLOW_PLAIN_BYTES or worded > SLOW_JSON_BYTES or rest > SLOW_BINARY_BYTES
 
 
-def prepare_answers(inferences: Sequence[Inference], *, max_tensor_bytes: int) -> None:
+def prepare_answers(inferences: Sequence[Inference], *, kept: Kept) -> None:
     """Write the outputs of requests that shared a run, for their callers and for the log."""
     run = inferences[0].run
     if run is not None:
@@ -309,13 +309,13 @@ def prepare_answers(inferences: Sequence[Inference], *, max_tensor_bytes: int) -
         if inference.failure is not None:
             continue
         try:
-            _prepare_answer(inference, max_tensor_bytes=max_tensor_bytes)
+            _prepare_answer(inference, kept=kept)
         except Exception as fault:
             # Whatever slips through every check fails its own request, and nobody else's.
             inference.give_up(fault)
 
 
-def _prepare_answer(inference: Inference, *, max_tensor_bytes: int) -> None:
+def _prepare_answer(inference: Inference, *, kept: Kept) -> None:
     outputs, said = inference.outputs, inference.said()
     large = [output.nbytes > SLOW_PLAIN_BYTES for output in outputs]
     flats: list[bytes | None] = [None] * len(outputs)
@@ -326,7 +326,7 @@ def _prepare_answer(inference: Inference, *, max_tensor_bytes: int) -> None:
         inference.served.output_heads,
         outputs,
         [None if large[position] else flat for position, flat in enumerate(flats)],
-        max_bytes=max_tensor_bytes,
+        kept=kept,
     )
     prepared.answer = inference.outputs_of(flats)
     inference.prepared = prepared

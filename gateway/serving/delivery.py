@@ -28,7 +28,14 @@ from gateway.serving.answers import status_of
 from gateway.serving.aside import SideThread, are_slow_to_answer, prepare_answers
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_alone
-from gateway.serving.records import is_sampled_out, prediction_record, record_time, sampling_of, tensor_records
+from gateway.serving.records import (
+    Kept,
+    is_sampled_out,
+    prediction_record,
+    record_time,
+    sampling_of,
+    tensor_records,
+)
 from gateway.serving.room import Room
 from gateway.serving.stencil import Stencil
 from gateway.telemetry.cells import CellFile
@@ -64,8 +71,8 @@ class Delivery:
         Of the spool, where an answer leaves only when its record would survive a power loss.
     blocks : bool
         Without a record there is no answer (`spool.full = "block"`).
-    max_tensor_bytes : int
-        Larger tensors are logged as digest and summary.
+    kept : Kept
+        Of tensors, by the log.
     """
 
     def __init__(
@@ -77,7 +84,7 @@ class Delivery:
         answers: Room,
         commit: GroupCommit | None,
         blocks: bool,
-        max_tensor_bytes: int,
+        kept: Kept,
     ) -> None:
         self._spool = spool
         self._cells = cells
@@ -85,7 +92,7 @@ class Delivery:
         self._answers = answers
         self._commit = commit
         self._blocks = blocks
-        self._max_tensor_bytes = max_tensor_bytes
+        self._kept = kept
         self._boot = spool.boot.encode()
         self._apart: set[tuple[str, int]] = set()
         self._spooled = cells.counter("gateway_log_events_total", {"state": "spooled"})
@@ -101,7 +108,7 @@ class Delivery:
         """Log finished requests of one version in one write, then release their answers."""
         if inferences and are_slow_to_answer(inferences):
             self._hold(inferences)
-            prepare = partial(prepare_answers, inferences, max_tensor_bytes=self._max_tensor_bytes)
+            prepare = partial(prepare_answers, inferences, kept=self._kept)
             self._side.write(prepare, partial(self._prepared, inferences))
             return
         now = time.perf_counter()
@@ -306,7 +313,7 @@ class Delivery:
                 ]
                 body = inference.body_of(event_id, inference.outputs_of(flats))
                 if sampled:
-                    outputs = tensor_records(served.output_heads, results, flats, max_bytes=self._max_tensor_bytes)
+                    outputs = tensor_records(served.output_heads, results, flats, kept=self._kept)
         else:
             error = str(failure)
             status = status_of(failure) if failure else 500
@@ -318,7 +325,7 @@ class Delivery:
                 served.input_heads,
                 inference.inputs,
                 inference.fragments,
-                max_bytes=self._max_tensor_bytes,
+                kept=self._kept,
                 redacted=served.redacted,
                 redacted_columns=served.redacted_columns,
             )

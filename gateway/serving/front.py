@@ -45,6 +45,7 @@ from gateway.serving.aside import (
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
+from gateway.serving.records import Kept
 from gateway.serving.room import Held, Room
 from gateway.serving.version import ServedVersion
 from gateway.settings import Settings
@@ -92,6 +93,7 @@ class Front:
         self.bodies = _room(settings.limits.max_held_body_bytes, "request bodies", "max_held_body_bytes")
         self.answers = _room(settings.limits.max_held_answer_bytes, "answers", "max_held_answer_bytes")
         self.arena = open_arena(settings.engine.shared_memory_bytes)
+        self._kept = Kept(settings.log.max_tensor_bytes, digests=settings.log.tensor_digests)
         most_seconds = settings.limits.max_queue_wait_ms / 1000
         self._side = SideThread(max_wait_seconds=most_seconds)
         self._turns = Turns(max_wait_seconds=most_seconds)
@@ -102,7 +104,7 @@ class Front:
             answers=self.answers,
             commit=commit,
             blocks=settings.spool.full == "block",
-            max_tensor_bytes=settings.log.max_tensor_bytes,
+            kept=self._kept,
         )
         self.draining = False
         self.revision = -1
@@ -125,7 +127,6 @@ class Front:
         self._refused: list[Inference] = []
         self._reading: set[Inference] = set()  # whose bodies are not read at once
         self._max_body_bytes = settings.limits.max_body_bytes
-        self._max_tensor_bytes = settings.log.max_tensor_bytes
         self._timeout_seconds = settings.limits.request_timeout_ms / 1000
         self._blocks = settings.spool.full == "block"
 
@@ -300,7 +301,7 @@ class Front:
             gateway=self.name,
             cells=self.cells,
             limits=self._limits,
-            max_logged_bytes=self._max_tensor_bytes,
+            max_logged_bytes=self._kept.max_bytes,
         )
         served.lane = Lane(
             model,
@@ -374,20 +375,19 @@ class Front:
         else:
             request = inference.read(served.decoder)
             if inference.held_body is not None and not request.plain and served.sample >= 1:
-                prepare_inputs(inference, request, max_tensor_bytes=self._max_tensor_bytes)
+                prepare_inputs(inference, request, kept=self._kept)
             self._take(inference, request)
         inference.queued_at = time.perf_counter()
         served.lane.submit(inference)
 
     def _read_slowly(self, inference: Inference) -> None:
         self._limit_time(inference)
-        most, held = self._max_tensor_bytes, self._hold_compressed(inference)
-        then = partial(self._go_on, inference, held)
-        turns = reading_in_turns(inference, max_tensor_bytes=most, arena=self.arena)
+        then = partial(self._go_on, inference, self._hold_compressed(inference))
+        turns = reading_in_turns(inference, kept=self._kept, arena=self.arena)
         if turns is not None:
             self._turns.read(inference, turns, then)
         else:
-            read = partial(read_aside, inference, max_bytes=self._max_body_bytes, max_tensor_bytes=most)
+            read = partial(read_aside, inference, max_bytes=self._max_body_bytes, kept=self._kept)
             self._side.read(inference, read, then)
         self._reading.add(inference)
 

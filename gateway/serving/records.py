@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -20,6 +20,7 @@ from gateway.protocol.encode import encode_flat
 from gateway.serving.summary import digest_of, summary_of
 
 __all__ = (
+    "Kept",
     "feedback_record",
     "is_sampled_out",
     "prediction_head",
@@ -33,6 +34,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # The last key of its record, so that it can be told from what a caller wrote.
 _SAMPLED_OUT = b',"sampled":false'
+
+
+class Kept(NamedTuple):
+    """What the log keeps of a tensor: its elements up to `max_bytes`, counted as in binary, beyond them a summary.
+
+    Beside the summary stands a digest of the elements, unless `digests` is off.
+    """
+
+    max_bytes: int
+    digests: bool = True
 
 
 def record_time(seconds: float) -> bytes:
@@ -128,7 +139,7 @@ def tensor_records(
     arrays: Sequence[Array],
     flats: Sequence[bytes | None],
     *,
-    max_bytes: int,
+    kept: Kept,
     redacted: frozenset[int] = frozenset(),
     redacted_columns: Mapping[int, dict[str, int]] = MappingProxyType({}),
 ) -> bytes:
@@ -140,8 +151,8 @@ def tensor_records(
         From `tensor_head`.
     flats : sequence of bytes or None
         The elements as a JSON array where that text is known already.
-    max_bytes : int
-        A tensor with more bytes, as counted in binary, is logged as digest and summary.
+    kept : Kept
+        Of larger tensors.
     redacted : set of int
         Positions of tensors whose content must not be logged.
     redacted_columns : mapping of int to dict
@@ -154,12 +165,12 @@ def tensor_records(
         if position in redacted:
             parts.append(b'%b%b],"redacted":true}' % (heads[position], shown))
         elif position in redacted_columns:
-            rest = _without_columns(array, redacted_columns[position], max_bytes=max_bytes)
+            rest = _without_columns(array, redacted_columns[position], max_bytes=kept.max_bytes)
             parts.append(b"%b%b],%b" % (heads[position], shown, rest))
-        elif (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > max_bytes:
-            # The summary first: BLAKE3 reads in sixteen places at once, which is slow unless all of it is in a near cache.
+        elif (array.nbytes if array.dtype.kind != "O" else len(pack_strings(array))) > kept.max_bytes:
+            # The summary first: BLAKE3 reads in sixteen places at once, which is slow unless they are in a near cache.
             summary = summary_of(array)
-            content = {"digest": digest_of(array), "summary": summary}
+            content = {"digest": digest_of(array), "summary": summary} if kept.digests else {"summary": summary}
             parts.append(b"%b%b],%b" % (heads[position], shown, orjson.dumps(content)[1:]))
         else:
             flat = flats[position]

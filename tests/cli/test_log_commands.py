@@ -26,7 +26,14 @@ from gateway.predictions.spool import SpoolWriter
 from gateway.predictions.versions import open_version
 from gateway.protocol.datatypes import TensorSpec
 from gateway.protocol.encode import tensor_head
-from gateway.serving.records import feedback_record, prediction_head, prediction_record, record_time, tensor_records
+from gateway.serving.records import (
+    Kept,
+    feedback_record,
+    prediction_head,
+    prediction_record,
+    record_time,
+    tensor_records,
+)
 from gateway.settings import SpoolSettings
 from tests.clients.environments import client_python
 
@@ -60,8 +67,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 status=200,
                 rows=1,
                 timings=(1, 2, 3),
-                inputs=tensor_records(HEADS[:1], [row], [None], max_bytes=4096),
-                outputs=tensor_records(HEADS[1:], [answer], [None], max_bytes=4096),
+                inputs=tensor_records(HEADS[:1], [row], [None], kept=Kept(4096)),
+                outputs=tensor_records(HEADS[1:], [answer], [None], kept=Kept(4096)),
                 parameters={},
                 request_id=None,
                 key=None,
@@ -188,7 +195,7 @@ def late_prediction(state: Path, *, time: float) -> None:
         rows=1,
         timings=(1, 2, 3),
         inputs=tensor_records(
-            [tensor_head(TensorSpec("late", "FP32", (-1, 1)))], [np.ones((1, 1), "f4")], [None], max_bytes=4096
+            [tensor_head(TensorSpec("late", "FP32", (-1, 1)))], [np.ones((1, 1), "f4")], [None], kept=Kept(4096)
         ),
         outputs=b"[]",
         parameters={},

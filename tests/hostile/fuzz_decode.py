@@ -45,11 +45,11 @@ class Target:
         from gateway.protocol.decode import RequestDecoder
         from gateway.protocol.encode import tensor_head
         from gateway.protocol.errors import CallerError
-        from gateway.serving.records import tensor_records
+        from gateway.serving.records import Kept, tensor_records
 
         self.refusal = CallerError
         self._slices = slices
-        self._records, self._head = tensor_records, tensor_head
+        self._records, self._kept, self._head = tensor_records, Kept(1 << 16), tensor_head
         outputs = (TensorSpec("x", "FP32", (-1,)), TensorSpec("y", "BYTES", (-1, 2)))
         shapes = (
             (("x", "FP32", (-1, 3)),),
@@ -98,7 +98,7 @@ class Target:
     def _check(self, request: Any, choice: int) -> None:
         specs = self.signatures[choice].inputs
         heads = [self._head(spec) for spec in specs]
-        logged = json.loads(self._records(heads, request.inputs, request.fragments, max_bytes=1 << 16))
+        logged = json.loads(self._records(heads, request.inputs, request.fragments, kept=self._kept))
         json.dumps(request.parameters, allow_nan=False).encode()
         for spec, array, fragment, tensor in zip(specs, request.inputs, request.fragments, logged, strict=True):
             if len(array.shape) != len(spec.shape) or tensor["shape"] != list(array.shape):

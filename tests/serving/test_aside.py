@@ -19,6 +19,7 @@ from gateway.protocol.errors import CallerError, Overloaded
 from gateway.protocol.slices import CutTensor
 from gateway.serving import aside
 from gateway.serving.inference import Inference
+from gateway.serving.records import Kept
 from tests.serving.fronts import Door, door, post, read_answer
 
 ROWS = 60_000
@@ -417,7 +418,7 @@ async def test_nobody_reads_on_for_a_caller_who_has_left(tmp_path: Path, monkeyp
     async with door(tmp_path) as d:
         inference = Inference(None, "m")  # type: ignore[arg-type]
         inference.served, inference.body = d.front.version("m", None), [LARGE]
-        steps = aside.reading_in_turns(inference, max_tensor_bytes=4)
+        steps = aside.reading_in_turns(inference, kept=Kept(4))
         assert steps is not None
         next(steps)
         inference.abandoned = True

@@ -118,6 +118,20 @@ def test_a_large_body_is_redacted_as_a_small_one(tmp_path: Path) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("digests", [True, False])
+def test_large_inputs_and_outputs_have_a_digest_unless_the_setting_says_otherwise(
+    tmp_path: Path, digests: bool
+) -> None:
+    async def test() -> None:
+        async with door(tmp_path, log={"max_tensor_bytes": 4, "tensor_digests": digests}) as d:
+            await d.send(post(), read=1)
+            [record] = d.log()
+            for tensor in record["inputs"] + record["outputs"]:
+                assert ("digest" in tensor) is digests and tensor["summary"]["count"] and "data" not in tensor
+
+    run(test)
+
+
 def test_records_of_every_sort_are_what_the_committed_schemas_say(tmp_path: Path) -> None:
     python = client_python("jsonschema", "jsonschema==4.25.1")
     options = {"logging": {"sample": 0.5, "redact_columns": {"x": {"income": 1}}}}

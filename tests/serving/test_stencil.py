@@ -24,6 +24,7 @@ from gateway.routing.table import Choice, Route
 from gateway.serving import delivery
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
+from gateway.serving.records import Kept
 from gateway.serving.room import Room
 from gateway.serving.version import ServedVersion
 from gateway.settings import load_settings
@@ -49,7 +50,7 @@ class _Front:
             answers=Room(2**20, full=""),
             commit=None,
             blocks=True,
-            max_tensor_bytes=1000,
+            kept=Kept(1000),
         )
         self.served = ServedVersion(
             "m%d", 2, digest="sha256:00", gateway="g%1", cells=self.cells, limits=Limits(), max_logged_bytes=1000

@@ -20,7 +20,7 @@ from gateway.protocol.binary import texts_of
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.server import GrpcServer
-from gateway.serving.records import tensor_records
+from gateway.serving.records import Kept, tensor_records
 from tests.engines import save_model
 from tests.serving.callers import SERVICE, TwoDoors, binary_outputs, binary_post, outputs_of, request_of
 from tests.serving.fronts import door, post
@@ -165,7 +165,7 @@ async def test_strings_of_an_engine_that_are_none_fail_their_own_request(tmp_pat
 def test_a_record_of_packed_strings_is_that_of_any_others() -> None:
     for most in (10, 10**6):
         plain, packed = (
-            tensor_records([b'{"name":"x","datatype":"BYTES","shape":['], [texts], [None], max_bytes=most)
+            tensor_records([b'{"name":"x","datatype":"BYTES","shape":['], [texts], [None], kept=Kept(most))
             for texts in (WORDS, texts_of(WORDS.tolist()))
         )
         assert plain == packed and json.loads(plain)
