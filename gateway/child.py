@@ -90,8 +90,9 @@ class Child:
             self.started = time.monotonic()
             try:
                 with ctrl_c_blocked():
+                    # -P: what lies in the current directory is no code of ours.
                     self.process = await asyncio.create_subprocess_exec(
-                        sys.executable, "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
+                        sys.executable, "-P", "-m", *self._arguments, stdin=asyncio.subprocess.DEVNULL, env=environment
                     )
             except OSError as error:
                 if not refused:

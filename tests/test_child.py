@@ -5,6 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from gateway.child import Child
 
 PROGRAM = """
@@ -40,3 +42,21 @@ async def test_ctrl_c_does_not_reach_a_child_that_is_still_starting(tmp_path: Pa
             await asyncio.sleep(0.01)
     assert statuses == [7, 7], "told by Ctrl-C, it would end before it follows"
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "the supervisor takes Ctrl-C itself"
+
+
+async def test_a_child_runs_nothing_that_lies_in_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    over = asyncio.Event()
+    statuses: list[int] = []
+
+    def ended(child: Child, status: int) -> None:
+        child.stopping = True
+        statuses.append(status)
+        over.set()
+
+    Child("apart", ["random"], ended=ended).start()
+    await asyncio.wait_for(over.wait(), 20)
+    assert statuses == [0], "the library's random tests itself"

@@ -113,7 +113,7 @@ class GatewayProcess:
             return self._process.wait(STOP_SECONDS)
 
     def _launch(self) -> None:
-        command = [sys.executable, "-m", "gateway", "serve"]
+        command = [sys.executable, "-P", "-m", "gateway", "serve"]
         command += ["--config", str(self._folder / "gateway.toml"), "--models", str(self._folder / "models")]
         command += ["--state-dir", str(self.state_dir)]
         for name in ("http", "grpc", "metrics", "admin"):

@@ -161,7 +161,9 @@ def open_engine(
     """
     with tempfile.TemporaryDirectory(prefix="gateway-engine-") as folder:
         socket_path = Path(folder) / "engine.sock"
-        command = [sys.executable, "-m", "gateway.engine", os.fspath(model_file), os.fspath(socket_path), str(threads)]
+        # -P: what lies in the current directory is no code of ours.
+        command = [sys.executable, "-P", "-m", "gateway.engine"]
+        command += [os.fspath(model_file), os.fspath(socket_path), str(threads)]
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid())}
         with open(Path(folder) / "errors", "w+b") as errors:
             process = subprocess.Popen(  # noqa: S603

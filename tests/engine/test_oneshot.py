@@ -26,6 +26,13 @@ def test_a_failing_run_is_told_apart_from_a_dead_engine(tmp_path: Path) -> None:
         assert engine.run({"a": np.array([6]), "b": np.array([3])})["y"].tolist() == [2]
 
 
+def test_what_lies_in_the_current_directory_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    with open_engine(save_doubler(tmp_path / "m.onnx")) as engine:
+        assert engine.run({"x": np.ones((1, 3), "f4")})["y"].tolist() == [[2, 2, 2]]
+
+
 @pytest.mark.promise("P5")
 def test_an_input_that_crashes_the_runtime_ends_only_the_engine(tmp_path: Path) -> None:
     with open_engine(save_divider(tmp_path / "m.onnx")) as engine, pytest.raises(EngineGone):
