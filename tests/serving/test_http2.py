@@ -365,6 +365,19 @@ async def test_a_table_that_was_made_nothing_and_large_again_is_what_its_client_
         assert echo.exchanges[-1].head.metadata == ((b"name", b"value"),)
 
 
+@pytest.mark.parametrize("path", ["/echo", "/early", "/9"])
+async def test_a_client_that_keeps_a_smaller_table_is_told_that_none_is_used(path: str) -> None:
+    async with echo_server() as echo, wire(echo.port) as client:
+        client.write(client.request())
+        await client.answer(1)
+        for size in (0, 4096, 10):
+            client.write(settings_frame({Setting.HEADER_TABLE_SIZE: size, Setting.INITIAL_WINDOW_SIZE: 5}))
+            await client.settled()
+            client.decoder.max_allowed_table_size = size
+            client.write(client.request(path), window_update(client.next - 2, 99))
+            await client.answer(client.next - 2)
+
+
 async def test_an_answer_waits_for_its_windows_and_holds_nothing_once_it_was_taken() -> None:
     async with echo_server() as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 10}) as client:
         client.write(client.request("/30000"))

@@ -16,10 +16,13 @@ from hpack.table import HeaderTable
 
 from gateway.serving.grpc.frames import ConnectionFault, ErrorCode
 
-__all__ = ("FieldReader", "Fields", "Malformed", "block", "check_fields", "message_text", "size_of")
+__all__ = ("NO_TABLE", "FieldReader", "Fields", "Malformed", "block", "check_fields", "message_text", "size_of")
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Head = TypeVar("Head")
+
+NO_TABLE = b"\x20"
+"""Before a block: no table is kept, as its reader allows a smaller one now (RFC 7541, section 4.2)."""
 
 _KEPT_BLOCKS = 8
 _SHORT_BLOCK = 512

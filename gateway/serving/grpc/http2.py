@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from gateway.serving.grpc import frames
-from gateway.serving.grpc.fields import FieldReader, Fields, Malformed, check_field
+from gateway.serving.grpc.fields import NO_TABLE, FieldReader, Fields, Malformed, check_field
 from gateway.serving.grpc.frames import (
     ACK,
     END_HEADERS,
@@ -49,6 +49,7 @@ FRAMES_AT_ONCE = 256
 """Of one client in one pass of the loop."""
 
 _DEFAULT_WINDOW = 65_535
+_DEFAULT_TABLE = 4096
 _FRAME_BYTES = range(2**14, 2**24)
 _HTTP1 = b"""HTTP/1.1 400 Bad Request\r
 content-type: application/json\r
@@ -422,6 +423,8 @@ class Http2Connection(Outgoing, Generic[Head]):
             if value not in _FRAME_BYTES:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the size of frames is out of range")
             self._frame_bytes = min(value, MAX_FRAME_BYTES)
+        elif name == Setting.HEADER_TABLE_SIZE and value < _DEFAULT_TABLE:
+            self._resize = NO_TABLE
         elif name == Setting.ENABLE_PUSH and value > 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "pushing is on or off")
 

@@ -70,6 +70,7 @@ class Outgoing(asyncio.Protocol):
         self._resets: deque[int] = deque(maxlen=KEPT_RESETS)
         self._window = self._stream_window = _DEFAULT_WINDOW
         self._frame_bytes = _LEAST_FRAME_BYTES
+        self._resize = b""  # what the next block of fields begins with
         self._waiting: dict[int, Stream] = {}  # for a window
         self._waiting_bytes = 0
         self._untaken: Held | None = None
@@ -123,9 +124,9 @@ class Outgoing(asyncio.Protocol):
             self._window -= size
             self._sent += size
             parts = (
-                frame(HEADERS, END_HEADERS, number, head),
+                self.fields(number, head),
                 frame(DATA, 0, number, content),
-                frame(HEADERS, END_HEADERS | END_STREAM, number, tail),
+                self.fields(number, tail, END_STREAM),
             )
             self.write(b"".join(parts))
             self._finish(stream)
@@ -141,6 +142,12 @@ class Outgoing(asyncio.Protocol):
         self._transport.write(frames)
         if self._write_paused:
             self._hold_untaken()
+
+    def fields(self, number: int, block: bytes, flags: int = 0) -> bytes:
+        """The frame of a block of fields, to be written next."""
+        if self._resize:
+            block, self._resize = self._resize + block, b""
+        return frame(HEADERS, END_HEADERS | flags, number, block)
 
     def send(self, stream: Stream, content: bytes) -> None:
         """Write content of an answer, now or when there is a window for it."""
@@ -174,7 +181,7 @@ class Outgoing(asyncio.Protocol):
             if waited:
                 stream.exchange.drained()
         else:
-            self.write(frame(HEADERS, END_HEADERS | END_STREAM, stream.number, stream.tail))
+            self.write(self.fields(stream.number, stream.tail, END_STREAM))
             self._finish(stream)
 
     def give_back(self, stream: Stream) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from gateway.serving.grpc.frames import END_HEADERS, HEADERS, frame
 from gateway.serving.room import Held
 
 __all__ = ("STREAM_WINDOW", "Exchange", "RequestHead", "Stream", "Writer")
@@ -41,6 +40,7 @@ class Writer(Protocol):
     """The connection, as its streams know it."""
 
     def write(self, frames: bytes) -> None: ...
+    def fields(self, number: int, block: bytes) -> bytes: ...
     def answer(self, stream: Stream, head: bytes, content: bytes, tail: bytes) -> None: ...
     def send(self, stream: Stream, content: bytes) -> None: ...
     def push(self, stream: Stream) -> None: ...
@@ -82,7 +82,7 @@ class Stream:
     def begin(self, head: bytes) -> None:
         """Begin an answer with a block of fields."""
         if not self.finished:
-            self._connection.write(frame(HEADERS, END_HEADERS, self.number, head))
+            self._connection.write(self._connection.fields(self.number, head))
 
     def send(self, content: bytes) -> None:
         """Send content of an answer that was begun, as soon as the client has room for it."""
