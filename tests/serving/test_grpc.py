@@ -801,6 +801,16 @@ async def test_a_call_that_is_reset_in_the_read_that_brought_it_leaves_nothing(t
         assert not two.front.bodies.held_bytes
 
 
+async def test_a_stream_that_is_stopped_while_a_message_is_inflated_in_vain_ends(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        await client.settled()
+        (connection,) = two.server.connections
+        head = client.head(client.number(), SERVICE + "ModelStreamInfer", ("grpc-encoding", "gzip"))
+        connection.data_received(head + in_frames(1, b"\1\0\0\0\3abc"))
+        two.server._service.close()
+        assert "the gateway is shutting down" in await ending(client)
+
+
 async def test_requests_of_a_stream_wait_as_they_came_and_count_together(tmp_path: Path) -> None:
     async with two_doors(tmp_path) as two, wire(two.server.port) as client:
         two.engine.hold.clear()

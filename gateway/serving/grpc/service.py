@@ -143,7 +143,7 @@ class StreamCall(Call):
             self._ending = status_of_error(error)  # the error itself would keep the call, and the call it
             self._deframer.clear()
             self.held = None
-            self._go_on()
+        self._go_on()
 
     def answered(self, inference: Inference) -> None:
         """Write what may leave."""
