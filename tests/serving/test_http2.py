@@ -24,7 +24,7 @@ from gateway.serving.grpc.frames import (
 )
 from gateway.serving.grpc.http2 import FRAMES_AT_ONCE
 from gateway.serving.grpc.outgoing import MAX_FRAME_BYTES, MAX_STREAMS, MAX_STRIKES
-from gateway.serving.grpc.stream import STREAM_WINDOW
+from gateway.serving.grpc.stream import STREAM_WINDOW, Stream
 from tests.serving.callers import until
 from tests.serving.wire import EchoServer, Wire, echo_server, wire
 
@@ -418,6 +418,30 @@ async def test_answers_that_no_client_takes_are_bounded_together() -> None:
             await client.end()
         await until(lambda: not echo.connections)
         is_left_clean(echo)
+
+
+async def test_a_flood_of_wider_windows_costs_no_look_at_answers_that_wait_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with echo_server() as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 0}) as client:
+        for _ in range(MAX_STREAMS):
+            client.write(client.request("/70000"))
+        number = client.next - 2
+        client.write(window_update(number, 70_000))
+        await client.settled()
+        (connection,) = echo.connections
+        pushed, push = [], connection.push
+
+        def count(stream: Stream) -> None:
+            pushed.append(stream.number)
+            push(stream)
+
+        monkeypatch.setattr(connection, "push", count)
+        client.write(*[window_update(0, 10)] * 1000)
+        await client.answer(number)
+        assert set(pushed) == {number} and len(pushed) < 1000
+        client.write(window_update(1, 70_000), window_update(0, 70_000))
+        assert await client.answer(1) == bytes(70_000)
 
 
 async def test_more_content_than_a_window_takes_ends_its_stream() -> None:

@@ -378,10 +378,12 @@ class Http2Connection(Outgoing, Generic[Head]):
         if number == 0:
             if not more:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a window is widened by nothing")
+            exhausted = not self._window
             self._window += more
             if self._window > LARGEST_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is too wide")
-            self._push_all()
+            if exhausted:
+                self._push_all()
             return
         stream = self._streams.get(number)
         if stream is None:

@@ -195,7 +195,7 @@ class Outgoing(asyncio.Protocol):
         for stream in list(self._waiting.values()):
             if self._write_paused or self._window <= 0:
                 return
-            if not stream.finished:
+            if stream.window > 0 and not stream.finished:
                 self.push(stream)
         self._let_go()
 
