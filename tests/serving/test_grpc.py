@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.internal.encoder import _VarintBytes as varint
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ from gateway.serving.grpc import frames
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.errors import CODE_OF
 from gateway.serving.grpc.framing import framed
-from gateway.serving.grpc.requests import read_request
+from gateway.serving.grpc.requests import outline_of, read_request
 from gateway.serving.grpc.service import STEPS_AT_ONCE
 from gateway.serving.grpc.tensors import FIELD_OF, put_outputs
 from tests.serving.callers import (
@@ -758,6 +760,54 @@ LARGE = framed(request_of({"x": ("FP32", np.ones((60_000, 3), "f4"))}).Serialize
 UNKNOWN = framed(request_of({"x": ("FP32", np.ones((60_000, 3), "f4"))}, model="nope").SerializeToString())
 PACKED = gzip.compress(np.random.default_rng(1).bytes(200_000) + bytes(14_000_000))
 COMPRESSED = b"\1" + len(PACKED).to_bytes(4, "big") + PACKED
+
+
+TENSOR = b"\x2a\x05\x0a\x01x\x1a\0"  # one input
+NESTED = b"\x2a\xe0\x5d" + b"\x22\0" * 6000  # one with that many parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ModelInfer", b"\x0a\1m" + b"\x2a\0" * 40_000),
+        ("ModelInfer", b"\x0a\1m" + b"\x32\0" * 40_000),
+        ("ModelInfer", b"\x0a\1m" + b"\x3a\0" * 40_000),
+        ("ModelInfer", b"\x0a\1m" + TENSOR * 10_000),
+        ("ModelInfer", b"\x0a\1m" + NESTED * 6),
+        ("ModelInfer", b"\x0a\1m" + b"\x28\1" * 40_000),
+        ("RepositoryModelLoad", b"\x1a\0" * 40_000),
+    ],
+)
+@pytest.mark.promise("P7")
+async def test_a_message_of_many_small_fields_is_refused_before_it_is_parsed(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    async with two_doors(tmp_path) as two:
+        with pytest.raises(grpc.aio.AioRpcError, match="the message has more than 10000 fields") as refused:
+            await asyncio.wait_for(two.channel.unary_unary(SERVICE + name)(content), 10)
+        await two.call("ModelInfer", row())
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 3, 5, 7, 99]), st.binary(max_size=9))))
+def test_the_outline_of_a_message_is_what_it_says_once_it_is_parsed(fields: list[tuple[int, bytes]]) -> None:
+    content = b"".join([varint(number << 3 | 2) + varint(len(value)) + value for number, value in fields])
+    try:
+        message = messages.ModelInferRequest.FromString(content)
+    except DecodeError:
+        return
+    said = message.model_name, message.model_version, message.id, bool(message.raw_input_contents)
+    assert outline_of(content) == said
+
+
+async def test_a_large_message_that_cannot_be_parsed_fails_like_any_other_request(tmp_path: Path) -> None:
+    content = b"\x0a\1m\x2a\3\x0a\1\xff\x3a\xa0\x8d\6" + bytes(100_000)
+    async with two_doors(tmp_path) as two:
+        with pytest.raises(grpc.aio.AioRpcError, match="the message is no ModelInferRequest") as refused:
+            await asyncio.wait_for(two.channel.unary_unary(SERVICE + "ModelInfer")(content), 10)
+        (record,) = two.http.log()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (record["status"], record["error"]) == (400, "the message is no ModelInferRequest")
 
 
 @pytest.mark.parametrize("name", ["ModelInfer", "ModelStreamInfer"])

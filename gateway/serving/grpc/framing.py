@@ -1,19 +1,27 @@
 """Messages, and how they stand in the body of a call: a byte for whether it is compressed, its length, itself.
 
-Source: gRPC over HTTP/2, "Length-Prefixed-Message".
+Source: gRPC over HTTP/2, "Length-Prefixed-Message"; Protocol Buffers, "Encoding".
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from gateway.protocol.errors import BodyTooLarge, CallerError
+from gateway.serving.room import LARGE_BODY_BYTES
 
-__all__ = ("Deframer", "Framed", "framed", "parse")
+__all__ = ("MAX_FIELDS", "Deframer", "Framed", "fields_of", "framed", "parse")
+
+MAX_FIELDS = 10_000
+"""Of a large message and of its tensors: one of two bytes may take a hundred once it is parsed."""
 
 _PREFIX_BYTES = 5
+_VARINT, _LENGTH = 0, 2
+_FIXED = {1: 8, 5: 4}
+_MOST_VARINT = 10
 
 
 class Framed(NamedTuple):
@@ -109,10 +117,49 @@ def parse(kind: Any, content: bytes) -> Any:
     ------
     CallerError
     """
+    if len(content) > LARGE_BODY_BYTES:
+        for _ in fields_of(content, 0, len(content), left=iter(range(MAX_FIELDS)), kind=kind):
+            pass
     try:
         return kind.FromString(content)
     except DecodeError:
-        raise CallerError(f"the message is no {kind.DESCRIPTOR.name}") from None
+        raise _no_message(kind) from None
+
+
+def fields_of(
+    content: bytes, start: int, end: int, *, left: Iterator[int], kind: Any
+) -> Iterator[tuple[int, int, int]]:
+    """Tag of each field of a message, and from where to where its value goes, without parsing any.
+
+    Parameters
+    ----------
+    left : iterator
+        Gives something for each field that there may still be.
+    kind : class
+        Of the message, for error texts.
+
+    >>> list(fields_of(bytes((0x0A, 2, 7, 7, 0x10, 1)), 0, 6, left=iter(range(9)), kind=None))
+    [(10, 2, 4), (16, 5, 6)]
+
+    Raises
+    ------
+    CallerError
+    """
+    while start < end:
+        if next(left, None) is None:
+            raise CallerError(f"the message has more than {MAX_FIELDS} fields")
+        tag, start = _varint(content, start, kind)
+        if tag & 7 == _LENGTH:
+            size, start = _varint(content, start, kind)
+            after = start + size
+        elif tag & 7 == _VARINT:
+            _, after = _varint(content, start, kind)
+        else:
+            after = start + _FIXED.get(tag & 7, len(content))
+        if after > end:
+            raise _no_message(kind)
+        yield tag, start, after
+        start = after
 
 
 def framed(message: bytes) -> bytes:
@@ -122,3 +169,16 @@ def framed(message: bytes) -> bytes:
     b'\\x00\\x00\\x00\\x00\\x02ab'
     """
     return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def _varint(content: bytes, at: int, kind: Any) -> tuple[int, int]:
+    value = 0
+    for place, byte in enumerate(content[at : at + _MOST_VARINT]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    raise _no_message(kind)
+
+
+def _no_message(kind: Any) -> CallerError:
+    return CallerError(f"the message is no {kind.DESCRIPTOR.name}")

@@ -23,10 +23,11 @@ from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.fields import Fields
 from gateway.serving.grpc.framing import parse
 from gateway.serving.grpc.head import ok_tail
-from gateway.serving.grpc.requests import is_finite, read_request
+from gateway.serving.grpc.requests import Outline, is_finite, outline_of, read_request
 from gateway.serving.grpc.tensors import put_outputs
 from gateway.serving.head import read_gateway_header
 from gateway.serving.inference import Connection, Inference, path_pin
+from gateway.serving.room import LARGE_BODY_BYTES
 
 __all__ = ("GrpcInference", "UsualMessages", "shown_name")
 
@@ -142,6 +143,7 @@ class GrpcInference(Inference):
 
     has_stencil = False
     raw: bool = False
+    _sends_raw: bool = True  # where it is large
     response: bytes | None = None
     refusal: GatewayError | None = None
     tail: bytes = b""
@@ -158,10 +160,16 @@ class GrpcInference(Inference):
             super().__init__(connection, known.model)
             self._given_version = known.version
         else:
-            self._message = message = parse(messages.ModelInferRequest, content)
-            super().__init__(connection, shown_name(message.model_name))
-            self._given_version = message.model_version
-            self.given_id = message.id[:MAX_GIVEN_ID]
+            said: Outline | messages.ModelInferRequest
+            if len(content) > LARGE_BODY_BYTES:
+                # It may wait, and parsed it is many times as large.
+                said = outline_of(content)
+                self._sends_raw = said.is_raw
+            else:
+                said = self._message = parse(messages.ModelInferRequest, content)
+            super().__init__(connection, shown_name(said.model_name))
+            self._given_version = said.model_version
+            self.given_id = said.id[:MAX_GIVEN_ID]
         self.size = len(content)
 
     @property
@@ -204,8 +212,8 @@ class GrpcInference(Inference):
 
     @property
     def is_long(self) -> bool:
-        is_raw = self._message is None or len(self._message.raw_input_contents)
-        return self.size > (SLOW_BINARY_BYTES if is_raw and not self.served.takes_texts else SLOW_PLAIN_BYTES)
+        is_raw = self._sends_raw and not self.served.takes_texts
+        return self.size > (SLOW_BINARY_BYTES if is_raw else SLOW_PLAIN_BYTES)
 
     @property
     def is_worded(self) -> bool:

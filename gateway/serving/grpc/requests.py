@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +14,51 @@ from gateway.protocol.errors import CallerError
 from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import InferRequest
 from gateway.serving.grpc import inference_pb2 as messages
+from gateway.serving.grpc.framing import MAX_FIELDS, fields_of
 from gateway.serving.grpc.tensors import typed_tensor
 
-__all__ = ("is_finite", "read_request")
+__all__ = ("Outline", "is_finite", "outline_of", "read_request")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _SHARED_MEMORY = "shared_memory_region"
+_MODEL_NAME, _MODEL_VERSION, _ID, _INPUT, _OUTPUT, _RAW = [
+    messages.ModelInferRequest.DESCRIPTOR.fields_by_name[name].number << 3 | 2
+    for name in ("model_name", "model_version", "id", "inputs", "outputs", "raw_input_contents")
+]
+
+
+class Outline(NamedTuple):
+    """What of a `ModelInferRequest` is known before it is parsed."""
+
+    model_name: str
+    model_version: str
+    id: str
+    is_raw: bool
+
+
+def outline_of(content: bytes) -> Outline:
+    """The outline of a large message, which may be parsed at all then.
+
+    Raises
+    ------
+    CallerError
+    """
+    texts = {_MODEL_NAME: b"", _MODEL_VERSION: b"", _ID: b""}
+    is_raw = False
+    kind, left = messages.ModelInferRequest, iter(range(MAX_FIELDS))
+    for tag, start, end in fields_of(content, 0, len(content), left=left, kind=kind):
+        if tag in texts:
+            texts[tag] = content[start:end]
+        elif tag in (_INPUT, _OUTPUT):
+            for _ in fields_of(content, start, end, left=left, kind=kind):
+                pass
+        is_raw = is_raw or tag == _RAW
+    try:
+        name, version, given_id = [text.decode() for text in texts.values()]
+    except UnicodeDecodeError:
+        raise CallerError("the message is no ModelInferRequest") from None
+    return Outline(name, version, given_id, is_raw)
 
 
 def read_request(
