@@ -917,6 +917,18 @@ async def test_a_stream_that_waits_for_its_answers_is_not_ended_for_its_silence(
         assert (await client.answer(1)).count(b"stable") == 2
 
 
+async def test_the_deadline_of_a_stream_is_that_of_each_of_its_requests(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        two.engine.hold.clear()
+        client.write(client.head(client.number(), SERVICE + "ModelStreamInfer", ("grpc-timeout", "100S")))
+        await client.settled()
+        (stream,) = two.server._service.streams
+        stream.opened -= 99.9
+        client.write(in_frames(1, GOOD))
+        answer = await asyncio.wait_for(client.until(lambda frame: frame[0] == frames.DATA), 5)
+        assert b"did not answer in time" in answer[-1][3]
+
+
 async def test_calls_at_a_time_are_bounded_over_all_connections(tmp_path: Path) -> None:
     async with two_doors(tmp_path, limits={"max_queue_requests": 1}) as two:
         async with wire(two.server.port) as first, wire(two.server.port) as second:

@@ -262,7 +262,7 @@ class StreamCall(Call):
         inference.held_body = held
         self._under_way.append(inference)
         try:
-            self._service.accept(inference, self.head, opened=self._heard_at)
+            self._service.accept(inference, self.head, opened=self.opened)
         except Exception as fault:
             inference.refusal = ModelFailed(status_of_error(fault)[1])
 
