@@ -22,7 +22,6 @@ __all__ = (
     "check_version",
     "path_of",
     "read_field",
-    "read_gateway_header",
     "size_of",
     "without_upgrade",
 )
@@ -136,12 +135,15 @@ def without_upgrade(method: bytes, target: bytes, version: str, fields: list[tup
 
 
 def read_field(inference: Inference, name: bytes, value: bytes) -> None:
-    """Give an inference what one field of its head says; `name` in lower case. The first error is kept in it."""
+    """Give an inference what one field of its head, or of a call's metadata, says; `name` in lower case.
+
+    The first error is kept in it.
+    """
     try:
         if name == b"accept-encoding":
             inference.accepts = accepted_encoding(value)
         elif name != b"content-encoding":
-            read_gateway_header(inference, name, value)
+            _read_gateway_header(inference, name, value)
         elif inference.encoding is not None:
             raise EncodingNotSupported("more than one content-encoding is not supported")
         else:
@@ -151,13 +153,7 @@ def read_field(inference: Inference, name: bytes, value: bytes) -> None:
             inference.refused = error.with_traceback(None)
 
 
-def read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
-    """Read one `Gateway-*` request header; `name` in lower case. gRPC reads its metadata with it.
-
-    Raises
-    ------
-    CallerError
-    """
+def _read_gateway_header(inference: Inference, name: bytes, value: bytes) -> None:
     if name == b"gateway-routing-key":
         if len(value) > MAX_KEY_BYTES:
             raise CallerError(f"Gateway-Routing-Key is longer than {MAX_KEY_BYTES} bytes")

@@ -287,6 +287,17 @@ async def test_metadata_pins_a_version_and_must_be_right(tmp_path: Path) -> None
             assert (await two.refused("ModelInfer", row(), metadata=(metadata,)))[0] == code
 
 
+async def test_wrong_metadata_hides_nothing_of_what_stands_beside_it(tmp_path: Path) -> None:
+    metadata = (("gateway-timeout-ms", "soon"), ("gateway-version", "one"), ("gateway-routing-key", "ada"))
+    headers = "".join([f"{name}: {value}\r\n" for name, value in metadata]).encode()
+    async with two_doors(tmp_path) as two:
+        _, details = await two.refused("ModelInfer", row(), metadata=metadata)
+        _, _, answer = await http(two, post().replace(b"\r\n", b"\r\n" + headers, 1))
+        over_grpc, over_http = two.http.log()
+    assert details == answer["error"] == over_grpc["error"] and "Gateway-Timeout-Ms" in details
+    assert over_grpc["key"] == over_http["key"]
+
+
 async def test_a_timeout_in_metadata_ends_a_call_and_is_logged(tmp_path: Path) -> None:
     async with two_doors(tmp_path) as two:
         two.engine.hold.clear()

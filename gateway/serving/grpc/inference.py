@@ -25,7 +25,7 @@ from gateway.serving.grpc.framing import parse
 from gateway.serving.grpc.head import ok_tail
 from gateway.serving.grpc.requests import Outline, is_finite, outline_of, read_request
 from gateway.serving.grpc.tensors import put_outputs
-from gateway.serving.head import read_gateway_header
+from gateway.serving.head import read_field
 from gateway.serving.inference import Connection, Inference, path_pin
 from gateway.serving.room import LARGE_BODY_BYTES
 
@@ -179,13 +179,13 @@ class GrpcInference(Inference):
 
     def read_head(self, fields: Fields, seconds_left: float | None) -> None:
         """Take what stands beside the message: the version, the gateway's metadata, the call's deadline."""
-        try:
-            if self._given_version:
+        if self._given_version:
+            try:
                 self.pinned = path_pin(self.model, self._given_version.encode())
-            for name, value in fields:
-                read_gateway_header(self, name, value)
-        except GatewayError as error:
-            self.refused = error.with_traceback(None)
+            except GatewayError as error:
+                self.refused = error.with_traceback(None)
+        for name, value in fields:
+            read_field(self, name, value)
         if seconds_left is not None:
             allowed = max(1, int(seconds_left * 1000))
             self.timeout_ms = min(self.timeout_ms, allowed) if self.timeout_ms else allowed
