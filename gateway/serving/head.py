@@ -161,7 +161,7 @@ def _read_gateway_header(inference: Inference, name: bytes, value: bytes) -> Non
     elif name == b"gateway-version":
         pinned = parse_pin(value)
         if inference.pinned is not None and inference.pinned != pinned:
-            raise CallerError(f"the path asks for version {inference.pinned} and Gateway-Version for {pinned}")
+            raise CallerError(f"the request asks for version {inference.pinned} and Gateway-Version for {pinned}")
         inference.pinned = pinned
     elif name == b"gateway-timeout-ms":
         if not value.isdigit() or len(value) > 9 or int(value) == 0:

@@ -287,6 +287,12 @@ async def test_metadata_pins_a_version_and_must_be_right(tmp_path: Path) -> None
             assert (await two.refused("ModelInfer", row(), metadata=(metadata,)))[0] == code
 
 
+async def test_two_versions_are_refused_whichever_way_they_are_asked_for(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two:
+        refused = await two.refused("ModelInfer", row(model_version="1"), metadata=(("gateway-version", "2"),))
+    assert refused == ("INVALID_ARGUMENT", "the request asks for version 1 and Gateway-Version for 2")
+
+
 async def test_wrong_metadata_hides_nothing_of_what_stands_beside_it(tmp_path: Path) -> None:
     metadata = (("gateway-timeout-ms", "soon"), ("gateway-version", "one"), ("gateway-routing-key", "ada"))
     headers = "".join([f"{name}: {value}\r\n" for name, value in metadata]).encode()
