@@ -479,6 +479,56 @@ async def test_a_connection_whose_client_reads_nothing_ends_even_after_a_fault()
         assert not echo.connections
 
 
+@pytest.mark.parametrize("others", [0, 20])
+async def test_a_stream_whose_answer_is_not_taken_ends_and_its_connection_goes_on(others: int) -> None:
+    limits = {"write_timeout_seconds": 10, "min_bytes_per_second": 100}
+    async with echo_server(**limits) as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 10}) as client:
+        client.write(window_update(0, 2**30), client.request("/30000"), client.request("/never"))
+        await client.settled()
+        (connection,) = echo.connections
+        now = asyncio.get_running_loop().time()
+        for seconds in range(12):
+            assert not echo.exchanges[0].left
+            connection.check(now + seconds)
+            for _ in range(others):
+                client.write(client.request("/1000"), window_update(client.next - 2, 1000))
+            await client.settled()
+        assert [exchange.left for exchange in echo.exchanges[:2]] == [True, False]
+        client.write(client.request(content=b"after"))
+        assert await client.answer(client.next - 2) == b"after"
+        assert not echo.answers.held_bytes
+
+
+async def test_a_stream_that_is_taken_slowly_goes_on_beside_others() -> None:
+    limits = {"write_timeout_seconds": 10, "min_bytes_per_second": 100}
+    async with echo_server(**limits) as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 10}) as client:
+        client.write(client.request("/2000"), client.request("/30000"))
+        await client.settled()
+        (connection,) = echo.connections
+        now = asyncio.get_running_loop().time()
+        for seconds in range(25):
+            connection.check(now + seconds)
+            client.write(window_update(1, 10), window_update(3, 200))
+            await client.settled()
+        client.write(window_update(1, 2000))
+        await client.answer(1)
+
+
+async def test_a_client_that_takes_nothing_of_all_its_answers_is_cut_off() -> None:
+    limits = {"write_timeout_seconds": 10}
+    async with echo_server(**limits) as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 2**20}) as client:
+        client.write(client.request("/70000"), client.request("/never"))
+        await client.settled()
+        (connection,) = echo.connections
+        now = asyncio.get_running_loop().time()
+        connection.check(now)
+        assert not echo.exchanges[0].left
+        connection.check(now + 11)
+        await client.end()
+        await until(lambda: not echo.connections)
+        is_left_clean(echo)
+
+
 async def test_thousands_of_frames_that_come_at_once_let_others_run_between() -> None:
     async with echo_server() as echo, wire(echo.port) as client:
         loop, before, most = asyncio.get_running_loop(), 0, 0

@@ -151,6 +151,7 @@ class Http2Connection(Outgoing, Generic[Head]):
         self._strikes = max(0, self._strikes - FORGIVEN_A_SECOND)
         for stream in list(self._streams.values()):
             stream.exchange.check(now)
+        self._cut_stalled(now)
         begun_late = not self._settled and now - self._quiet_since > limits.head_timeout_seconds
         block_late = self._block_of is not None and now - self._block_since > limits.head_timeout_seconds
         if begun_late or block_late or self._is_stalled(now):

@@ -165,6 +165,7 @@ class Outgoing(asyncio.Protocol):
                 break
             self._window -= size
             stream.window -= size
+            stream.stalled_since = 0.0
             self._sent += size
             self._waiting_bytes -= size
             self.write(frame(DATA, 0, stream.number, bytes(content[:size])))
@@ -222,11 +223,14 @@ class Outgoing(asyncio.Protocol):
 
     def _drop(self, stream: Stream, code: ErrorCode) -> None:
         # For what its client did, which ends this stream and no other.
+        self._cut(stream, code)
+        self._strike()
+
+    def _cut(self, stream: Stream, code: ErrorCode) -> None:
         del self._streams[stream.number]
         self._reset(stream.number, code)
         self._forget(stream)
         self._close_when_idle()
-        self._strike()
 
     def _forget(self, stream: Stream) -> None:
         exchange = stream.exchange
@@ -252,6 +256,16 @@ class Outgoing(asyncio.Protocol):
             self._untaken = self._answers.open()
         if not self._untaken.grow(self._waiting_bytes + self._transport.get_write_buffer_size()):
             self._transport.abort()
+
+    def _cut_stalled(self, now: float) -> None:
+        # What had no room for too long ends alone: others on the connection may be of other callers, behind a proxy.
+        for stream in list(self._waiting.values()):
+            if stream.window > 0:
+                stream.stalled_since = 0.0
+            elif not stream.stalled_since:
+                stream.stalled_since = now
+            elif now - stream.stalled_since > self._limits.write_timeout_seconds:
+                self._cut(stream, ErrorCode.CANCEL)
 
     def _is_stalled(self, now: float) -> bool:
         # Whether the client has not taken its answers for too long.

@@ -63,6 +63,7 @@ class Stream:
         self.exchange: Exchange
         self.finished = False
         self.window = window  # what may still be sent
+        self.stalled_since = 0.0  # nothing may, and something waits
         self.room = STREAM_WINDOW  # what may still come
         self.owed = 0  # of that, when it is given back
         self.left = declared  # of the request
