@@ -29,6 +29,7 @@ from gateway.serving.grpc import frames
 from gateway.serving.grpc import inference_pb2 as messages
 from gateway.serving.grpc.errors import CODE_OF
 from gateway.serving.grpc.framing import framed
+from gateway.serving.grpc.outgoing import MAX_STRIKES
 from gateway.serving.grpc.requests import outline_of, read_request
 from gateway.serving.grpc.service import STEPS_AT_ONCE
 from gateway.serving.grpc.tensors import FIELD_OF, put_outputs
@@ -866,6 +867,21 @@ async def test_a_call_that_is_reset_in_the_read_that_brought_it_leaves_nothing(t
             connection.data_received(head + in_frames(number, content, ended=True) + end)
         await client.settled()
         assert not two.front.bodies.held_bytes
+
+
+async def test_a_stream_whose_client_pings_with_each_answer_goes_on(tmp_path: Path) -> None:
+    async with two_doors(tmp_path) as two, wire(two.server.port) as client:
+        client.write(frames.window_update(0, 2**30), client.head(client.number(), SERVICE + "ModelStreamInfer"))
+        client.write(frames.window_update(1, 2**30))
+        for _ in range(2 * MAX_STRIKES // 50):
+            client.write(in_frames(1, GOOD * 50))
+            answered = 0
+            while answered < 50:
+                answered += (await client.frame())[0] == frames.DATA
+            client.write(frames.frame(frames.PING, 0, 0, bytes(8)) * 49)
+            await client.settled()
+        client.write(frames.frame(frames.DATA, frames.END_STREAM, 1))
+        assert "'grpc-status': '0'" in await ending(client)
 
 
 async def test_a_stream_that_is_stopped_while_a_message_is_inflated_in_vain_ends(tmp_path: Path) -> None:

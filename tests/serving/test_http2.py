@@ -216,6 +216,27 @@ async def test_calls_that_are_answered_make_up_for_frames_that_carry_nothing() -
         assert await client.answer(client.next - 2) == b"after"
 
 
+async def test_each_frame_of_an_answer_makes_up_for_one_that_carries_nothing() -> None:
+    # A client that measures its connection pings with each of them (grpc-go).
+    async with echo_server() as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 2**30}) as client:
+        client.write(window_update(0, 2**30))
+        for _ in range(2 * MAX_STRIKES // 100):
+            client.write(client.request(f"/{100 * 2**14}"))
+            await client.answer(client.next - 2)
+            client.write(frame(frames.PING, 0, 0, bytes(8)) * 99)
+            await client.settled()
+        client.write(client.request(content=b"after"))
+        assert await client.answer(client.next - 2) == b"after"
+
+
+async def test_an_answer_that_is_taken_byte_by_byte_makes_up_for_nothing() -> None:
+    async with echo_server() as echo, wire(echo.port, settings={Setting.INITIAL_WINDOW_SIZE: 0}) as client:
+        client.write(client.request("/9000"))
+        for _ in range(MAX_STRIKES + 50):
+            client.write(window_update(1, 1), frame(frames.PING, 0, 0, bytes(8)))
+        assert (await client.end())[0] is E.ENHANCE_YOUR_CALM
+
+
 async def test_content_on_its_way_to_a_call_that_was_answered_early_is_no_flood() -> None:
     async with echo_server() as echo, wire(echo.port) as client:
         client.write(client.head(client.number(), "/early"))

@@ -32,7 +32,7 @@ LARGEST_WINDOW = 2**31 - 1
 KEPT_RESETS = 2 * MAX_STREAMS
 LINGER_SECONDS = 1.0
 MAX_STRIKES = 1000
-"""Frames that carry nothing and streams that end without an answer, beyond the answers that were given."""
+"""Frames that carry nothing and streams that end without an answer, beyond the answers, and frames of them, given."""
 
 _DEFAULT_WINDOW = 65_535
 _LEAST_FRAME_BYTES = 2**14
@@ -169,6 +169,8 @@ class Outgoing(asyncio.Protocol):
             self._sent += size
             self._waiting_bytes -= size
             self.write(frame(DATA, 0, stream.number, bytes(content[:size])))
+            if size in (len(content), self._frame_bytes):  # else the client may have asked for it byte by byte
+                self._make_up()
             if size == len(content):
                 waiting.popleft()
             else:
@@ -214,7 +216,7 @@ class Outgoing(asyncio.Protocol):
         # The answer is whole. What still comes of its request is thrown away.
         del self._streams[stream.number]
         stream.close()
-        self._strikes = max(0, self._strikes - 1)
+        self._make_up()
         if not stream.ended:
             self._reset(stream.number, ErrorCode.NO_ERROR)
         if not self._streams:
@@ -249,6 +251,10 @@ class Outgoing(asyncio.Protocol):
         self._strikes += 1
         if self._strikes > MAX_STRIKES:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
+
+    def _make_up(self) -> None:
+        # Clients that measure a connection ping with what they are sent, as grpc-go does.
+        self._strikes = max(0, self._strikes - 1)
 
     def _hold_untaken(self) -> None:
         # Of answers that the client does not take, all of which are bounded together.
