@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
 import orjson
 
 from gateway.events.encoding import RecordError, decode, seconds_of
@@ -14,6 +15,7 @@ from gateway.events.records import PredictionRecord
 from gateway.predictions.arrow import parquet, pyarrow
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.table import ENVELOPE, ColumnNames, Labels, TableLine, table_lines
+from gateway.protocol.datatypes import NUMPY_OF, datatype_of
 
 __all__ = ("chosen", "export_jsonl", "export_parquet", "lines_of")
 
@@ -106,7 +108,10 @@ def _wider(one: str, other: str) -> str:
     if one == other:
         return one
     lists: Literal["[]", ""] = "[]" if one.endswith("[]") or other.endswith("[]") else ""
-    return ("BYTES" if "BYTES" in (one.removesuffix("[]"), other.removesuffix("[]")) else "FP64") + lists
+    names = one.removesuffix("[]"), other.removesuffix("[]")
+    if "BYTES" in names:
+        return f"BYTES{lists}"
+    return datatype_of(np.promote_types(*[NUMPY_OF["FP32" if name == "BF16" else name] for name in names])) + lists
 
 
 def _type(arrow: Any, held: str) -> Any:
@@ -120,12 +125,22 @@ def _type(arrow: Any, held: str) -> Any:
 def _table(arrow: Any, schema: Any, block: list[TableLine]) -> Any:
     columns = []
     for field in schema:
-        values = [line.values.get(field.name) for line in block]
-        if arrow.types.is_timestamp(field.type):
-            values = [None if value is None else round(seconds_of(value) * 1e6) for value in values]
-        elif arrow.types.is_string(field.type):
-            values = [value if value is None or isinstance(value, str) else str(value) for value in values]
-        elif arrow.types.is_list(field.type):
-            values = [value if value is None or isinstance(value, list) else [value] for value in values]
+        values = _fitted(arrow, field.type, [line.values.get(field.name) for line in block])
         columns.append(arrow.array(values, type=field.type))
     return arrow.Table.from_arrays(columns, schema=schema)
+
+
+def _fitted(arrow: Any, kind: Any, values: list[Any]) -> list[Any]:
+    """Values as a column of this type takes them; callers write 1 for 1.0, and the log keeps what they wrote."""
+    if arrow.types.is_list(kind):
+        lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+        return [value if value is None else _fitted(arrow, kind.value_type, value) for value in lists]
+    if arrow.types.is_timestamp(kind):
+        return [None if value is None else round(seconds_of(value) * 1e6) for value in values]
+    if arrow.types.is_string(kind):
+        return [value if value is None or isinstance(value, str) else str(value) for value in values]
+    if arrow.types.is_floating(kind):
+        return [float(value) if isinstance(value, int) else value for value in values]
+    if arrow.types.is_integer(kind):
+        return [int(value) if isinstance(value, bool) else value for value in values]
+    return values

@@ -101,3 +101,40 @@ def test_versions_that_disagree_about_a_column_share_it(tmp_path: Path) -> None:
             lambda found=found: lines_of(found, lambda model, version: {}, {}), tmp_path / "t.parquet", lambda: None
         )
         assert parquet.read_table(tmp_path / "t.parquet").column("x").to_pylist() == held
+
+
+@pytest.mark.parametrize(("datatype", "held"), [("FP32", 2.0**53), ("FP64", 2.0**53 + 2)])
+def test_integers_that_callers_wrote_for_floats_are_floats(tmp_path: Path, datatype: str, held: float) -> None:
+    given = [TensorRecord("x", datatype, (1, 1), [2**53 + 2]), TensorRecord("v", datatype, (1, 1, 1), [2**53 + 2])]
+    columns = exported([record(given, [], rows=1)], tmp_path)
+    assert (columns["x"], columns["v"]) == ([held], [[held]])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "held"),
+    [
+        (("INT32", 1), ("INT64", 2**53 + 1), [1, 2**53 + 1]),
+        (("UINT8", 1), ("INT8", -1), [1, -1]),
+        (("INT64", 2**53 + 2), ("FP32", 1.5), [2.0**53 + 2, 1.5]),
+        (("UINT64", 2**64 - 1), ("INT8", -1), [2.0**64, -1.0]),
+        (("BOOL", True), ("INT32", 7), [1, 7]),
+        (("BOOL", True), ("BYTES", "a"), ["True", "a"]),
+        (("BF16", 1.5), ("FP16", 2.5), [1.5, 2.5]),
+    ],
+)
+def test_a_column_holds_what_versions_of_different_datatypes_put_there(
+    tmp_path: Path, one: tuple[str, Any], other: tuple[str, Any], held: list[Any]
+) -> None:
+    values = (one, other)
+    scalars = [record([TensorRecord("x", datatype, (1, 1), [value])], [], rows=1) for datatype, value in values]
+    assert exported(scalars, tmp_path)["x"] == held
+    lists = [record([TensorRecord("x", datatype, (1, 1, 1), [value])], [], rows=1) for datatype, value in values]
+    assert exported(lists, tmp_path)["x"] == [[value] for value in held]
+    assert exported([scalars[0], lists[1]], tmp_path)["x"] == [[value] for value in held]
+
+
+def exported(found: list[PredictionRecord], folder: Path) -> dict[str, list[Any]]:
+    path = folder / "t.parquet"
+    export_parquet(lambda: lines_of(found, lambda model, version: {}, {}), path, lambda: None)
+    columns: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    return columns
