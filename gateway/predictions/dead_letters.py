@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -41,8 +41,14 @@ def share_of(max_bytes: int) -> int:
     return max_bytes // 16
 
 
-def write_dead_letters(spool_dir: Path, letters: Iterable[tuple[LogRecord, str]], *, max_bytes: int) -> int:
-    """Add records with their reasons to the file and bring it to the disk; return how many letters were discarded.
+def write_dead_letters(
+    spool_dir: Path,
+    letters: Iterable[tuple[LogRecord, str]],
+    *,
+    max_bytes: int,
+    discarded: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Add records with their reasons to the file and bring it to the disk.
 
     A payload that is larger than a file may be is discarded alone, and counts too.
 
@@ -50,6 +56,8 @@ def write_dead_letters(spool_dir: Path, letters: Iterable[tuple[LogRecord, str]]
     ----------
     max_bytes : int
         What all dead letters may take (`share_of`).
+    discarded : callable
+        Gets how many letters were discarded, of those before these also when the disk refuses.
 
     Raises
     ------
@@ -57,27 +65,30 @@ def write_dead_letters(spool_dir: Path, letters: Iterable[tuple[LogRecord, str]]
         When the disk refuses; what of these letters is there already comes twice when they are given again.
     """
     path, most = spool_dir / DEAD_LETTERS_NAME, max_bytes // 2
-    discarded = size = 0
+    too_large = size = 0
     lines: list[bytes] = []
     for record, reason in letters:
         line = msgspec.json.encode(_letter_of(record, reason)) + b"\n"
         if len(line) > most:
-            discarded += 1
+            too_large += 1
             line = msgspec.json.encode(_letter_without_payload(record, reason)) + b"\n"
         if size + len(line) > most:
-            discarded += _add(path, b"".join(lines), most)
+            _add(path, b"".join(lines), most, discarded)
             lines, size = [], 0
         lines.append(line)
         size += len(line)
-    return discarded + _add(path, b"".join(lines), most)
+    _add(path, b"".join(lines), most, discarded)
+    if too_large:
+        discarded(too_large)
 
 
-def _add(path: Path, content: bytes, most: int) -> int:
-    discarded = 0
+def _add(path: Path, content: bytes, most: int, discarded: Callable[[int], object]) -> None:
     if path.exists() and path.stat().st_size + len(content) > most:
         older = path.with_name(OLDER_NAME)
-        discarded = _lines_in(older)
+        count = _lines_in(older)
         os.replace(path, older)
+        if count:
+            discarded(count)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb", buffering=0) as file:
         size = os.fstat(descriptor).st_size
@@ -89,7 +100,6 @@ def _add(path: Path, content: bytes, most: int) -> int:
         except OSError:
             os.ftruncate(descriptor, size)
             raise
-    return discarded
 
 
 def _lines_in(path: Path) -> int:

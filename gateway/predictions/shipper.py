@@ -421,11 +421,11 @@ class Shipper:
     def _acknowledge(self, reader: SpoolReader, records: list[LogRecord]) -> None:
         dead = self._dead_among(records) if self._refused else []
         position = reader.position()
-        discarded = 0
         try:
             if dead:
-                discarded = write_dead_letters(self._spool_dir, dead, max_bytes=self._dead_letter_bytes)
-                self.discarded += discarded
+                write_dead_letters(
+                    self._spool_dir, dead, max_bytes=self._dead_letter_bytes, discarded=self._count_discarded
+                )
             write_checkpoint(self._spool_dir, position)
         except OSError as error:
             raise SpoolError(f"cannot write to {self._spool_dir}: {error.strerror}") from None
@@ -443,8 +443,10 @@ class Shipper:
             record, reason = dead[0]
             more = f" and {len(dead) - 1} more" if len(dead) > 1 else ""
             self._note(f"dead letter {format_id(*record.address)}{more}: {reason}")
-        if discarded:
-            self._note(f"{discarded} dead letters were discarded: they may take {self._dead_letter_bytes} bytes in all")
+
+    def _count_discarded(self, count: int) -> None:
+        self.discarded += count
+        self._note(f"{count} dead letters were discarded: they may take {self._dead_letter_bytes} bytes in all")
 
     def _dead_among(self, records: list[LogRecord]) -> list[tuple[LogRecord, str]]:
         addresses = [
