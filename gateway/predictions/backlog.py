@@ -9,10 +9,9 @@ from pathlib import Path
 
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.reader import Position
-from gateway.predictions.salvage import follows
+from gateway.predictions.salvage import can_follow
 from gateway.predictions.segments import (
     HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
     SegmentNames,
@@ -87,9 +86,7 @@ def _hop(file: int, offset: int, number: int) -> tuple[int, int]:
             length = RECORD_HEAD.unpack_from(part, at)[0]
             after = at + HEADER_BYTES + length
             # Behind a damaged length there may be anything.
-            if length > MAX_PAYLOAD_BYTES or not follows(
-                *RECORD_TAIL.unpack_from(part, at + RECORD_HEAD.size), least=number
-            ):
+            if not can_follow(part, at, least=number):
                 return offset + at, number
             if after > len(part):
                 break
@@ -98,7 +95,7 @@ def _hop(file: int, offset: int, number: int) -> tuple[int, int]:
         if at == 0:
             # A record larger than what was read, or one that is not whole yet.
             length = RECORD_HEAD.unpack_from(part)[0]
-            if length > MAX_PAYLOAD_BYTES or os.fstat(file).st_size < offset + HEADER_BYTES + length:
+            if os.fstat(file).st_size < offset + HEADER_BYTES + length:
                 break
             number = _number_after(part, 0)
             at = HEADER_BYTES + length

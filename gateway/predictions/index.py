@@ -17,15 +17,15 @@ import numpy as np
 
 from gateway.events.addresses import AddressError, parse_id
 from gateway.events.records import KIND_FEEDBACK
-from gateway.predictions.salvage import follows, next_behind
+from gateway.predictions.salvage import can_follow, ends_sooner, next_behind
 from gateway.predictions.segments import (
     HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
     Scan,
     list_segments,
     list_streams,
+    split_name,
 )
 
 __all__ = ("INDEX_SUFFIX", "SegmentIndex", "index_closed", "index_path", "read_index")
@@ -79,21 +79,24 @@ class SegmentIndex:
         except FileNotFoundError:
             return
         offset, end = 0, len(part)
-        before, least = -1, self._sequences[-1] if self._sequences else 0
+        least = self._sequences[-1] if self._sequences else split_name(self.path.name)[1]
+        # Where the record before this one began, and the least number it could have.
+        before, before_least = -1, least
         while offset + HEADER_BYTES <= end:
             length, _ = RECORD_HEAD.unpack_from(part, offset)
             after = offset + HEADER_BYTES + length
             sequence, kind = RECORD_TAIL.unpack_from(part, offset + RECORD_HEAD.size)
-            if length > MAX_PAYLOAD_BYTES or not follows(sequence, kind, least=least):
-                # This one is damaged, or the length of the one before.
-                behind = next_behind(part, "", Scan([], before, 0, True), number=least)
+            follows = can_follow(part, offset, least=least)
+            if follows and after > end and not ends_sooner(part[offset:]):
+                break
+            if not follows or after > end:
+                # This one is damaged, or the one before.
+                behind = next_behind(part, "", Scan([], before, 0, True), number=before_least)
                 if behind is None:
                     break
-                offset = behind
+                offset, least = behind, before_least
                 continue
-            if after > end:
-                break
-            before, least = offset, sequence + 1
+            before, before_least, least = offset, least, sequence + 1
             place = self.size + offset
             if self._count % _MARK_EVERY == 0 or place - self._offsets[-1] >= _MARK_BYTES:
                 self._sequences.append(sequence)

@@ -14,7 +14,7 @@ from gateway.events.encoding import RecordError, read_envelope
 from gateway.events.records import KIND_BLOCK, KIND_FEEDBACK
 from gateway.predictions.archive import Archive
 from gateway.predictions.index import SegmentIndex, read_index
-from gateway.predictions.salvage import follows, whole_record
+from gateway.predictions.salvage import can_follow, whole_record
 from gateway.predictions.segments import (
     HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -181,7 +181,7 @@ def _walk(file: BinaryIO, boot: str, *, sequence: int, start: int) -> LogRecord 
         length, _ = RECORD_HEAD.unpack_from(part, at)
         # Numbers may be missing where the log was full, so that counting headers would not do.
         number, kind = RECORD_TAIL.unpack_from(part, at + RECORD_HEAD.size)
-        if length > MAX_PAYLOAD_BYTES or not follows(number, kind, least=least):
+        if not can_follow(part, at, least=least):
             raise _Damaged
         if number >= sequence or (kind == KIND_BLOCK and sequence < number + numbers_of(part, at)):
             records = _records_at(file, boot, offset)

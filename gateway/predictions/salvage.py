@@ -14,6 +14,7 @@ from gateway.events.blocks import MAX_BLOCK
 from gateway.events.records import KIND_BLOCK, KIND_DECISION, KIND_FEEDBACK, KIND_PREDICTION
 from gateway.predictions.segments import (
     HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
     LogRecord,
@@ -23,7 +24,16 @@ from gateway.predictions.segments import (
     split_name,
 )
 
-__all__ = ("end_of_records", "follows", "last_number", "next_behind", "whole_bytes", "whole_record", "whole_records")
+__all__ = (
+    "can_follow",
+    "end_of_records",
+    "ends_sooner",
+    "last_number",
+    "next_behind",
+    "whole_bytes",
+    "whole_record",
+    "whole_records",
+)
 
 _AT_ONCE = 1000
 _PART_BYTES = 2**20
@@ -61,9 +71,16 @@ def whole_record(content: bytes, boot: str, first: int, *, sequence: int) -> Log
     return None
 
 
-def follows(number: int, kind: int, *, least: int) -> bool:
-    """Whether a header can be that of a record behind others, with this number at least, by what it says alone."""
-    return kind in _KINDS and least <= number < _NUMBERS
+def can_follow(content: bytes, place: int, *, least: int) -> bool:
+    """Whether the header here can be that of a record behind others, with this number at least.
+
+    It is told by what the header says alone, and by its checksum where many numbers are missing before it.
+    """
+    length, _ = RECORD_HEAD.unpack_from(content, place)
+    number, kind = RECORD_TAIL.unpack_from(content, place + RECORD_HEAD.size)
+    if length > MAX_PAYLOAD_BYTES or kind not in _KINDS or not least <= number < _NUMBERS:
+        return False
+    return number - least <= MAX_BLOCK or not scan(content, "", start=place, max_records=1, blocks="unread").damaged
 
 
 def end_of_records(segment: Path) -> int:
@@ -116,8 +133,19 @@ def whole_bytes(file: int) -> int | None:
         if found.damaged:
             return offset if not any(part[found.end :]) and len(part) < asked else None
         if not found.records and (len(part) < asked or found.needed <= asked):
-            return None if found.needed and _ends_sooner(part[found.end :]) else offset
+            return None if found.needed and ends_sooner(part[found.end :]) else offset
         asked = max(_PART_BYTES, found.needed)
+
+
+def ends_sooner(rest: bytes) -> bool:
+    """Whether a record that goes beyond the end of its file has a wrong length: it checks up to the next one.
+
+    Only that tells it from an unfinished one in whose tensors a client has written what looks like a record.
+    """
+    _, crc = RECORD_HEAD.unpack_from(rest)
+    number, _ = RECORD_TAIL.unpack_from(rest, RECORD_HEAD.size)
+    place = _find(rest, "", start=HEADER_BYTES, number=number + 1)
+    return place is not None and crc32c(rest[RECORD_HEAD.size : place]) == crc
 
 
 def _parts(content: bytes, boot: str, first: int, *, blocks: Literal["expanded", "whole", "unread"]) -> Iterator[Scan]:
@@ -159,14 +187,3 @@ def _has_next(content: bytes, place: int, number: int) -> bool:
         return place == len(content)
     following, kind = RECORD_TAIL.unpack_from(content, place + RECORD_HEAD.size)
     return kind in _KINDS and 0 < following - number <= MAX_BLOCK
-
-
-def _ends_sooner(rest: bytes) -> bool:
-    """Whether a record that goes beyond the end of its file has a wrong length: it checks up to the next one.
-
-    Only that tells it from an unfinished one in whose tensors a client has written what looks like a record.
-    """
-    _, crc = RECORD_HEAD.unpack_from(rest)
-    number, _ = RECORD_TAIL.unpack_from(rest, RECORD_HEAD.size)
-    place = _find(rest, "", start=HEADER_BYTES, number=number + 1)
-    return place is not None and crc32c(rest[RECORD_HEAD.size : place]) == crc

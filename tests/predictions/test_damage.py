@@ -226,7 +226,7 @@ def test_what_was_set_aside_of_a_stream_that_has_nothing_else_any_more_has_its_s
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_whatever_bit_of_a_length_is_wrong_all_other_records_are_found_by_id(tmp_path: Path, closed: bool) -> None:
+def test_whatever_bit_of_a_header_is_wrong_all_other_records_are_found_by_id(tmp_path: Path, closed: bool) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
     block = (KIND_BLOCK, singles(40).payload())
     for _ in range(20):
@@ -236,7 +236,7 @@ def test_whatever_bit_of_a_length_is_wrong_all_other_records_are_found_by_id(tmp
         (writer.directory / segment_name(writer.boot, last + 1)).touch()
     segment = writer.directory / list_segments(writer.directory)[0]
     content, pair = segment.read_bytes(), 17 + len(RECORD) + 17 + len(block[1])
-    for bit in range(32):
+    for bit in range(8 * 17):
         for start, lost in ((5 * pair, {206}), (5 * pair + 17 + len(RECORD), set(range(207, 247)))):
             spoilt = bytearray(content)
             spoilt[start + bit // 8] ^= 1 << bit % 8
@@ -250,14 +250,24 @@ def test_whatever_bit_of_a_length_is_wrong_all_other_records_are_found_by_id(tmp
             index_path(segment).unlink(missing_ok=True)
 
 
-def test_labels_behind_a_damaged_length_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_labels_behind_a_damaged_header_are_found_whatever_bit_is_wrong(tmp_path: Path, closed: bool) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
     prediction = format_id(writer.boot, 1)
     label = b'{"prediction_id":"%s"}' % prediction.encode()
-    writer.append([(1, RECORD)] * 100 + [(2, label)] + [(1, RECORD)] * 100)
+    writer.append([(1, RECORD)] * 100 + [(2, label)] + [(1, RECORD)] * 100 + [(2, label)])
+    if closed:
+        (writer.directory / segment_name(writer.boot, writer.next_sequence)).touch()
     segment = writer.directory / list_segments(writer.directory)[0]
-    damage(segment, 50 * (17 + len(RECORD)))
-    assert [found.sequence for found in LogLookup(tmp_path).labels_of(prediction)] == [101]
+    content, size = segment.read_bytes(), 17 + len(RECORD)
+    for place in (0, 50, 63, 64):
+        for bit in range(8 * 17):
+            spoilt = bytearray(content)
+            spoilt[place * size + bit // 8] ^= 1 << bit % 8
+            segment.write_bytes(spoilt)
+            index_closed(tmp_path, seconds=60)
+            assert [found.sequence for found in LogLookup(tmp_path).labels_of(prediction)] == [101, 202], (place, bit)
+            index_path(segment).unlink(missing_ok=True)
 
 
 def test_no_damaged_length_makes_more_records_wait_than_there_are(tmp_path: Path) -> None:
