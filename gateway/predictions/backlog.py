@@ -9,11 +9,12 @@ from pathlib import Path
 
 from gateway.events.records import KIND_BLOCK
 from gateway.predictions.reader import Position
-from gateway.predictions.salvage import can_follow
+from gateway.predictions.salvage import can_follow, next_behind
 from gateway.predictions.segments import (
     HEADER_BYTES,
     RECORD_HEAD,
     RECORD_TAIL,
+    Scan,
     SegmentNames,
     list_streams,
     numbers_of,
@@ -72,35 +73,49 @@ class Backlog:
         if offset == 0:
             return after - split_name(paths[0].name)[1]
         with open(paths[0], "rb", buffering=0) as file:
-            head = os.pread(file.fileno(), HEADER_BYTES, offset)
-        if len(head) < HEADER_BYTES or (len(paths) == 1 and offset >= end):
+            number = _number_at(file.fileno(), offset, least=split_name(paths[0].name)[1])
+        if number is None or (len(paths) == 1 and offset >= end):
             return after - split_name(paths[1].name)[1] if len(paths) > 1 else 0
-        return max(0, after - int(RECORD_TAIL.unpack_from(head, RECORD_HEAD.size)[0]))
+        return max(0, after - number)
 
 
 def _hop(file: int, offset: int, number: int) -> tuple[int, int]:
     """From the record at `offset`, whose number is `number`, go to the end; return where it is and the number there."""
+    before, least = offset, number
     while len(part := os.pread(file, _PART_BYTES, offset)) >= HEADER_BYTES:
-        at = 0
-        while len(part) - at >= HEADER_BYTES:
-            length = RECORD_HEAD.unpack_from(part, at)[0]
-            after = at + HEADER_BYTES + length
-            # Behind a damaged length there may be anything.
-            if not can_follow(part, at, least=number):
-                return offset + at, number
-            if after > len(part):
+        at, size = 0, os.fstat(file).st_size
+        while len(part) - at >= HEADER_BYTES and can_follow(part, at, least=number):
+            after = at + HEADER_BYTES + int(RECORD_HEAD.unpack_from(part, at)[0])
+            # Of a record that is larger than what was read the header will do.
+            if after > len(part) and (at or offset + after > size):
                 break
+            before, least = offset + at, number
             number = _number_after(part, at)
             at = after
-        if at == 0:
-            # A record larger than what was read, or one that is not whole yet.
-            length = RECORD_HEAD.unpack_from(part)[0]
-            if os.fstat(file).st_size < offset + HEADER_BYTES + length:
-                break
-            number = _number_after(part, 0)
-            at = HEADER_BYTES + length
         offset += at
+        if at == 0:
+            found = _behind(file, before, least=least)
+            if found is None:
+                break
+            offset, number = found
+            before, least = offset, number
     return offset, number
+
+
+def _number_at(file: int, offset: int, *, least: int) -> int | None:
+    """The number of the record here, or of the next one that is whole; None where there is none."""
+    head = os.pread(file, HEADER_BYTES, offset)
+    if len(head) == HEADER_BYTES and can_follow(head, 0, least=least):
+        return int(RECORD_TAIL.unpack_from(head, RECORD_HEAD.size)[0])
+    found = _behind(file, offset, least=least)
+    return None if found is None else found[1]
+
+
+def _behind(file: int, offset: int, *, least: int) -> tuple[int, int] | None:
+    """Where the first whole record behind this place begins, and its number; None where nothing whole is behind."""
+    rest = os.pread(file, os.fstat(file).st_size - offset, offset)
+    place = next_behind(rest, "", Scan([], 0, 0, True), number=least)
+    return None if place is None else (offset + place, int(RECORD_TAIL.unpack_from(rest, place + RECORD_HEAD.size)[0]))
 
 
 def _number_after(part: bytes, at: int) -> int:

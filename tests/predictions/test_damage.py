@@ -270,14 +270,21 @@ def test_labels_behind_a_damaged_header_are_found_whatever_bit_is_wrong(tmp_path
             index_path(segment).unlink(missing_ok=True)
 
 
-def test_no_damaged_length_makes_more_records_wait_than_there_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", [0, 5, 6, 20])
+def test_no_damaged_header_makes_more_or_fewer_records_wait_than_there_are(tmp_path: Path, seen: int) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
     for _ in range(20):
         writer.append([(KIND_BLOCK, singles(40).payload())])
     segment = writer.directory / list_segments(writer.directory)[0]
     content, size = segment.read_bytes(), segment.stat().st_size // 20
-    for bit in range(32):
+    for bit in range(8 * 17):
         spoilt = bytearray(content)
         spoilt[5 * size + bit // 8] ^= 1 << bit % 8
+        backlog = Backlog(tmp_path)
+        segment.write_bytes(spoilt[: seen * size])
+        backlog.count({})
         segment.write_bytes(spoilt)
-        assert 200 <= Backlog(tmp_path).count({}) <= 800
+        assert backlog.count({}) == 800, bit
+        assert backlog.count({"front-0": (segment.name, 4 * size)}) == 640, bit
+        assert 0 <= backlog.count({"front-0": (segment.name, 5 * size)}) <= 800, bit
+        assert backlog.count({"front-0": (segment.name, 6 * size)}) == 560, bit
