@@ -186,7 +186,7 @@ class Archive:
         wanted = [("prediction_id", "=", prediction_id)]
         return [
             record
-            for file in self._list()
+            for file in self._list(afresh=time.monotonic() - self._listed_at > _MISSED_SECONDS)
             if file.kind == KIND_FEEDBACK and file.model == model and days[0] <= file.day <= days[1]
             for record in self._read(file, wanted)
         ]

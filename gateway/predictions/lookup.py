@@ -81,14 +81,15 @@ class LogLookup:
         """
         boot, sequence = parse_id(prediction_id)
         found = []
-        if self._archive is not None and model:
-            found += self._archive.labels_of(prediction_id, model=model, since=since)
         for path, size in self._segments(since):
             index = self._index(path)
             if index.size < size:
                 index.extend()
             for offset in index.labels_of(boot, sequence):
                 found += [record for record in _read_at(path, offset) if record.kind == KIND_FEEDBACK]
+        if self._archive is not None and model:
+            # After the spool: a segment is in the archive before it leaves.
+            found += self._archive.labels_of(prediction_id, model=model, since=since)
         return sorted({record.address: record for record in found}.values(), key=_time_of)
 
     def _segments(self, since: float) -> list[tuple[Path, int]]:

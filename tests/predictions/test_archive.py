@@ -106,6 +106,37 @@ def test_what_has_moved_since_the_archive_was_listed_is_found(
     assert reader.find(first) == written[0]
 
 
+def test_a_label_that_has_moved_since_the_archive_was_listed_is_found(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    label = next(record for record in fill(spool, count=150) if record.kind == 2)
+    told = json.loads(label.payload)
+    lookup = LogLookup(spool, Archive(url))
+    monkeypatch.setattr("gateway.predictions.archive._MISSED_SECONDS", 0.0)
+    for _ in range(2):
+        assert lookup.labels_of(told["prediction_id"], model=told["model"], since=START) == [label]
+        archiver(spool, Archive(url)).move_due(max_age_seconds=-1)
+
+
+def test_a_label_that_moves_while_it_is_looked_for_is_found(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = tmp_path / "spool"
+    label = next(record for record in fill(spool, count=150) if record.kind == 2)
+    told = json.loads(label.payload)
+    archive = Archive(url)
+    labels_of = archive.labels_of
+
+    def moving(*arguments: Any, **more: Any) -> list[LogRecord]:
+        found = labels_of(*arguments, **more)
+        archiver(spool, Archive(url)).move_due(max_age_seconds=-1)
+        return found
+
+    monkeypatch.setattr(archive, "labels_of", moving)
+    assert LogLookup(spool, archive).labels_of(told["prediction_id"], model=told["model"], since=START) == [label]
+
+
 def test_a_window_of_the_archive_is_the_window_of_the_spool(tmp_path: Path, url: str) -> None:
     spool = tmp_path / "spool"
     fill(spool, count=60)
