@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,10 @@ def _records(model: str | None, arm: Arm | None, start: str, *, follow: bool, st
     query = {"model": model, "arm": arm, "from": start, "follow": "true" if follow else "false"}
     present = {name: value for name, value in query.items() if value is not None}
     try:
-        yield from open_client().lines("/predictions", present)
+        client = open_client()
+        if model is not None and model not in [known["model"] for known in client.get("/models")["models"]]:
+            _warn(f"there is no model {model!r} (yet); `gateway models list` shows those that there are")
+        yield from client.lines("/predictions", present)
     except NoGateway as error:
         here = state_dir_here()
         if not (here / "spool").is_dir():
@@ -146,6 +150,8 @@ def _from_spool(state_dir: Path, model: str | None, arm: Arm | None, start: str,
 
     if not (state_dir / "spool").is_dir():
         raise CommandError(f"{state_dir} holds no log: expected a folder {state_dir / 'spool'}")
+    if model is not None:
+        _warn_if_not_here(model, state_dir)
     with closing(open_tail(state_dir / "spool", model=model, arm=arm, start=parse_start(start), follow=follow)) as tail:
         while True:
             try:
@@ -158,6 +164,18 @@ def _from_spool(state_dir: Path, model: str | None, arm: Arm | None, start: str,
                 if not follow:
                     return
                 time.sleep(POLL_SECONDS)
+
+
+def _warn_if_not_here(model: str, state_dir: Path) -> None:
+    # The log may lie far from any models or settings.
+    with suppress(CommandError, OSError):
+        models = settings_of(None, state_dir).models
+        if model not in os.listdir(models):
+            _warn(f"there is no model {model!r} in {models} (yet)")
+
+
+def _warn(text: str) -> None:
+    typer.echo(f"gateway: {text}", err=True)
 
 
 def _line(record: PredictionRecord) -> str:

@@ -303,6 +303,7 @@ def test_an_argument_that_is_no_text_is_one_line(world: World) -> None:
 
 def test_the_tail_reads_the_spool_when_no_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path)
+    world.add_version(1, model="n")
     ids = world.predict("m", "n", "m")
     world.close()
     monkeypatch.setenv("GATEWAY_URL", "http://127.0.0.1:1")
@@ -339,7 +340,25 @@ def test_a_prediction_is_shown_when_no_gateway_runs(tmp_path: Path, monkeypatch:
     assert "holds no prediction" in failed("predictions", "show", event_id, "--state-dir", str(tmp_path))
 
 
+def test_the_tail_warns_of_a_model_that_nobody_knows_and_goes_on(world: World, tmp_path: Path) -> None:
+    world.serve(1)
+    arguments = ("predictions", "tail", "--no-follow", "--json", "--model")
+    assert done(*arguments, "m") == ""
+    ids = world.predict("m", "nope")
+    told = call(*arguments, "nope")
+    assert (told.exit_code, json.loads(told.stdout)["id"]) == (0, ids[1])
+    assert told.stderr == "gateway: there is no model 'nope' (yet); `gateway models list` shows those that there are\n"
+    here = ("--state-dir", str(world.settings.state_dir))
+    assert done(*arguments, "nope", *here) == told.stdout, "nobody can say where there are no models"
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    assert json.loads(done(*arguments, "m", *here))["id"] == ids[0]
+    told_here = call(*arguments, "nope", *here)
+    assert (told_here.exit_code, told_here.stdout) == (0, told.stdout)
+    assert told_here.stderr == "gateway: there is no model 'nope' in models (yet)\n"
+
+
 def test_the_tail_asks_the_gateway_that_runs(world: World) -> None:
+    world.serve(1, model="n")
     ids = world.predict("m", "n")
     lines = done("predictions", "tail", "--no-follow", "--json", "--model", "n").splitlines()
     assert [json.loads(line)["id"] for line in lines] == [ids[1]]
