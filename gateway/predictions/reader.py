@@ -274,9 +274,9 @@ class _Cursor:
         if part != self._part:
             self._refill(found.needed)
             return True
-        boot, number = self._expected or ("", 0)
-        if boot != self._boot:
-            number = split_name(self.segment)[1]
+        number = split_name(self.segment)[1]
+        if self._expected is not None and self._expected[0] == self._boot:
+            number = max(number, self._expected[1])
         place = next_behind(part, self._boot, found, number=number)
         if place is None or place == len(part):
             rest = os.pread(self._file, size - self.offset, self.offset)

@@ -91,6 +91,22 @@ def test_what_lies_behind_a_hole_is_found_however_many_numbers_are_gone(tmp_path
     assert whole_records(bytes(content), "b", 1) == (whole[:99] + whole[behind:], [99 * size])
 
 
+def test_between_two_damaged_records_one_is_read_also_behind_many_dropped_numbers(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings(segment_bytes=4096))
+    size = 17 + len(RECORD)
+    writer.append([(1, RECORD)] * (4096 // size))
+    writer.next_sequence += 1000
+    writer.append([(1, RECORD)] * 3)
+    segment = writer.directory / list_segments(writer.directory)[1]
+    first = writer.next_sequence - 3
+    damage(segment, 1)  # a length
+    damage(segment, 2 * size + 10)  # a number
+    writer.close()
+    (writer.directory / segment_name(writer.boot, writer.next_sequence)).touch()
+    [between], _ = whole_records(segment.read_bytes(), writer.boot, first)
+    assert SpoolReader(tmp_path).read()[-1] == between and between.sequence == first + 1
+
+
 def test_pixels_that_look_like_headers_do_not_hold_up_the_search(tmp_path: Path) -> None:
     draw = random.Random(1)
     content = bytes(draw.choices(range(4), k=4 * 2**20)) + bytes(1 << 24)
