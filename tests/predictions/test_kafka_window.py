@@ -4,8 +4,10 @@ import asyncio
 import json
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from aiokafka import TopicPartition
 
 from gateway.events.addresses import format_id
 from gateway.predictions.kafka_window import KafkaUnreadable, ends_of_topics, read_topics
@@ -69,6 +71,72 @@ async def ship(spool: Path, settings: KafkaSettings) -> None:
     stop.set()
     shipper = Shipper(spool, settings, note=lambda text: None, stop_seconds=30)
     await asyncio.create_task(shipper._ship_until(stop))
+
+
+class Message(NamedTuple):
+    offset: int
+    headers: tuple[tuple[str, bytes], ...]
+    value: bytes
+
+
+class StubConsumer:
+    """A consumer of one partition, which gives all of it at once."""
+
+    place = TopicPartition("gateway.predictions", 0)
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    def subscribe(self, topics: list[str]) -> None:
+        pass
+
+    def assignment(self) -> set[TopicPartition]:
+        return {self.place}
+
+    async def beginning_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, 0)
+
+    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, len(self.messages))
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        pass
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Message]]:
+        return {self.place: self.messages}
+
+    async def position(self, place: TopicPartition) -> int:
+        return len(self.messages)
+
+
+def test_records_of_two_gateways_that_were_started_in_the_same_millisecond_are_both_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    messages = [
+        Message(
+            offset,
+            (
+                ("ce_type", b"gateway.prediction.v1"),
+                ("ce_id", format_id("0196f0c5d2a100", number).encode()),
+                ("ce_source", b"/gateway/" + gateway),
+            ),
+            b'{"id":"%d","time":"2012-03-01T00:00:00Z","model":"m","gateway":"%b"}' % (number, gateway),
+        )
+        for offset, (gateway, number) in enumerate([(b"a", 1), (b"b", 1), (b"a", 2), (b"b", 1), (b"b", 2)])
+    ]
+
+    async def new_consumer(settings: KafkaSettings) -> StubConsumer:
+        return StubConsumer(messages)
+
+    monkeypatch.setattr("gateway.predictions.kafka_window._new_consumer", new_consumer)
+    found = read_topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), kinds={1})
+    assert [record.payload for record in found] == [messages[place].value for place in (0, 1, 2, 4)]
 
 
 def test_brokers_that_are_away_are_named() -> None:
