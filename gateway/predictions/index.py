@@ -186,7 +186,10 @@ def index_closed(spool_dir: Path, *, seconds: float) -> int:
                 return done
             if name not in indexed:
                 index = SegmentIndex(folder / name)
-                index.extend()
+                try:
+                    index.extend()
+                except OSError:
+                    continue
                 try:
                     index.save()
                 except OSError:

@@ -145,3 +145,13 @@ def test_indexes_go_with_their_segments(tmp_path: Path) -> None:
 def test_no_time_is_no_work(tmp_path: Path) -> None:
     two_fronts(tmp_path)
     assert index_closed(tmp_path, seconds=-1) == 0
+
+
+def test_a_segment_that_cannot_be_read_keeps_no_other_from_its_index(tmp_path: Path) -> None:
+    writer = two_fronts(tmp_path)[0]
+    names = list_segments(writer.directory)
+    (writer.directory / names[0]).unlink()
+    (writer.directory / names[0]).symlink_to(names[0])
+    for done in (sum(len(list_segments(tmp_path / front)) - 1 for front in ("front-0", "front-1")) - 1, 0):
+        assert index_closed(tmp_path, seconds=60) == done
+    assert not index_path(writer.directory / names[0]).exists() and index_path(writer.directory / names[1]).exists()
