@@ -19,6 +19,7 @@ from gateway.protocol.checks import SignatureChecks
 from gateway.protocol.datatypes import FREE, NOT_IN_JSON, NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import (
+    MAX_TOKEN_BYTES,
     READING,
     Reading,
     check_flat,
@@ -40,7 +41,7 @@ from gateway.protocol.parameters import checked_parameters, set_parameters
 from gateway.protocol.request import MAX_KEYS, MAX_PARAMETERS_BYTES, InferRequest, RequestedOutput
 from gateway.protocol.slices import SLICE_BYTES, Cut, CutTensor, Lend, cut_numbers
 
-__all__ = ("MAX_TOKEN_BYTES", "InferRequest", "RequestDecoder", "Usual")
+__all__ = ("InferRequest", "RequestDecoder", "Usual")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -48,8 +49,6 @@ _BYTE_ORDER_MARK = 0xEF
 FEW_BYTES = 512
 """Of the text of numbers that are read by themselves; for more, what reads many at once is faster."""
 _MAX_HEAD = 4096
-MAX_TOKEN_BYTES = 2 * 2**20
-"""Of JSON with NaN or Infinity: Python's parser reads it at a go, as simdjson knows neither."""
 """Of the JSON before a tensor that is kept to be recognised."""
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
 

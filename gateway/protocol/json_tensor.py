@@ -22,6 +22,7 @@ from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.errors import CallerError
 
 __all__ = (
+    "MAX_TOKEN_BYTES",
     "NESTING_BLOCK_BYTES",
     "READING",
     "Reading",
@@ -52,6 +53,9 @@ _MAX_TEXT = 40
 
 NESTING_BLOCK_BYTES = 64 * 1024
 """Of a text whose nesting is looked at in one go."""
+
+MAX_TOKEN_BYTES = 2 * 2**20
+"""Of JSON with NaN or Infinity: Python's parser reads it at a go, as simdjson knows neither."""
 
 _BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
 _ALLOWED: Mapping[str, frozenset[type]] = {

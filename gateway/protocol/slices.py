@@ -17,7 +17,13 @@ import simdjson
 from gateway.protocol.datatypes import NUMPY_OF, TensorSpec
 from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
 from gateway.protocol.errors import CallerError
-from gateway.protocol.json_tensor import narrow, nested_otherwise, numbers_with_tokens, wide_numbers
+from gateway.protocol.json_tensor import (
+    MAX_TOKEN_BYTES,
+    narrow,
+    nested_otherwise,
+    numbers_with_tokens,
+    wide_numbers,
+)
 
 __all__ = ("SLICE_BYTES", "Cut", "CutTensor", "Lend", "Place", "cut_numbers", "encode_in_slices")
 
@@ -207,6 +213,11 @@ class CutTensor:
                     raise
                 if not slowly:
                     raise _Slow from None
+                if inner and len(text) > MAX_TOKEN_BYTES:
+                    raise CallerError(
+                        f"'data' of input '{spec.name}' has a row of more than {MAX_TOKEN_BYTES} bytes with NaN or "
+                        "Infinity: send the numbers flat, or in binary"
+                    ) from None
                 read = numbers_with_tokens(text, inner, spec)
         except (ValueError, RuntimeError, RecursionError) as error:
             raise CallerError(_fault(bytes(piece), error, spec)) from None

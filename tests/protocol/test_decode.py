@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
-from gateway.protocol.decode import MAX_TOKEN_BYTES, RequestDecoder
+from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
+from gateway.protocol.json_tensor import MAX_TOKEN_BYTES
 from gateway.protocol.request import InferRequest, RequestedOutput
 
 MODEL = Signature(

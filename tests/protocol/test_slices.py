@@ -18,6 +18,7 @@ from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
 from gateway.protocol.errors import CallerError
+from gateway.protocol.json_tensor import MAX_TOKEN_BYTES
 from tests.tensors import same, tensors
 
 OUTPUTS = (TensorSpec("y", "FP32", (-1,)),)
@@ -209,6 +210,19 @@ def test_tokens_among_numbers_are_read_in_shorter_slices() -> None:
         [array] = RequestDecoder("m", signature).decode_in_slices(raw).inputs
     assert np.isnan(array).sum() == 100 and array[1] == 0.5
     assert slow.call_count > 10 and all(len(call.args[0]) <= slices.SLOW_BYTES + 10 for call in slow.call_args_list)
+
+
+@pytest.mark.parametrize("columns", [-1, 30])
+def test_a_row_with_tokens_has_so_many_bytes_as_pythons_parser_takes_a_moment_for_and_no_more(columns: int) -> None:
+    decoder = RequestDecoder("m", Signature((TensorSpec("x", "FP32", (-1, columns)),), OUTPUTS))
+    for size, fits in ((1_000_000, columns < 0), (1_100_000, False)):
+        row = b"NaN" + b",1" * (size - 1)
+        shape = b"1,%d" % (size if columns < 0 else columns)
+        raw = b'{"inputs":[{"name":"x","shape":[%b],"datatype":"FP32","data":[[%b]]}]}' % (shape, row)
+        with mock.patch.object(slices, "numbers_with_tokens", wraps=slices.numbers_with_tokens) as slow:
+            with contextlib.nullcontext() if fits else pytest.raises(CallerError):
+                assert np.isnan(decoder.decode_in_slices(raw).inputs[0]).sum() == 1
+        assert all(len(call.args[0]) <= MAX_TOKEN_BYTES for call in slow.call_args_list)
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "INT8", "UINT8", "INT32", "UINT32"])
