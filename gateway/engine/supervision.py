@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import msgspec
@@ -57,6 +57,7 @@ class EngineSupervision:
         self._cells = cells
         self._engines: dict[Key, _Engine] = {}
         self._leaving: dict[Key, asyncio.Task[None]] = {}
+        self._absent: dict[Key, bool] = {}  # approved, without a folder to load, and whether that has been told
         self._orphans: set[int] = set()
         self._awake = 0.0  # seconds that this process has not stood still
         self._ending = False
@@ -75,7 +76,8 @@ class EngineSupervision:
         wanted : mapping of (model, version) to digest
             Approved, with a folder that can be loaded.
         approved : mapping of (model, version) to digest
-            A version whose folder is gone or half changed serves on as it was loaded.
+            A version whose folder is gone or half changed serves on as it was loaded, and is out of service where it
+            was not.
 
         Returns
         -------
@@ -89,6 +91,7 @@ class EngineSupervision:
                 settled = False
             elif key not in self._engines:
                 self._start(key, digest)
+        self._look_for(approved.keys() - wanted.keys() - self._engines.keys() - self._leaving.keys())
         return settled
 
     async def watch(self) -> None:
@@ -116,10 +119,25 @@ class EngineSupervision:
         stopping = [engine.child.stop(seconds=seconds) for engine in self._engines.values()]
         await asyncio.gather(*stopping, *self._leaving.values())
 
+    def _look_for(self, absent: Set[Key]) -> None:
+        """Tell of versions that cannot be loaded as they are not there, so that nobody waits for them."""
+        for key in self._absent.keys() - absent - self._engines.keys():
+            self._paths(key).state.unlink(missing_ok=True)
+        # Told at the second look: one that is approved just now may have come since the folders were looked at.
+        for model, version in sorted(key for key in absent if self._absent.get(key) is False):
+            folder = self._settings.models / model / str(version)
+            reason = f"its folder {folder} is gone, or is not as it was approved"
+            self._log.warn(f"{model} version {version} is out of service: {reason}")
+            _leave_note(self._paths((model, version)), EngineNote("failed", reason))
+        self._absent = {key: key in self._absent for key in absent}
+
+    def _paths(self, key: Key) -> EnginePaths:
+        return EnginePaths(self._settings.run_dir, *key)
+
     def _start(self, key: Key, digest: str) -> None:
         model, version = key
         settings = self._settings
-        paths = EnginePaths(settings.run_dir, model, version)
+        paths = self._paths(key)
         paths.unlink_sockets()
         paths.failure.unlink(missing_ok=True)  # of one that failed while it was being ended
         order = EngineOrder(
@@ -269,9 +287,7 @@ class _Engine:
 
     def note(self, state: EngineState, reason: str = "") -> None:
         self.state = state
-        # Only a note for others: an engine is kept running on a full disk too.
-        with contextlib.suppress(OSError):
-            write_note(self.paths.state, EngineNote(state, reason))
+        _leave_note(self.paths, EngineNote(state, reason))
 
     def since_sign(self, sign: float, clock: float) -> float:
         """How long it has given this sign of life and no other, by a clock that is told each time."""
@@ -284,6 +300,12 @@ class _Engine:
         self.state = "starting"
         self.crashes.clear()
         self.child.start()
+
+
+def _leave_note(paths: EnginePaths, note: EngineNote) -> None:
+    # Only for others: an engine is kept running on a full disk too.
+    with contextlib.suppress(OSError):
+        write_note(paths.state, note)
 
 
 def _is_left(pid: int) -> bool:

@@ -147,7 +147,11 @@ class Front:
         # At first every model must be there, or known not to come. Later one that fails must not take the others out
         # of service with it: its own readiness says it.
         if away and (not self._was_ready or len(away) == len(self.routes)):
-            return f"model '{away[0][0]}' version {away[0][1]} is not ready"
+            # Of several, one that is waited for.
+            model, version = min(away, key=lambda key: self._is_settled(*key))
+            served = self.versions.get((model, version))
+            why = "" if served is None or served.lane.refusing is None else f": {served.lane.refusing}"
+            return f"model '{model}' version {version} is not ready{why}"
         return None
 
     def _is_settled(self, model: str, version: int) -> bool:

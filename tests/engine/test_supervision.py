@@ -123,6 +123,27 @@ def test_a_version_whose_folder_is_gone_serves_on(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
+def test_a_version_whose_folder_is_gone_before_it_is_loaded_is_told_of_until_it_is_back(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with world(tmp_path) as w:
+            w.engines.follow({}, {KEY: w.digest})
+            assert read_note(w.paths.state) is None, "it may have come since the folders were looked at"
+            for _ in range(2):
+                assert w.engines.follow({}, {KEY: w.digest})
+            reason = f"its folder {w.settings.models / 'm' / '1'} is gone, or is not as it was approved"
+            assert read_note(w.paths.state) == EngineNote("failed", reason)
+            assert w.said.getvalue().count(f"m version 1 is out of service: {reason}") == 1
+            w.engines.follow({}, {})
+            assert not w.paths.state.exists()
+            for _ in range(2):
+                w.engines.follow({}, {KEY: w.digest})
+            assert w.paths.state.exists()
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: read_note(w.paths.state) == EngineNote("ready"))
+
+    asyncio.run(test())
+
+
 def test_a_version_that_cannot_be_loaded_is_given_up_with_the_engines_own_words(tmp_path: Path) -> None:
     async def test() -> None:
         async with world(tmp_path) as w:

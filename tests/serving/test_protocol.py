@@ -371,6 +371,21 @@ def test_one_models_dead_engine_does_not_take_the_other_models_out_of_service(tm
     run(test)
 
 
+def test_a_front_that_is_not_ready_names_a_model_that_is_waited_for_or_why_none_comes(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            routes = {model: Route(model, stable=2) for model in ("a", "b")}
+            d.front.follow(2, routes, {(model, 2): f"sha256:{model}" for model in routes})
+            away = [d.front.versions[model, 2].lane for model in routes]
+            away[0].refuse_waiting("its folder is gone")
+            assert d.front.not_ready == "model 'b' version 2 is not ready"
+            away[1].refuse_waiting("its circuit is open")
+            [(status, _, told)] = await d.send(get("/v2/health/ready"), read=1)
+            assert (status, told["error"]) == (503, "model 'a' version 2 is not ready: its folder is gone")
+
+    run(test)
+
+
 @pytest.mark.promise("P6")
 @pytest.mark.parametrize(
     "extra",
