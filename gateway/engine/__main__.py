@@ -20,14 +20,18 @@ from gateway.engine.notes import EngineNote, write_note
 from gateway.engine.order import EngineOrder
 from gateway.engine.process import run_engine
 from gateway.engine.wire import Hello
-from gateway.parent import PARENT_VARIABLE, follow
+from gateway.parent import PARENT_VARIABLE, die_with_parent, follow
 from gateway.repository.errors import RepositoryError
 from gateway.repository.policy import PolicyError
 from gateway.telemetry.log import ProcessLog
 
 
 def main(arguments: list[str]) -> int:
-    follow(int(os.environ.get(PARENT_VARIABLE, os.getppid())))
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None:
+        die_with_parent(os.getppid())  # but Ctrl-C is for it
+    else:
+        follow(int(parent))
     order = None
     try:
         if len(arguments) == 1:

@@ -110,13 +110,16 @@ def run_engine(
 
 @contextlib.contextmanager
 def _order_to_end() -> Iterator[socket.socket]:
-    """A socket that can be read from once SIGTERM has come, be it just before a wait for it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A socket that can be read from once SIGTERM has come, be it just before a wait for it; or Ctrl-C, unless it is
+    left to the parent.
+    """
     order, giving = socket.socketpair()
     with order, giving:
         giving.setblocking(False)
         signal.set_wakeup_fd(giving.fileno())
         signal.signal(signal.SIGTERM, lambda *_: None)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: None)
         try:
             yield order
         finally:

@@ -40,12 +40,14 @@ from tests.processes import holding
 Array = np.ndarray[Any, np.dtype[Any]]
 DRAIN_SECONDS = 20.0
 SCRIPT = """
-import select, sys
+import os, select, sys
 from pathlib import Path
 from gateway.engine.loading import load_session
 from gateway.engine.process import run_engine
 from gateway.engine.pulse import Pulse, lay_out_beats
 from gateway.engine.wire import Hello
+from gateway.parent import follow
+follow(os.getppid())
 model, socket, beat, drain_seconds, poll = sys.argv[1:]
 if poll == "without epoll":
     del select.epoll
@@ -364,6 +366,21 @@ def test_an_engine_that_nobody_is_connected_to_ends_when_it_is_told_to_and_takes
         os.kill(e.process.pid, signal.SIGTERM)
         assert e.process.wait(30) == 0
         assert sorted(path.name for path in tmp_path.iterdir()) == ["e.beat", "m.onnx"]
+
+
+def test_an_engine_that_is_run_by_itself_ends_at_ctrl_c(tmp_path: Path) -> None:
+    path = tmp_path / "e.sock"
+    process = subprocess.Popen([sys.executable, "-m", "gateway.engine", str(save_doubler(tmp_path / "m")), path, "1"])
+    try:
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert not path.exists()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_an_engine_that_is_told_to_end_answers_who_still_asks_until_they_let_go(tmp_path: Path) -> None:
