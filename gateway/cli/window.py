@@ -89,14 +89,16 @@ def settings_of(config: Path | None, state_dir: Path | None) -> Settings:
 
     Raises
     ------
-    CommandError
+    typer.Exit
+        They are wrong, which has been told.
     """
     from gateway.settings import SettingsError, load_settings
 
     try:
         return load_settings(config, overrides={"state_dir": state_dir or state_dir_here()})
     except SettingsError as error:
-        raise CommandError(str(error)) from None
+        typer.echo(f"gateway: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 def records_of(

@@ -125,6 +125,14 @@ def test_replay_says_what_is_wrong(state: Path, tmp_path: Path) -> None:
     assert "nothing was replayed" in nothing.output
 
 
+def test_wrong_settings_are_bad_usage(state: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "gateway.toml"
+    settings.write_text("[log]\nno_such_key = 1\n")
+    for command in (("reconcile",), ("replay", "--model", MODEL, "--version", 1)):
+        told = called(*command, "--config", settings, "--state-dir", state, status=2)
+        assert told.stderr.startswith("gateway: ") and "log.no_such_key" in told.stderr
+
+
 def test_reconcile_names_what_is_missing(state: Path, tmp_path: Path) -> None:
     body = answered("reconcile", "--state-dir", state)
     assert body["ok"] and [life["records"] for life in body["lives"]] == [2 * COUNT]
