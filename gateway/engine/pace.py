@@ -10,6 +10,7 @@ FIRST_ROWS = 8  # of the first batch, when nothing is known yet
 MEMORY = 0.8  # weight of what was known when another batch has been drained
 SPREAD = 0.1  # of the rows of frames, of their mean, that tells a row from a frame
 SHARE = 0.25  # of a new measurement in the mean time of a frame or a run
+FORGET_SECONDS = 10.0  # of frames, after which a row may take e times as long as it was seen to
 SHORT_SECONDS = 0.0002  # a run that is over before a front has another batch worth it
 
 
@@ -52,6 +53,7 @@ class Pace:
         "_frames",
         "_max_rows",
         "_products",
+        "_row_seconds",
         "_rows",
         "_seconds",
         "_squares",
@@ -67,6 +69,7 @@ class Pace:
         self._batch_seconds = batch_seconds
         # Of frames while others had to wait: how many, their rows, squares of these, seconds, rows times seconds.
         self._frames = self._rows = self._squares = self._seconds = self._products = 0.0
+        self._row_seconds = math.inf
         self.rows = min(FIRST_ROWS, max_rows)
         self.few_rows = min(self.rows, few)
         self.frame_seconds = 0.0
@@ -99,6 +102,9 @@ class Pace:
             if fitting != self.rows:
                 self.rows = fitting
                 self.few_rows = min(fitting, self._few)
+            # A row takes at most its share of any frame. Few are large, and it is these that tell.
+            share = max(run_seconds, seconds, 1e-9) / rows
+            self._row_seconds = min(share, self._row_seconds * (1 + seconds / FORGET_SECONDS))
         if pressed and rows:
             self._frames = self._frames * MEMORY + 1
             self._rows = self._rows * MEMORY + rows
@@ -115,15 +121,17 @@ class Pace:
         """How long a queue takes that goes as so many frames, as far as is known; 0 as long as nothing has had to wait.
 
         A frame takes some time and each of its rows some more: frames of different rows tell how much, by least
-        squares. Frames that are all alike tell only what a row of such a frame takes.
+        squares. Frames that are all alike tell only what a row of such a frame takes, which may be far too much for a
+        frame of many more: so larger ones that were seen bound it.
         """
         if not self._rows:
             return 0.0
-        each, per_frame = self._seconds / self._rows, 0.0
+        each = self._seconds / self._rows
         spread = self._frames * self._squares - self._rows**2
         if spread > (SPREAD * self._rows) ** 2:
             slope = (self._frames * self._products - self._rows * self._seconds) / spread
             # Neither is less than nothing, whatever was measured.
             each = min(max(slope, 0.0), each)
-            per_frame = (self._seconds - each * self._rows) / self._frames
+        each = min(each, self._row_seconds)
+        per_frame = max(0.0, self._seconds - each * self._rows) / self._frames
         return rows * each + frames * per_frame

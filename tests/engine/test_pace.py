@@ -96,3 +96,15 @@ def test_frames_that_are_alike_tell_what_a_row_takes() -> None:
     for _ in range(5):
         seen.add(rows=200, run_seconds=0.01, seconds=0.02, pressed=True)
     assert abs(seen.seconds_of(1000, 5) - 0.1) < 1e-9
+
+
+def test_a_row_of_many_is_not_taken_for_as_dear_as_a_frame_of_one() -> None:
+    seen = pace()
+    for rows, seconds, frames in ((1, 0.001, 50), (100_000, 0.02, 1), (1, 0.001, 500)):
+        for _ in range(frames):
+            seen.add(rows=rows, run_seconds=seconds / 2, seconds=seconds, pressed=rows == 1)
+    assert 0.02 < seen.seconds_of(100_005, 6) < 0.05
+    assert abs(seen.seconds_of(6, 6) - 0.006) < 1e-6
+    for _ in range(200):
+        seen.add(rows=10, run_seconds=1.0, seconds=1.0, pressed=True)
+    assert abs(seen.seconds_of(1000, 1) - 100) < 1, "what was long ago says nothing"
