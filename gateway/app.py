@@ -181,8 +181,7 @@ async def _front(
         for task in tasks:
             task.cancel()
         follower.stop()
-        for served in front.versions.values():
-            served.lane.close()
+        front.close()
         if commit is not None:
             await commit.close()
         spool.close()

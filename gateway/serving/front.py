@@ -285,6 +285,11 @@ class Front:
         for served in self._leaving:
             served.lane.expire(now)
 
+    def close(self) -> None:
+        """Let go of all engines: what they have not answered fails, and its callers and the log are told."""
+        for served in (*self.versions.values(), *self._leaving):
+            served.lane.close()
+
     def _close_gone(self, now: float) -> int:
         reading = {inference.served for inference in self._reading} if self._leaving else ()
         gone = [

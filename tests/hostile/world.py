@@ -197,8 +197,7 @@ async def hostile_world(tmp_path: Path, **sections: dict[str, Any]) -> AsyncIter
             yield world
         finally:
             server.should_exit = True
-            for served in front.versions.values():
-                served.lane.close()
+            front.close()
             await asyncio.gather(*tasks, return_exceptions=True)
             spool.close()
             cells.close()

@@ -154,8 +154,7 @@ async def door(
             server.should_exit = True
             if isinstance(engine, FakeEngine):
                 engine.hold.set()
-            for served in front.versions.values():
-                served.lane.close()
+            front.close()
             await asyncio.gather(*tasks, return_exceptions=True)
             if commit is not None:
                 await commit.close()

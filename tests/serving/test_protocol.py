@@ -446,6 +446,24 @@ def test_an_engine_that_serves_other_bytes_than_those_approved_is_not_asked(tmp_
     run(test)
 
 
+def test_what_a_version_that_is_taken_away_has_not_answered_when_the_front_ends_is_told_and_logged(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            d.engine.hold.clear()
+            waiting = asyncio.create_task(d.send(post(), read=1))
+            await asyncio.sleep(0.1)
+            d.front.follow(2, {}, {})
+            d.front.close()
+            [(status, _, told)] = await waiting
+            assert (status, told["error"]) == (503, "model 'm' version 1 is not available: it is being unloaded")
+            [record] = d.log()
+            assert record["status"] == 503
+
+    run(test)
+
+
 def test_a_version_that_is_taken_away_still_answers_what_it_has_taken(tmp_path: Path) -> None:
     async def test() -> None:
         async with door(tmp_path) as d:
