@@ -56,7 +56,7 @@ class EngineSupervision:
         self._log = log
         self._cells = cells
         self._engines: dict[Key, _Engine] = {}
-        self._leaving: dict[Key, asyncio.Task[None]] = {}
+        self._leaving: dict[Key, tuple[Child, asyncio.Task[None]]] = {}
         self._absent: dict[Key, bool] = {}  # approved, without a folder to load, and whether that has been told
         self._orphans: set[int] = set()
         self._awake = 0.0  # seconds that this process has not stood still
@@ -84,7 +84,8 @@ class EngineSupervision:
         Whether everything is as wanted; when False, an engine must end before another takes its place: ask again.
         """
         for key in [key for key, engine in self._engines.items() if approved.get(key) != engine.digest]:
-            self._leaving[key] = asyncio.get_running_loop().create_task(self._unload(key, self._engines.pop(key)))
+            engine = self._engines.pop(key)
+            self._leaving[key] = engine.child, asyncio.get_running_loop().create_task(self._unload(key, engine))
         settled = True
         for key, digest in wanted.items():
             if key in self._leaving:
@@ -116,8 +117,9 @@ class EngineSupervision:
 
     async def stop(self, *, seconds: float = STOP_SECONDS) -> None:
         """End all engines, and kill those that run for longer; who asked something of them has ended before."""
-        stopping = [engine.child.stop(seconds=seconds) for engine in self._engines.values()]
-        await asyncio.gather(*stopping, *self._leaving.values())
+        leaving = list(self._leaving.values())
+        children = [engine.child for engine in self._engines.values()] + [child for child, _ in leaving]
+        await asyncio.gather(*[child.stop(seconds=seconds) for child in children], *[task for _, task in leaving])
 
     def _look_for(self, absent: Set[Key]) -> None:
         """Tell of versions that cannot be loaded as they are not there, so that nobody waits for them."""

@@ -259,13 +259,17 @@ def test_engines_that_stood_still_with_the_supervisor_are_given_time_to_move(tmp
     asyncio.run(test())
 
 
-def test_engines_that_nobody_waits_for_are_ended_at_once_whatever_they_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leaving", [False, True])
+def test_engines_that_nobody_waits_for_are_ended_at_once_whatever_they_do(tmp_path: Path, leaving: bool) -> None:
     async def test() -> None:
         async with world(tmp_path) as w:
             w.engines.follow({KEY: w.digest}, {KEY: w.digest})
             await w.until(lambda: "m/1 ready" in repr(w.engines))
             (pid,) = read_beats(w.paths.beat)
             os.kill(pid, signal.SIGSTOP)  # as one in a long run, it does not hear of its end
+            if leaving:
+                w.engines.follow({}, {})
+                await asyncio.sleep(0.1)
             begun = time.monotonic()
             await w.engines.stop(seconds=0.0)
             assert time.monotonic() - begun < STOP_SECONDS / 2 and not w.children()
