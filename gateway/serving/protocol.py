@@ -305,8 +305,12 @@ class GatewayProtocol(IncomingBody):
             return
         if length > self._max_body:
             self._refuse_body(inference, BodyTooLarge(self._body_too_large()))
-        elif expects and version == "1.1" and (inference is None or inference.refused is None):
-            self._owe_continue()
+        elif expects and version == "1.1":
+            # One of the two at once (RFC 9110, section 10.1.1).
+            if inference is not None and inference.refused is not None:
+                self._refuse_body(inference, inference.refused)
+            else:
+                self._owe_continue()
 
     def _refuse_parse(self, error: httptools.HttpParserError) -> None:
         if isinstance(error, httptools.HttpParserCallbackError):

@@ -187,6 +187,23 @@ def test_a_client_that_waits_for_100_continue_gets_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "status"),
+    [("Gateway-Version: x", 400), ("Content-Encoding: br", 415)],
+)
+def test_a_client_that_waits_for_100_continue_is_told_at_once_what_is_refused(
+    tmp_path: Path, field: str, status: int
+) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            for headers in (f"Expect: 100-continue\r\n{field}\r\n", f"{field}\r\nExpect: 100-continue\r\n"):
+                head, _, _ = post(headers=headers).partition(b"\r\n\r\n")
+                [(got, answered, _)] = await asyncio.wait_for(d.send(head + b"\r\n\r\n"), 5)
+                assert (got, answered["connection"]) == (status, "close")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
     "raw",
     [b"", b"GET /v2 HTTP/1.1\r\nHo", b"POST /v2/models/m/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{"],
     ids=["silent", "half a head", "half a body"],
