@@ -284,20 +284,20 @@ def are_slow_to_answer(inferences: Sequence[Inference]) -> bool:
     run = inferences[0].run
     if run is None or run.nbytes <= SLOW_PLAIN_BYTES:
         return False
-    compressed = worded = rest = 0
+    dear = worded = rest = 0
     for inference in inferences:
         prepared, part = inference.prepared, run.nbytes_of(inference)
         if inference.failure is not None or (prepared is not None and prepared.answer is not None):
             continue
         if run.is_unread:
             return True
-        if inference.accepts is not None:
-            compressed += part
+        if inference.accepts is not None or inference.is_classified:
+            dear += part
         elif inference.is_worded:
             worded += part
         else:
             rest += part
-    return compressed > SLOW_PLAIN_BYTES or worded > SLOW_JSON_BYTES or rest > SLOW_BINARY_BYTES
+    return dear > SLOW_PLAIN_BYTES or worded > SLOW_JSON_BYTES or rest > SLOW_BINARY_BYTES
 
 
 def prepare_answers(inferences: Sequence[Inference], *, kept: Kept) -> None:

@@ -189,6 +189,11 @@ class Inference(Job):
         return self.requested is None or bool(self.said())
 
     @property
+    def is_classified(self) -> bool:
+        """Whether the largest elements of an output are to be found."""
+        return any([asked.classes for asked in self.requested or ()])
+
+    @property
     def is_written_aside(self) -> bool:
         """Whether writing its answer takes long, now that its outputs are prepared."""
         return self.accepts is not None

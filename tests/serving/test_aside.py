@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.protocol import classification
 from gateway.protocol.errors import CallerError, Overloaded
 from gateway.protocol.slices import CutTensor
 from gateway.serving import aside
@@ -356,6 +357,24 @@ async def test_a_large_binary_request_is_read_beside_the_loop_too(tmp_path: Path
         assert status == 200 and answer[length:] == (np.frombuffer(block, "<f4") * 2).tobytes()
         (record,) = d.log()
         assert record["inputs"][0]["summary"]["max"] == rows * 3 - 1
+
+
+async def test_the_largest_elements_of_a_large_output_are_looked_for_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def classify(*given: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return classification.classify(*given, **named)
+
+    monkeypatch.setattr("gateway.serving.inference.classify", classify)
+    async with door(tmp_path) as d:
+        for rows in (20_000, 2):
+            asked = {"name": "y", "parameters": {"classification": 1}}
+            status, _, answer = await ask(d, post(body(FLAT[: rows * 3], rows=rows, outputs=[asked])))
+            assert status == 200 and answer["outputs"][0]["data"][:2] == ["0.500000:2", "1.250000:2"]
+    assert [name.startswith("aside") for name in threads] == [True, False]
 
 
 async def test_a_fault_beside_the_loop_fails_its_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
