@@ -80,6 +80,8 @@ class StoreView:
         return state is not None and state.status == "approved"
 
     def _read(self) -> None:
+        if self.snapshot is None:
+            self._forget_another()
         revision = self._store.revision()
         self._read_decisions()
         if self.snapshot is not None and self.snapshot.revision == revision:
@@ -90,6 +92,13 @@ class StoreView:
         # The decisions behind the routes just read may have come after those read above.
         self._read_decisions()
         self.snapshot, self.rollouts, self.plans = snapshot, rollouts, plans
+
+    def _forget_another(self) -> None:
+        """Follow the decisions from the first one where the last that a checkpoint knew is none of this store's."""
+        seq = self.trials.seq
+        if seq and [each.hash for each in self._store.decisions(after_seq=seq - 1, limit=1)] != [self.trials.hash]:
+            self._note(f"decision {seq}, the last one known, is none of the store's, whose own are read from the first")
+            self.trials = Trials()
 
     def _read_decisions(self) -> None:
         while True:

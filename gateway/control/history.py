@@ -28,16 +28,20 @@ class TrialStart(msgspec.Struct):
 
 
 class Trials(msgspec.Struct):
-    """Follows the decisions by their sequence numbers; plain, so that a checkpoint can keep it."""
+    """Follows the decisions by their sequence numbers; plain, so that a checkpoint can keep it.
+
+    `hash` is that of the last decision taken, which tells one store from another.
+    """
 
     seq: int = 0
+    hash: str = ""
     starts: dict[str, TrialStart] = {}
 
     def take(self, decision: DecisionRecord) -> None:
         """Follow one decision; those that were taken before change nothing."""
         if decision.seq <= self.seq:
             return
-        self.seq = decision.seq
+        self.seq, self.hash = decision.seq, decision.hash
         trial, rollout = decision.after.get("trial"), _rollout_id(decision.after)
         known = self.starts.get(decision.model)
         if isinstance(trial, int) and (known is None or known.trial != trial or _begins(known, decision)):

@@ -45,7 +45,8 @@ class Outbox:
     """Appends each decision to the stream `decisions`, in order, from the one after the last that is there.
 
     The stream itself tells how far it has come, so nothing is left out after a crash, and what was written last may
-    at most be written twice, with the same id.
+    at most be written twice, with the same id. Where its last decision is none of the store's, which then is another
+    one or an older copy, all that the store has is appended.
 
     Parameters
     ----------
@@ -72,7 +73,8 @@ class Outbox:
         self._monotonic = monotonic
         self._ticked_at = -math.inf
         self._failing = False
-        self.seq = last_published(writer.directory)
+        self._unchecked = last_published(writer.directory)
+        self.seq = self._unchecked.seq if self._unchecked is not None else 0
 
     def __repr__(self) -> str:
         return f"<Outbox seq={self.seq}{' failing' if self._failing else ''}>"
@@ -87,6 +89,7 @@ class Outbox:
             self._ticked_at = now
             self._writer.tick()
         try:
+            self._check_last()
             found = self._store.decisions(after_seq=self.seq, limit=_AT_ONCE)
             if found:
                 self._writer.append([(KIND_DECISION, encode(decision)) for decision in found])
@@ -100,9 +103,18 @@ class Outbox:
             self.seq = found[-1].seq
         return found
 
+    def _check_last(self) -> None:
+        last = self._unchecked
+        if last is None:
+            return
+        if [each.hash for each in self._store.decisions(after_seq=last.seq - 1, limit=1)] != [last.hash]:
+            self._note(f"decision {last.seq} of the log is none of the store's, whose decisions are all logged now")
+            self.seq = 0
+        self._unchecked = None
 
-def last_published(directory: Path) -> int:
-    """The sequence number of the last decision in a stream; 0 for an empty one."""
+
+def last_published(directory: Path) -> DecisionRecord | None:
+    """The last decision in a stream; None in an empty one."""
     for name in reversed(list_segments(directory)):
         try:
             block = (directory / name).read_bytes()
@@ -114,5 +126,5 @@ def last_published(directory: Path) -> int:
             except RecordError:
                 continue
             if isinstance(decision, DecisionRecord):
-                return decision.seq
-    return 0
+                return decision
+    return None

@@ -203,6 +203,7 @@ def run(log: list[LogRecord], cuts: list[int], *, policy: ModelPolicy, whole: bo
             monitor.checkpoint()
             state, note = monitor._checkpoints.read()
             assert state is not None, note
+            state.trials.hash = ""  # each run has a store of its own
             states.append(flat(state))
         model = monitor.models[MODEL]
         alarms = [msgspec.to_builtins(alarm) for alarm in model.alarms]

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.control.lock import held_lock
 from gateway.control.outbox import DECISIONS_STREAM, Outbox, last_published, open_decisions
+from gateway.control.store import Store
 from gateway.events.encoding import decode
 from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.reader import SpoolReader
@@ -162,7 +163,43 @@ def test_every_decision_reaches_the_log_once_in_order_over_restarts(make_world: 
     second.publish()
     writer.close()
     assert published(tmp_path) == world.store.decisions(limit=1_000)
-    assert last_published(tmp_path / "spool" / DECISIONS_STREAM) == world.store.decisions(limit=1_000)[-1].seq
+    assert last_published(tmp_path / "spool" / DECISIONS_STREAM) == world.store.decisions(limit=1_000)[-1]
+
+
+def test_another_stores_decisions_reach_the_log_from_the_first_one_on(make_world: Any, tmp_path: Path) -> None:
+    world = make_world()
+    box, writer = outbox(world, tmp_path)
+    before = box.publish()
+    writer.close()
+    world.store = another_store(tmp_path)
+    for _ in range(2):
+        box, writer = outbox(world, tmp_path)
+        box.publish()
+        writer.close()
+    assert published(tmp_path) == before + world.store.decisions(limit=1_000)
+    assert len(world.notes) == 1
+
+
+def test_a_trial_begins_in_another_store_whatever_was_known_of_the_one_before(make_world: Any, tmp_path: Path) -> None:
+    world = make_world()
+    world.store.start_rollout("m", 2, plan={}, actor="tester", reason="a trial")
+    assert world.run().models["m"].trial is not None
+    world.store = another_store(tmp_path)
+    world.now[0] += 60
+    world.store.start_rollout("m", 3, plan={}, actor="tester", reason="a trial in another store")
+    trial = world.run().models["m"].trial
+    assert trial is not None
+    assert (trial.canary, trial.start.began) == (3, world.store.decisions(limit=1_000)[-1].time)
+
+
+def another_store(tmp_path: Path) -> Store:
+    store = Store(f"sqlite:///{tmp_path / 'another.db'}")
+    store.create()
+    for version in (1, 3):
+        store.register("m", version, f"sha256:{version:064x}")
+        store.approve("m", version, actor="tester", reason="it is a test")
+    store.set_route("m", stable=1, actor="tester", reason="it is a test")
+    return store
 
 
 class FullWriter:
