@@ -89,7 +89,7 @@ class Actor:
     def add(self, moves: list[Move]) -> None:
         """Queue moves; one that waits already is not queued twice, and a pause goes before a step that waits.
 
-        Behind the step it would find the rollout elsewhere and be refused, and an alarm does not pause twice.
+        Behind the step it would come too late, and behind a promotion it would be refused.
         """
         waiting = {_identity(move) for move in self.pending}
         for move in moves:

@@ -44,8 +44,8 @@ class Move(msgspec.Struct, frozen=True):
         Kind of the decision that is recorded; where the route moves, the store names it.
     rollout, step, phase
         Where the rollout stood when this was decided; the move is refused when it stands elsewhere by then, so that one
-        which a crash lets be tried again is never made twice. A verdict that takes a canary back names the rollout
-        too, or "" where none was open.
+        which a crash lets be tried again is never made twice. A pause names no step: it holds whatever step the store
+        took without answering. A verdict that takes a canary back names the rollout too, or "" where none was open.
     trial : int or None
         The trial whose canary is taken back; a later one has to be judged by its own evidence.
     """
@@ -296,7 +296,7 @@ def _move(rollout: RolloutState, event: Event, reason: str, evidence: dict[str, 
         evidence,
         event=event,
         rollout=rollout.id,
-        step=rollout.step,
+        step=None if event == "pause" else rollout.step,
         phase=rollout.phase,
     )
 

@@ -158,9 +158,10 @@ def move_rollout(
     """Move a rollout by the table, and the route with it."""
     state = change.rollout(rollout_id)
     if (expected_step is not None and state.step != expected_step) or expected_phase not in (None, state.phase):
+        at = "" if expected_step is None else f" at step {expected_step}"
         raise Refused(
             f"rollout {rollout_id} of {state.model} is {state.phase} at step {state.step} by now; "
-            f"{event} was decided when it was {expected_phase} at step {expected_step}"
+            f"{event} was decided when it was {expected_phase}{at}"
         )
     old = _known_route(change, state.model)
     try:

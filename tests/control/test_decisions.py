@@ -179,13 +179,13 @@ def test_what_takes_a_canary_back_names_the_trial_that_the_evidence_is_of() -> N
     assert (by_alarm.trial, by_alarm.rollout) == (1, None)
 
 
-def test_what_pauses_a_rollout_names_where_it_stood() -> None:
+def test_what_pauses_a_rollout_names_it_and_its_phase_and_holds_at_any_step() -> None:
     situation = Situation(ON_TRIAL, rollout("advance"))
     by_alarm = decide_alarm(alarm("inputs", action="pause"), situation)[-1]
     by_fault = decide_fault("crash_loop", "it ended", situation, action="pause")[-1]
     [by_verdict] = decide_verdict(verdict("pause"), situation, {})
     for moved in (by_alarm, by_fault, by_verdict):
-        assert (moved.event, moved.rollout, moved.step, moved.phase) == ("pause", "rollout-1", 1, "running")
+        assert (moved.event, moved.rollout, moved.step, moved.phase) == ("pause", "rollout-1", None, "running")
 
 
 def test_both_arms_drifting_is_no_changed_world_when_the_judge_sees_them_differ() -> None:

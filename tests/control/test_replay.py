@@ -9,6 +9,7 @@ import pytest
 
 from gateway.control.act import Actor
 from gateway.control.decisions import Move, Situation, decide_verdict
+from gateway.control.errors import StoreAway
 from gateway.rollout.judge import Verdict
 
 
@@ -40,6 +41,26 @@ def test_an_advance_that_is_replayed_takes_no_second_step(make_world: Any) -> No
     assert "running at step 1 by now; advance was decided when it was running at step 0" in note
     assert world.store.rollout("m").step == 1
     assert world.store.snapshot().routes["m"].weight == 10.0
+
+
+def test_a_pause_holds_the_step_that_the_store_took_without_answering(make_world: Any, monkeypatch: Any) -> None:
+    world = make_world()
+    world.store.start_rollout("m", 2, plan={"steps": [1.0, 10.0, 50.0]}, actor="tester", reason="a rollout")
+    advance, pause = decided(world, "advance"), decided(world, "pause")
+    actor, moved = Actor(world.store, note=[].append), world.store.move_rollout
+
+    def unanswered(*arguments: Any, **named: Any) -> Any:
+        moved(*arguments, **named)
+        raise StoreAway("the connection was lost")
+
+    monkeypatch.setattr(world.store, "move_rollout", unanswered)
+    actor.add(advance)
+    actor.act()
+    monkeypatch.undo()
+    actor.add(pause)
+    actor.act()
+    assert actor.pending == []
+    assert (world.store.rollout("m").phase, world.store.rollout("m").step) == ("paused", 1)
 
 
 def test_a_freeze_that_was_decided_before_a_person_paused_waits_for_the_next_look(make_world: Any) -> None:
