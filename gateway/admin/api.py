@@ -32,6 +32,7 @@ from gateway.admin.tail import Tail, open_tail, parse_start
 from gateway.control.store import Store
 from gateway.events.records import Arm
 from gateway.predictions.archive import Archive
+from gateway.protocol.mistakes import told_mistake
 from gateway.repository.manifest import is_model_name
 from gateway.settings import Settings
 
@@ -305,7 +306,7 @@ async def _body(request: Request, kind: type[msgspec.Struct] | None) -> Any:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"body: {error}") from None
+        raise BadRequest(f"body: {told_mistake(error, kind)}") from None
 
 
 def _json(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

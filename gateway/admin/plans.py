@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.admin.errors import BadRequest
 from gateway.control.plans import plan_of
+from gateway.protocol.mistakes import told_mistake
 from gateway.repository.policy import ModelPolicy
 from gateway.rollout.errors import PlanError
 from gateway.rollout.plan import Plan, check_plan
@@ -37,5 +38,5 @@ def plan_from(policy: ModelPolicy, *, changes: dict[str, Any]) -> dict[str, Any]
         whole = msgspec.convert({**msgspec.to_builtins(plan_of(policy)), **changes}, Plan)
         check_plan(whole)
     except (msgspec.ValidationError, PlanError) as error:
-        raise BadRequest(f"plan: {error}") from None
+        raise BadRequest(f"plan: {told_mistake(error, Plan)}") from None
     return dict(msgspec.to_builtins(whole))

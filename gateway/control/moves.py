@@ -17,6 +17,7 @@ from gateway.control.traffic import (
     step_route,
 )
 from gateway.events.records import DecisionRecord
+from gateway.protocol.mistakes import told_mistake
 from gateway.rollout.errors import RolloutError
 from gateway.rollout.machine import Event, Phase, RolloutState, begin, move
 from gateway.rollout.plan import Plan, check_plan
@@ -123,7 +124,7 @@ def start_rollout(
         check_plan(whole)
         state = begin(f"rollout-{change.next_seq}", model, stable=old.stable, canary=canary, steps=whole.steps)
     except (msgspec.ValidationError, RolloutError) as error:
-        raise Refused(f"plan of a rollout of {model}: {error}") from None
+        raise Refused(f"plan of a rollout of {model}: {told_mistake(error, Plan)}") from None
     new = set_route(
         old,
         stable=old.stable,

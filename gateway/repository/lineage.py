@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.protocol.mistakes import told_mistake
 from gateway.repository.errors import LineageError
 
 __all__ = ("Lineage", "ReferenceFile", "Source", "TrainingData", "detect_source", "read_lineage")
@@ -89,7 +90,7 @@ def read_lineage(path: Path) -> Lineage:
                 raise LineageError(f"{path.name}: expected a file that ends in .toml or .json")
         return msgspec.convert(content, Lineage)
     except (ValueError, RecursionError) as error:
-        raise LineageError(f"{path.name}: {error}") from None
+        raise LineageError(f"{path.name}: {told_mistake(error, Lineage)}") from None
 
 
 def detect_source(folder: Path) -> Source:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.protocol.datatypes import Signature
+from gateway.protocol.mistakes import told_mistake
 from gateway.repository.errors import IntegrityError, ManifestError, RepositoryError
 from gateway.repository.files import MAX_PATH_DEPTH, hash_regular, is_safe_path, open_folder, open_regular
 from gateway.repository.lineage import Lineage
@@ -272,7 +273,7 @@ def _read_manifest(folder: int) -> Manifest:
         content = msgspec.json.decode(raw, type=dict[str, Any])
         manifest = msgspec.convert(content, Manifest)
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{MANIFEST_NAME}: {error}") from None
+        raise ManifestError(f"{MANIFEST_NAME}: {told_mistake(error, Manifest)}") from None
     if manifest.digest != (computed := digest_of(content)):
         raise ManifestError(f"{MANIFEST_NAME} says digest {manifest.digest!r}, its content has {computed!r}")
     return manifest

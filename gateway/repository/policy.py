@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gateway.drift.streams import check_detector
+from gateway.protocol.mistakes import told_mistake
 from gateway.rollout.errors import PlanError
 from gateway.rollout.plan import Plan, check_plan
 
@@ -181,7 +182,7 @@ def load_policy(folder: Path) -> ModelPolicy:
     try:
         policy = msgspec.toml.decode(raw, type=ModelPolicy)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise PolicyError(f"{path}: {error}") from None
+        raise PolicyError(f"{path}: {told_mistake(error, ModelPolicy)}") from None
     for version, digest in policy.approvals.items():
         if not re.fullmatch(r"[1-9][0-9]{0,8}", version) or not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
             raise PolicyError(f"{path}: approvals.{version} = {digest!r}: expected a version and 'sha256:<64 hex>'")

@@ -37,7 +37,7 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     [
         ("lineage.toml", b"parent = ", "lineage.toml: "),
         ("lineage.toml", b"\xff", "lineage.toml: "),
-        ("lineage.json", b"[]", "Expected `object`"),
+        ("lineage.json", b"[]", "lineage.json: expected keys with values"),
         ("lineage.json", b'{"parant": 1}', "parant"),
         ("lineage.json", b'{"metrics": {"mae": "low"}}', r"metrics"),
         ("lineage.json", b"[" * 100_000, "lineage.json: "),

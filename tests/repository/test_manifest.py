@@ -90,7 +90,7 @@ def _fifo(folder: Path) -> None:
     ("spoil", "reason"),
     [
         (_without_manifest, "no manifest.json"),
-        (_half_a_manifest, "manifest.json: Input data was truncated"),
+        (_half_a_manifest, "manifest.json: it ends too early"),
         (_edited_lineage, "its content has 'sha256:"),
         (_edited_batching, "its content has 'sha256:"),
         (_linked_manifest, "manifest.json cannot be opened"),
