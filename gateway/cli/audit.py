@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.client import CommandError, open_client
 from gateway.cli.group import Commands
-from gateway.cli.screen import AsJson, clean, print_json, print_table
+from gateway.cli.screen import AsJson, clean, console, print_json, print_table
 from gateway.control.told import told_change
 
 __all__ = ("app",)
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Read and verify the decisions.")
+
+_TABLE_WIDTH = 140
+"""Columns that the table takes; in fewer its texts would be a word or two wide."""
 
 
 @app.command(name="list")
@@ -33,7 +36,21 @@ def list_decisions(
         [*(one[key] for key in keys), clean(told_change(one["before"], one["after"])), one["reason"]]
         for one in body["decisions"]
     ]
-    print_table([*keys, *last], rows)
+    if console().width >= _TABLE_WIDTH:
+        print_table([*keys, *last], rows)
+    else:
+        _print_below_one_another(rows)
+
+
+def _print_below_one_another(rows: list[list[Any]]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    screen = console()
+    for *facts, change, reason in rows:
+        screen.print(Text("  ".join(map(clean, facts))))
+        for told in filter(None, (change, clean(reason))):
+            screen.print(Padding.indent(Text(told), 4))
 
 
 @app.command()

@@ -47,9 +47,11 @@ def readings_table(seen: Mapping[str, Any]) -> Table | None:
 
 
 def verdict_text(seen: Mapping[str, Any]) -> str:
-    """What the judge says now, in a sentence; empty when it says nothing."""
+    """What the judge says now, and what it still needs, in a sentence; empty when it says nothing."""
     verdict = (seen.get("trial") or {}).get("verdict")
-    return f"{verdict['kind']}: {verdict['reason']}" if verdict else ""
+    if not verdict:
+        return ""
+    return f"{verdict['kind']}: {verdict['reason']}" + (f"; needs {verdict['needs']}" if verdict["needs"] else "")
 
 
 def alarms_table(seen: Mapping[str, Any]) -> Table | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import sqlite3
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from starlette.testclient import TestClient
 from typer.testing import CliRunner, Result
@@ -17,6 +19,8 @@ from typer.testing import CliRunner, Result
 from gateway import __version__
 from gateway.cli.client import AdminClient
 from gateway.cli.main import COMMANDS, app
+from gateway.rollout.judge import Judge
+from gateway.rollout.plan import Plan
 from tests.worlds import World
 
 HERE = "http://127.0.0.1:8003"
@@ -395,7 +399,7 @@ def test_a_version_that_no_decision_approved_is_exit_code_1(world: World) -> Non
     assert call("audit", "verify", "--json").exit_code == 1
 
 
-STATUS = {
+STATUS: dict[str, Any] = {
     "time": 1.0,
     "models": {
         "m": {
@@ -416,7 +420,11 @@ STATUS = {
                 "stable": 1,
                 "canary": 2,
                 "began": "2012-03-01T00:00:00Z",
-                "verdict": {"kind": "hold", "reason": "needs about 300 labels more"},
+                "verdict": {
+                    "kind": "hold",
+                    "reason": "not enough has been seen",
+                    "needs": "about 300 more misses on both arms together",
+                },
                 "readings": [
                     {
                         "metric": "quality",
@@ -463,12 +471,39 @@ def test_drift_shows_evidence_trial_and_alarms(world: World) -> None:
         "0.07",
         "41.5",
         "promote",
-        "needs about 300",
+        "hold: not enough has been seen; needs about 300 more misses",
         "2012-03-05",
         "[gone]",
     ):
         assert expected in text, text
     assert json.loads(done("drift", "status", "--json")) == STATUS
+
+
+def test_evidence_fits_into_80_columns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.cli.screen._PIPE_WIDTH", 80)
+    status = copy.deepcopy(STATUS)
+    seen = status["models"]["m"]
+    for count, reading in enumerate(Judge(Plan()).readings()):
+        seen["trial"]["readings"].append(msgspec.to_builtins(reading) | {"stable": 12_345 + count, "canary": 1_234})
+    path = world.settings.state_dir / "monitor" / "status.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(status))
+    lines = [" ".join(line.split()) for line in done("drift", "status").splitlines()]
+    assert "inputs_out_of_range harm 0 4.605 12347 1234 rollback" in lines, lines
+    assert "1 inputs page 2012-03-05T00:00:00Z temp alert" in lines, lines
+
+
+def test_the_audit_list_puts_texts_below_each_decision_where_columns_are_few(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.cli.screen._PIPE_WIDTH", 80)
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, actor="eve\x0a", reason="[bold]why[/bold]")
+    world.store.set_route("m", stable=1, canary=2, weight=5, actor="ada", reason="a reason of many words " * 9)
+    text = "\n".join(line.rstrip() for line in done("audit", "list").splitlines())
+    assert "  route_set  eve\n    stable 1\n    [bold]why[/bold]\n" in text
+    assert "\n    stable 1 -> stable 1, canary 2 at 5 %\n    a reason of many words" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_watch_follows_a_rollout_to_its_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
