@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -9,7 +10,14 @@ from typer.core import TyperGroup
 
 from gateway.cli.client import CommandError
 
-__all__ = ("Commands",)
+__all__ = ("Commands", "show_flags")
+
+
+def show_flags(parameters: Iterable[Any]) -> None:
+    """Let help show flags without a type: `--json <bool>` looks as if it took a value."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
 
 
 class Commands(TyperGroup):

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from gateway import __version__
-from gateway.cli.group import Commands
+from gateway.cli.group import Commands, show_flags
 
 __all__ = ("COMMANDS", "CommandLine", "app", "run")
 
@@ -63,6 +63,7 @@ class _Program(Commands):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         ctx.meta[_HELP] = True
+        show_flags(self.get_params(ctx))
         super().format_help(ctx, formatter)
 
 
@@ -108,4 +109,6 @@ def _imported(name: str, line: CommandLine) -> Any:
     command = typer.main.get_command(found)
     command.name = name
     command.hidden = line.hidden
+    for each in (command, *getattr(command, "commands", {}).values()):
+        show_flags(each.get_params(typer.Context(each)))
     return command

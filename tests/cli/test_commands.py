@@ -91,6 +91,11 @@ def test_every_command_has_help_of_its_own(name: str) -> None:
     assert f"gateway {name}" in done(name, "--help").replace("root ", "gateway ")
 
 
+@pytest.mark.parametrize("command", [(), ("drift",), ("drift", "status"), ("serve",), ("predictions", "tail")])
+def test_help_gives_flags_no_type(command: tuple[str, ...]) -> None:
+    assert "bool" not in done(*command, "--help")
+
+
 def test_help_shows_defaults_that_settings_have() -> None:
     assert "[default: (8000)]" in done("serve", "--help")
 
