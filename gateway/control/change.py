@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -19,6 +19,7 @@ from gateway.control.audit import canonical, seal
 from gateway.control.errors import NotKnown, Refused, StoreError
 from gateway.events.addresses import format_id
 from gateway.events.records import SCHEMA, DecisionRecord
+from gateway.protocol.mistakes import told_mistake
 from gateway.rollout.machine import RolloutState
 from gateway.rollout.plan import Plan
 from gateway.routing.table import Route
@@ -29,6 +30,8 @@ __all__ = (
     "Status",
     "VersionState",
     "decision_of",
+    "head_number",
+    "read_json",
     "rollout_facts",
     "rollout_of",
     "route_of",
@@ -40,6 +43,8 @@ Status = Literal["registered", "approved", "rejected"]
 
 MAX_WORDS = 2000
 """Characters in a reason; an actor may have a tenth. Argo and GitHub cut such texts at 1 to 4 thousand."""
+
+Read = TypeVar("Read")
 
 _OBJECTS = ("before", "after", "evidence")
 
@@ -75,8 +80,8 @@ class Change:
         if row is None:
             raise StoreError("the store is empty; `gateway serve` creates it")
         self._store: str = row.store
-        self._revision: int = row.revision
-        self._seq: int = row.last_seq
+        self._revision = head_number(row.revision)
+        self._seq = head_number(row.last_seq)
         self._hash: str = row.last_hash
         self._found_hash = self._hash
         self._changed = False
@@ -241,7 +246,39 @@ def version_of(row: sa.RowMapping) -> VersionState:
 
 
 def rollout_of(row: sa.RowMapping) -> RolloutState:
-    return msgspec.json.decode(row["state"], type=RolloutState)
+    return read_json(row["state"], RolloutState, what="the state of a rollout")
+
+
+def read_json(text: str, kind: type[Read], *, what: str) -> Read:
+    """What a column of JSON holds.
+
+    Raises
+    ------
+    StoreError
+        Somebody has made it unreadable.
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeError, TypeError) as error:
+        raise _unreadable(what, told_mistake(error, kind)) from None
+
+
+def head_number(value: object) -> int:
+    """A number of the head; SQLite takes anything for one.
+
+    Raises
+    ------
+    StoreError
+        Somebody has made it none.
+    """
+    if not isinstance(value, int):
+        raise _unreadable("the head of all decisions", f"{shown_text(value)!r} is no whole number")
+    return value
+
+
+def _unreadable(what: str, why: str) -> StoreError:
+    text = f"the store was changed past the gateway, {what} cannot be read: {why}"
+    return StoreError(f"{text}; `gateway audit verify` tells more")
 
 
 def rollout_facts(row: sa.RowMapping) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from gateway.control.change import (
     Status,
     VersionState,
     decision_of,
+    head_number,
+    read_json,
     rollout_facts,
     rollout_of,
     route_of,
@@ -152,12 +154,12 @@ class Store:
     def revision(self) -> int:
         """The number that every change raises; cheap enough to be asked several times a second."""
         with self._database.reading() as connection:
-            return int(connection.execute(sa.select(schema.head.c.revision)).scalar_one())
+            return head_number(connection.execute(sa.select(schema.head.c.revision)).scalar_one())
 
     def snapshot(self) -> Snapshot:
         """Routes and versions of one moment."""
         with self._database.reading() as connection:
-            revision = int(connection.execute(sa.select(schema.head.c.revision)).scalar_one())
+            revision = head_number(connection.execute(sa.select(schema.head.c.revision)).scalar_one())
             routes = [route_of(row) for row in connection.execute(sa.select(schema.routes)).mappings()]
             versions = [version_of(row) for row in connection.execute(sa.select(schema.versions)).mappings()]
         return Snapshot(
@@ -409,7 +411,7 @@ class Store:
             text = connection.execute(sa.select(table.c.plan).where(table.c.id == rollout_id)).scalar_one_or_none()
         if text is None:
             raise NotKnown(f"there is no rollout {rollout_id}")
-        return msgspec.json.decode(text, type=Plan)
+        return read_json(text, Plan, what=f"the plan of {rollout_id}")
 
     def decide(
         self,

@@ -746,6 +746,33 @@ def test_what_sqlite_let_be_made_unreadable_beside_the_decisions_shows_and_ends_
     store.close()
 
 
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "UPDATE rollouts SET state = '['",
+        "UPDATE rollouts SET state = '{}'",
+        "UPDATE rollouts SET state = x'ff'",
+        "UPDATE rollouts SET plan = '{\"steps\":5}'",
+        "UPDATE head SET revision = 'one'",
+        "UPDATE head SET last_seq = 'one'",
+    ],
+)
+def test_what_sqlite_let_be_made_unreadable_is_an_error_of_the_store(tmp_path: Path, tampering: str) -> None:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    store = Store(url)
+    store.create()
+    approved(store, 1, 2)
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.start_rollout("m", 2, plan=STEPS, actor="ada", reason="")
+    by_hand(url, tampering)
+    with pytest.raises(StoreError, match="was changed past the gateway, .* cannot be read: .*; `gateway audit verify`"):
+        store.rollouts()
+        store.plan("rollout-6")
+        store.revision()
+        store.rollback("m", actor="ada", reason="")
+    store.close()
+
+
 WRITER = """
 import sys
 from gateway.control.store import Store
