@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -37,15 +38,13 @@ def out_of_reference(requests: Sequence[Request], profile: Profile, *, ignore: I
         watched = [column for column in names if column in profile.features and not {column, name} & ignored]
         if not watched:
             continue
-        owners, values = _gather(requests, "inputs", name, rows_each=_ROWS_EACH)
-        if values is None:
-            continue
-        try:
-            for column, each in columns_of({name: values}, profile.columns).items():
-                if column in watched and not _within(profile.features[column], each):
-                    strange[owners[out_of_range(profile.features[column], each)]] = True
-        except (ProfileError, KeyError):
-            continue
+        for owners, values in _gather(requests, "inputs", name, rows_each=_ROWS_EACH):
+            try:
+                for column, each in columns_of({name: values}, profile.columns).items():
+                    if column in watched and not _within(profile.features[column], each):
+                        strange[owners[out_of_range(profile.features[column], each)]] = True
+            except (ProfileError, KeyError):
+                continue
     return [bool(each) for each in strange]
 
 
@@ -55,24 +54,21 @@ def output_bins(requests: Sequence[Request], profile: Profile) -> dict[str, list
     Bins are quantiles of each version's own reference, so two good versions look alike though one of them predicts
     higher throughout.
     """
-    found: dict[str, list[int]] = {}
+    found: dict[str, Array] = {}
     for name, names in profile.columns.items():
         watched = [column for column in names if column in profile.outputs]
         watched = [column for column in watched if profile.outputs[column].kind == "numeric"]
         if not watched:
             continue
-        owners, values = _gather(requests, "outputs", name, rows_each=1)
-        if values is None:
-            continue
-        try:
-            columns = columns_of({name: values}, profile.columns)
-            for column in watched:
-                bins = np.full(sum(map(count_of, requests)), -1)
-                bins[owners] = bin_indices(profile.outputs[column], columns[column])
-                found[column] = bins.tolist()
-        except (ProfileError, KeyError):
-            continue
-    return found
+        for owners, values in _gather(requests, "outputs", name, rows_each=1):
+            try:
+                columns = columns_of({name: values}, profile.columns)
+                for column in watched:
+                    bins = bin_indices(profile.outputs[column], columns[column])
+                    found.setdefault(column, np.full(sum(map(count_of, requests)), -1))[owners] = bins
+            except (ProfileError, KeyError):
+                continue
+    return {column: bins.tolist() for column, bins in found.items()}
 
 
 def are_finite(request: Request) -> list[bool]:
@@ -106,47 +102,53 @@ def _within(feature: FeatureProfile, values: Array) -> bool:
 
 def _gather(
     requests: Sequence[Request], side: Literal["inputs", "outputs"], name: str, *, rows_each: int
-) -> tuple[Array, Array | None]:
-    """The first rows of one tensor over all requests that have it whole and alike, with the request each is of."""
-    parts = _Parts()
-    places: list[int] = []
-    rows_taken: list[int] = []
-    row_shape: tuple[int, ...] | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """The first rows of one tensor over all requests that have it whole, and the request each is of, by their shape.
+
+    Where a caller chooses the shape of a row, one that fits no column must not cost the rows of others.
+    """
+    by_shape: defaultdict[tuple[int, ...], _Rows] = defaultdict(_Rows)
     place = 0
     for request in requests:
         if isinstance(request, LoggedBlock):
             column = request.inputs if side == "inputs" else request.outputs
             if column.name == name:
-                row_shape = column.values.shape[1:] if row_shape is None else row_shape
-                if column.values.shape[1:] == row_shape:
-                    taken = request.rows
-                    if max(taken) > rows_each:
-                        taken = [min(rows, rows_each) for rows in taken]
-                    parts.add_array(column.first(request.rows, taken).reshape(-1))
-                    places += range(place, place + request.count)
-                    rows_taken += taken
+                taken = request.rows
+                if max(taken) > rows_each:
+                    taken = [min(rows, rows_each) for rows in taken]
+                alike = by_shape[column.values.shape[1:]]
+                alike.parts.add_array(column.first(request.rows, taken).reshape(-1))
+                alike.places += range(place, place + request.count)
+                alike.taken += taken
             place += request.count
             continue
         for tensor in request.inputs if side == "inputs" else request.outputs:
             if tensor.name != name or (values := tensor.data) is None:
                 continue
             rows = tensor.shape[0] if tensor.shape else 1
-            row_shape = tensor.shape[1:] if row_shape is None else row_shape
-            if rows > 0 and tensor.shape[1:] == row_shape and len(values) % rows == 0:
+            if rows > 0 and len(values) % rows == 0:
                 first = min(rows, rows_each)
-                parts.add_values(values[: first * (len(values) // rows)], tensor.datatype)
-                places.append(place)
-                rows_taken.append(first)
+                alike = by_shape[tensor.shape[1:]]
+                alike.parts.add_values(values[: first * (len(values) // rows)], tensor.datatype)
+                alike.places.append(place)
+                alike.taken.append(first)
         place += 1
-    if row_shape is None:
-        return np.array([], dtype=np.intp), None
-    try:
-        flat = parts.joined()
-        if not flat.size:
-            return np.array([], dtype=np.intp), None
-        return np.repeat(places, rows_taken), flat.reshape(sum(rows_taken), *row_shape)
-    except (ValueError, TypeError, OverflowError):
-        return np.array([], dtype=np.intp), None
+    for row_shape, alike in by_shape.items():
+        try:
+            flat = alike.parts.joined()
+            if flat.size:
+                yield np.repeat(alike.places, alike.taken), flat.reshape(sum(alike.taken), *row_shape)
+        except (ValueError, TypeError, OverflowError):
+            continue
+
+
+class _Rows:
+    """Rows of one shape: their values, the requests that have some, and how many each has."""
+
+    def __init__(self) -> None:
+        self.parts = _Parts()
+        self.places: list[int] = []
+        self.taken: list[int] = []
 
 
 class _Parts:

@@ -431,6 +431,22 @@ def test_a_request_is_out_of_its_reference_when_one_of_its_rows_is(sent: list[li
     assert [are_finite(record) for record in records] == [[None not in rows] for rows in sent]
 
 
+def test_rows_of_another_width_cost_the_others_nothing() -> None:
+    values = np.linspace(-50.0, 50.0, 202).reshape(-1, 2)
+    profile = build_profile(inputs={"x": values}, outputs={"y": values}, columns={})
+    records = []
+    for width in (3, 2, 1, 2, 2):
+        inputs = [TensorRecord("x", "FP64", (1, width), [99.0] * width)]
+        outputs = [TensorRecord("y", "FP64", (1, width), [0.0] * width)]
+        records.append(msgspec.structs.replace(blank(), inputs=inputs, outputs=outputs))
+    fits = [False, True, False, True, True]
+    assert out_of_reference(records, profile, ignore=()) == fits
+    assert {name: [each >= 0 for each in bins] for name, bins in output_bins(records, profile).items()} == {
+        "y[0]": fits,
+        "y[1]": fits,
+    }
+
+
 def blank() -> PredictionRecord:
     payload = labelled(1).payload
     assert payload is not None
