@@ -147,10 +147,13 @@ class Operations:
     ) -> Body:
         before = self._store.snapshot().routes.get(model)
         # Taking weight away must be possible while an engine is down, so only who gets more has to be ready.
-        if before is None or stable != before.stable:
+        is_other = before is None or stable != before.stable
+        gets_more = before is None or canary != before.canary or weight > before.weight
+        if is_other:
             self._require_ready(model, stable)
-        if canary is not None and (before is None or canary != before.canary or weight > before.weight):
+        if canary is not None and gets_more:
             self._require_ready(model, canary)
+        if canary is not None and (is_other or gets_more):
             self._require_alike(model, stable, canary, allowed=allow_signature_change)
         self._store.set_route(
             model,

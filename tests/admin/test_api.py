@@ -244,6 +244,18 @@ def test_a_canary_that_looks_different_to_callers_is_refused_unless_permitted(cl
     assert client.put(f"{API}/routes/m", json={**body, "allow_signature_change": True}).status_code == 200
 
 
+def test_another_stable_version_is_held_against_the_canary_that_stays(client: TestClient, world: World) -> None:
+    world.serve(1, 2)
+    other = Signature(SIGNATURE.inputs, (TensorSpec("z", "FP32", (-1, 1)),))
+    world.store.register("m", 3, world.add_version(3, signature=other))
+    world.store.approve("m", 3, actor="ada", reason="")
+    world.ready(3)
+    body = {"stable": 1, "canary": 2, "weight": 5}
+    assert client.put(f"{API}/routes/m", json=body).status_code == 200
+    assert "other outputs" in error_of(client.put(f"{API}/routes/m", json={**body, "stable": 3}), 409)
+    assert client.put(f"{API}/routes/m", json={"stable": 3}).status_code == 200
+
+
 @pytest.mark.promise("P15")
 def test_signatures_are_compared_of_what_was_approved_and_of_no_other_folder(client: TestClient, world: World) -> None:
     world.serve(1)
