@@ -161,9 +161,10 @@ class ModelWatch:
             if version in self.watches:
                 self.watches[version].rearm()
         self.route, self.rollout = route, rollout
-        for version in [each for each in self.watches if not (self._on_route(each) or approved(each))]:
-            del self.watches[version]
-            self.without_profile.discard(version)
+        for version in self.watches.keys() | self.without_profile:
+            if not (self._on_route(version) or approved(version)):
+                self.watches.pop(version, None)
+                self.without_profile.discard(version)
         on_trial = route.canary is not None and route.weight > 0 and start is not None and start.trial == route.trial
         if not on_trial or route.canary is None or start is None:
             self.trial = None

@@ -547,8 +547,9 @@ def test_inputs_that_are_redacted_whole_on_one_arm_are_no_harm_on_the_other(
     assert set(world.kinds()) & {"rollback"} == kinds
 
 
+@pytest.mark.parametrize("served", [True, False])
 def test_a_version_that_comes_back_with_its_profile_costs_the_others_nothing(
-    make_world: Any, make_profile: Any
+    make_world: Any, make_profile: Any, served: bool
 ) -> None:
     profiles = {("m", 1): make_profile()}
     world = make_world()
@@ -558,9 +559,12 @@ def test_a_version_that_comes_back_with_its_profile_costs_the_others_nothing(
         monitor = world.monitor()
         await monitor.start(asyncio.Event())
         send(world, 100)
-        world.predict(3, arm="canary", weight=10.0)
+        world.store.set_route("m", stable=1, canary=3, weight=10.0, actor="tester", reason="a trial")
+        if served:
+            world.predict(3, arm="canary", weight=10.0)
         await world.feed(monitor, flush_every=1000)
-        world.store.reject("m", 3, actor="tester", reason="it was on the route, and its files are gone")
+        world.store.set_route("m", stable=1, actor="tester", reason="it was a trial")
+        world.store.reject("m", 3, actor="tester", reason="its files are gone")
         await monitor.flush()
         assert sorted(monitor.models["m"].watches) == [1]
         profiles["m", 3] = make_profile()
