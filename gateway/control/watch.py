@@ -238,7 +238,7 @@ class VersionWatch:
         )
 
     def _quality_alarm(self, risk: RiskECusum) -> Alarm:
-        first = risk.since or 1
+        first = self._label_moments.known(risk.since or 1)
         since, rows = self._label_moments.time_of(first), risk.rows - first + 1
         misses = risk.misses - self._label_moments.total_of(first)
         return Alarm(
@@ -254,7 +254,7 @@ class VersionWatch:
             self._label_until,
             rows,
             self._latches["quality"].callers,
-            self._quality_numbers() | {"allowed_miss_rate": risk.bound, "miss_rate_since": min(misses / rows, 1.0)},
+            self._quality_numbers() | {"allowed_miss_rate": risk.bound, "miss_rate_since": misses / rows},
         )
 
     def _warning(self, detector: RiverDetector, rule: DetectorPolicy) -> Alarm:

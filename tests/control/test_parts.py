@@ -21,6 +21,7 @@ from gateway.control.decisions import Move
 from gateway.control.errors import Refused, StoreAway
 from gateway.control.history import Trials
 from gateway.control.join import LabelledRow
+from gateway.control.moments import Moments
 from gateway.control.reference import are_finite, out_of_reference, output_bins
 from gateway.control.share import CallerShare
 from gateway.control.versions import FolderVersions
@@ -52,6 +53,20 @@ def test_a_flood_leaves_the_share_of_the_others_as_it_is() -> None:
         share.admit("loud", 1)
     assert sum(share.admit(f"caller-{number}", 1) for number in range(100)) == 100
     assert len(share.state.callers) <= 20_000
+
+
+@pytest.mark.parametrize("noted", [5_000, 100_000, 300_000])
+def test_the_time_of_what_is_long_past_is_told_to_a_hundredth_of_its_age(noted: int) -> None:
+    moments = Moments()
+    for number in range(1, noted + 1):
+        moments.note(number, str(number), total=number // 10)
+        assert len(moments.numbers) <= 4096
+    for age in (0, 10, 1_000, 4_000, 15_000, 50_000, noted - 1):
+        number = max(noted - age, 1)
+        known = int(moments.time_of(number) or 0)
+        assert number - age / 90 - 1 <= known <= number
+        assert moments.known(number) == known
+        assert moments.total_of(number) == known // 10
 
 
 def test_an_alarm_is_reported_once_and_again_after_the_evidence_was_gone() -> None:
