@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from gateway.control.errors import StoreAway
+from gateway.control.errors import StoreError
 from gateway.events.encoding import RecordError, decode, encode
 from gateway.events.records import KIND_DECISION, DecisionRecord
 from gateway.predictions.segments import list_segments, scan, split_name
@@ -93,7 +93,7 @@ class Outbox:
             found = self._store.decisions(after_seq=self.seq, limit=_AT_ONCE)
             if found:
                 self._writer.append([(KIND_DECISION, encode(decision)) for decision in found])
-        except (StoreAway, SpoolError, RecordError) as error:
+        except (StoreError, SpoolError, RecordError) as error:
             if not self._failing:
                 self._note(f"decisions after {self.seq} wait to be logged: {error}")
             self._failing = True

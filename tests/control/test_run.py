@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.control.errors import StoreAway, StoreError
 from gateway.control.lock import held_lock
 from gateway.control.outbox import DECISIONS_STREAM, Outbox, last_published, open_decisions
 from gateway.control.store import Store
@@ -226,6 +227,24 @@ def test_decisions_wait_while_the_log_cannot_be_written(make_world: Any, tmp_pat
     again.publish()
     writer.close()
     assert published(tmp_path) == world.store.decisions(limit=1_000)
+
+
+@pytest.mark.parametrize("fault", [StoreAway("the disk is gone"), StoreError("permission denied for table decisions")])
+def test_decisions_wait_while_the_store_gives_none(
+    make_world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    world = make_world()
+
+    def fail(**_: Any) -> Any:
+        raise fault
+
+    monkeypatch.setattr(world.store, "decisions", fail)
+    box, writer = outbox(world, tmp_path)
+    assert box.publish() == []
+    assert [str(fault) in note for note in world.notes] == [True]
+    monkeypatch.undo()
+    assert box.publish() == world.store.decisions(limit=1_000)
+    writer.close()
 
 
 @pytest.mark.parametrize("full", ["block", "drop"])
