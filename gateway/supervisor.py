@@ -284,7 +284,7 @@ class Supervisor:
                 )
                 continue
             self._store.approve(model, int(text), actor="model.toml", reason="approved by digest in model.toml")
-        if self._store.route_decision(model) is not None:
+        if self._store.route_decisions(model, limit=1):
             return
         snapshot = self._store.snapshot()
         approved = {v for (m, v), state in snapshot.versions.items() if m == model and state.status == "approved"}

@@ -227,7 +227,7 @@ class Operations:
             "labels": [msgspec.json.decode(label.payload) for label in labels],
             "version": {"status": state.status if state else "unknown", **self._origin(record)},
             "approval": _optional(self._store.approval(record.model, record.version, record.digest)),
-            "route": _optional(self._store.route_decision(record.model, until=record.time)),
+            "route": _optional(_led(record, self._store.route_decisions(record.model, until=record.time))),
         }
 
     def decisions(self, *, model: str | None, after: int | None, limit: int) -> Body:
@@ -351,6 +351,19 @@ def _decision(decision: DecisionRecord) -> Body:
 
 def _optional(decision: DecisionRecord | None) -> Body | None:
     return None if decision is None else _decision(decision)
+
+
+def _led(record: PredictionRecord, decisions: list[DecisionRecord]) -> DecisionRecord | None:
+    """The decision that led a prediction to its version, of those before it was answered, the newest first.
+
+    A front follows a route within a second, and an answer takes as long as it takes: a newer one may be there by then.
+    """
+    for decision in decisions:
+        after = decision.after
+        # The weight is 0, whatever the route says, where the canary cannot serve.
+        if after.get(record.arm) == record.version and record.weight in (0.0, after.get("weight")):
+            return decision
+    return decisions[0] if decisions else None
 
 
 def _arm(route: Route | None, version: int) -> str | None:

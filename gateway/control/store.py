@@ -452,14 +452,13 @@ class Store:
         wanted = {"version": version, "digest": digest, "status": "approved"}
         return next((decision for decision in approved if decision.after == wanted), None)
 
-    def route_decision(self, model: str, *, until: str | None = None) -> DecisionRecord | None:
-        """The decision that made the model's route what it was at a time (ISO 8601, UTC), or what it is now."""
+    def route_decisions(self, model: str, *, until: str | None = None, limit: int = 20) -> list[DecisionRecord]:
+        """Decisions that moved the model's traffic until a time (ISO 8601, UTC), or until now, the newest first."""
         table = schema.decisions
         query = sa.select(table).where(table.c.model == model, table.c.kind.in_(TRAFFIC_KINDS))
         if until is not None:
             query = query.where(table.c.time <= until)
-        found = self._read_decisions(query.order_by(table.c.seq.desc()).limit(1))
-        return found[0] if found else None
+        return self._read_decisions(query.order_by(table.c.seq.desc()).limit(limit))
 
     def _read_decisions(self, query: sa.Select[Any]) -> list[DecisionRecord]:
         with self._database.reading(any_text=True) as connection:

@@ -412,6 +412,19 @@ def test_a_prediction_is_shown_with_lineage_approval_and_route(client: TestClien
     assert (body["approval"]["reason"], body["route"]["reason"]) == ("tests pass", "first")
 
 
+def test_a_prediction_is_shown_with_the_route_that_led_it_though_another_was_made_before_it_was_answered(
+    client: TestClient, world: World
+) -> None:
+    world.serve(1, 2, 3)
+    for stable, canary, weight in ((1, None, 0), (3, 2, 10), (1, 2, 10), (1, 2, 50), (3, None, 0)):
+        reason = f"{stable} beside {canary} at {weight}"
+        world.store.set_route("m", stable=stable, canary=canary, weight=weight, actor="ada", reason=reason)
+    (event_id,) = world.predict("m", time=time.strftime("%Y-%m-%dT%H:%M:%S.999Z", time.gmtime(time.time() + 60)))
+    body = client.get(f"{API}/predictions/{event_id}").json()
+    assert (body["prediction"]["version"], body["prediction"]["weight"]) == (1, 10.0)
+    assert body["route"]["reason"] == "1 beside 2 at 10"
+
+
 def test_a_prediction_of_bytes_that_are_no_longer_there_has_no_lineage(client: TestClient, world: World) -> None:
     world.add_version(1)
     (event_id,) = world.predict("m")

@@ -398,7 +398,7 @@ def test_a_route_that_is_removed_leaves_versions_that_can_be_rejected(store: Sto
     assert (after.routes, after.versions) == ({}, before.versions)
     assert after.revision > before.revision, "fronts follow it"
     assert (decision.kind, decision.before["stable"], decision.after) == ("route_removed", 1, {})
-    assert store.route_decision("m") == decision
+    assert store.route_decisions("m")[0] == decision
     assert [one.kind for one in store.decisions()[-2:]] == ["rollout_superseded", "route_removed"]
     assert store.rollout("m") is None
     assert store.reject("m", 1, actor="bob", reason="retired").status == "rejected"
@@ -513,8 +513,8 @@ def test_an_auditor_finds_approval_and_route_of_a_moment(url: str) -> None:
     for stable in (1, 2):
         now[0] += 60
         store.set_route("m", stable=stable, actor="ada", reason=f"to {stable}")
-    found = store.route_decision("m", until="2012-03-01T00:01:30.000Z")
-    assert found is not None and found.reason == "to 1"
+    assert [one.reason for one in store.route_decisions("m", until="2012-03-01T00:01:30.000Z")] == ["to 1"]
+    assert [one.reason for one in store.route_decisions("m")] == ["to 2", "to 1"]
     approval = store.approval("m", 2, "sha256:2")
     assert approval is not None and approval.actor == "ada"
     assert store.approval("m", 2, "sha256:0") is None
