@@ -226,7 +226,7 @@ class Operations:
             "prediction": msgspec.json.decode(found.payload),
             "labels": [msgspec.json.decode(label.payload) for label in labels],
             "version": {"status": state.status if state else "unknown", **self._origin(record)},
-            "approval": _optional(self._store.approval(record.model, record.version, record.digest)),
+            "approval": _optional(self._store.approval(record.model, record.version, record.digest, until=record.time)),
             "route": _optional(_led(record, self._store.route_decisions(record.model, until=record.time))),
         }
 

@@ -441,8 +441,8 @@ class Store:
         found = self._read_decisions(query.order_by(seq.desc() if newest else seq).limit(limit))
         return found[::-1] if newest else found
 
-    def approval(self, model: str, version: int, digest: str) -> DecisionRecord | None:
-        """The last approval of exactly these bytes."""
+    def approval(self, model: str, version: int, digest: str, *, until: str | None = None) -> DecisionRecord | None:
+        """The last approval of exactly these bytes until a time (ISO 8601, UTC), or until now; else the first one."""
         table = schema.decisions
         approved = self._read_decisions(
             sa.select(table)
@@ -450,7 +450,9 @@ class Store:
             .order_by(table.c.seq.desc())
         )
         wanted = {"version": version, "digest": digest, "status": "approved"}
-        return next((decision for decision in approved if decision.after == wanted), None)
+        found = [one for one in approved if one.after == wanted]
+        # What served had been approved, also by a clock that goes after that of the store.
+        return next((one for one in found if until is None or one.time <= until), found[-1] if found else None)
 
     def route_decisions(self, model: str, *, until: str | None = None, limit: int = 20) -> list[DecisionRecord]:
         """Decisions that moved the model's traffic until a time (ISO 8601, UTC), or until now, the newest first."""

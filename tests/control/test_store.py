@@ -518,6 +518,13 @@ def test_an_auditor_finds_approval_and_route_of_a_moment(url: str) -> None:
     approval = store.approval("m", 2, "sha256:2")
     assert approval is not None and approval.actor == "ada"
     assert store.approval("m", 2, "sha256:0") is None
+    store.set_route("m", stable=1, actor="ada", reason="")
+    store.reject("m", 2, actor="ada", reason="")
+    store.approve("m", 2, actor="bob", reason="again")
+    moments = {"2012-03-01T00:01:30.000Z": "ada", "2012-03-01T00:02:00.000Z": "bob", None: "bob", "2012": "ada"}
+    for until, actor in moments.items():
+        approval = store.approval("m", 2, "sha256:2", until=until)
+        assert approval is not None and approval.actor == actor
     store.close()
 
 
