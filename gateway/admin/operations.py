@@ -194,8 +194,8 @@ class Operations:
         whole = plan_from(load_policy(self._models_dir / model), changes=plan)
         self._require_ready(model, canary)
         self._require_alike(model, route.stable, canary, allowed=allow_signature_change)
-        self._store.start_rollout(model, canary, plan=whole, actor=actor, reason=reason)
-        return self._rollout(self._store.rollouts(model, 1)[0])
+        started = self._store.start_rollout(model, canary, plan=whole, actor=actor, reason=reason)
+        return self.rollout(started.after["rollout"]["id"])
 
     def rollouts(self, *, model: str | None, limit: int) -> Body:
         return {"rollouts": [self._rollout(state) for state in self._store.rollouts(model, limit)]}

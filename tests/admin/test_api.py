@@ -384,6 +384,24 @@ def test_a_stale_if_match_is_412(client: TestClient, world: World) -> None:
         assert "If-Match" in error_of(client.put(f"{API}/routes/m", json={"stable": 1}, headers=headers), 400)
 
 
+def test_who_starts_a_rollout_is_told_of_that_one(
+    client: TestClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    start = world.store.start_rollout
+
+    def start_and_be_followed(*arguments: Any, **named: Any) -> Any:
+        ours = start(*arguments, **named)
+        world.store.move_rollout(ours.after["rollout"]["id"], "abort", actor="eve", reason="")
+        start(*arguments, **{**named, "actor": "eve"})
+        return ours
+
+    monkeypatch.setattr(world.store, "start_rollout", start_and_be_followed)
+    body = client.post(f"{API}/rollouts", json={"model": "m", "canary": 2}).json()
+    assert (body["phase"], [one.phase for one in world.store.rollouts("m")]) == ("aborted", ["running", "aborted"])
+
+
 def test_two_promotes_at_once_are_one_promote(client: TestClient, world: World) -> None:
     world.serve(1, 2)
     world.store.set_route("m", stable=1, actor="ada", reason="")
