@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from gateway.cli.client import CommandError
+from gateway.cli.screen import clean
 
 __all__ = ("Commands", "show_flags")
 
@@ -27,7 +28,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CommandError as error:
-            typer.echo(f"gateway: {error}", err=True)
+            # It may hold what others worded, such as a model's failure.
+            typer.echo(f"gateway: {clean(error)}", err=True)
             raise typer.Exit(1) from None
         except UnicodeEncodeError as error:
             typer.echo(f"gateway: {error.object[:64]!a} is no text that {error.encoding} has", err=True)

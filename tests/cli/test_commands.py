@@ -187,6 +187,17 @@ def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
     assert "event id" in failed("predictions", "show", "x")
 
 
+def test_what_others_worded_reaches_no_terminal_raw_in_an_error(world: World) -> None:
+    world.serve(1, 2)
+    (world.settings.run_dir / "engine-m-2.sock").unlink()
+    world.note(2, "failed", "the model says \x1b]0;owned\x07")
+    for arguments in (
+        ("route", "set", "m", "--stable", 2),
+        ("models", "approve", "m", 2, "--reason", "again"),
+    ):
+        assert r"the model says \x1b]0;owned\x07" in failed(*arguments)
+
+
 def test_a_rollback_leaves_the_stable_version_alone_when_the_monitor_was_quicker(world: World) -> None:
     world.serve(1, 2, 3)
     for stable in (1, 2):
