@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -11,14 +10,14 @@ from typer.core import TyperGroup
 from gateway.cli.client import CommandError
 from gateway.cli.screen import clean
 
-__all__ = ("Commands", "show_flags")
+__all__ = ("Commands", "show_types")
 
 
-def show_flags(parameters: Iterable[Any]) -> None:
-    """Let help show flags without a type: `--json <bool>` looks as if it took a value."""
-    for parameter in parameters:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
+def show_types(command: Any, ctx: Any) -> None:
+    """Let help show flags without a type, as `--json <bool>` looks as if it took a value, and ranges once."""
+    for option in command.get_params(ctx):
+        if option.param_type_name == "option" and option.metavar is None:
+            option.metavar = "" if option.is_flag else option.display_type(ctx).replace(" range>", ">")
 
 
 class Commands(TyperGroup):

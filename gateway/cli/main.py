@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from gateway import __version__
-from gateway.cli.group import Commands, show_flags
+from gateway.cli.group import Commands, show_types
 
 __all__ = ("COMMANDS", "CommandLine", "app", "run")
 
@@ -63,7 +63,7 @@ class _Program(Commands):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         ctx.meta[_HELP] = True
-        show_flags(self.get_params(ctx))
+        show_types(self, ctx)
         super().format_help(ctx, formatter)
 
 
@@ -110,5 +110,5 @@ def _imported(name: str, line: CommandLine) -> Any:
     command.name = name
     command.hidden = line.hidden
     for each in (command, *getattr(command, "commands", {}).values()):
-        show_flags(each.get_params(typer.Context(each)))
+        show_types(each, typer.Context(each))
     return command

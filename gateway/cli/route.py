@@ -46,7 +46,8 @@ def set_route(
     stable: Annotated[int, typer.Option(min=1, help="The version that answers.")],
     canary: Annotated[int | None, typer.Option(min=1, help="A second version, on trial.")] = None,
     weight: Annotated[
-        float | None, typer.Option(min=0, max=100, help="The canary's share of the traffic, percent.")
+        float | None,
+        typer.Option(min=0, max=100, metavar="<%>", help="The canary's share of the traffic, percent."),
     ] = None,
     reason: Reason = "",
     allow_signature_change: Annotated[

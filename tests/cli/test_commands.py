@@ -96,6 +96,13 @@ def test_help_gives_flags_no_type(command: tuple[str, ...]) -> None:
     assert "bool" not in done(*command, "--help")
 
 
+@pytest.mark.parametrize("command", [("route", "set"), ("rollout", "start")])
+def test_help_names_every_option_whole_at_80_columns(monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = done(*command, "--help")
+    assert "--allow-signature-change " in text and "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
 def test_help_shows_defaults_that_settings_have() -> None:
     assert "[default: (8000)]" in done("serve", "--help")
 
