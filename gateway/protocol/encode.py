@@ -16,6 +16,7 @@ from gateway.protocol.binary import tensor_to_bytes
 from gateway.protocol.datatypes import TensorSpec, numbers_of
 
 __all__ = (
+    "can_encode_rows",
     "encode_flat",
     "encode_flat_with_tokens",
     "encode_rows",
@@ -50,13 +51,17 @@ def encode_rows(array: Array) -> list[bytes] | None:
     >>> encode_rows(np.array([[0.1, 2.0], [3.0, 4.0]], "f4"))
     [b'0.1,2.0', b'3.0,4.0']
     """
-    dtype = array.dtype
-    if dtype.kind not in "fiub" or (dtype.kind == "f" and dtype.itemsize == 2) or not array.size:
+    if not _is_written_at_once(array):
         return None
     text = orjson.dumps(array if array.ndim == 2 else array.reshape(len(array), -1), option=_OPTIONS)
     if b"null" in text:
         return None
     return text[2:-2].split(b"],[")
+
+
+def can_encode_rows(array: Array) -> bool:
+    """Whether `encode_rows` gives something, without writing it."""
+    return _is_written_at_once(array) and (array.dtype.kind != "f" or bool(np.isfinite(array).all()))
 
 
 def encode_flat_with_tokens(array: Array) -> bytes:
@@ -103,3 +108,8 @@ def encode_string(text: str) -> bytes:
 def tensor_head(spec: TensorSpec) -> bytes:
     """The beginning of a tensor object, up to where its shape's numbers go."""
     return b'{"name":%b,"datatype":"%b","shape":[' % (orjson.dumps(spec.name), spec.datatype.encode())
+
+
+def _is_written_at_once(array: Array) -> bool:
+    dtype = array.dtype
+    return dtype.kind in "fiub" and not (dtype.kind == "f" and dtype.itemsize == 2) and array.size > 0

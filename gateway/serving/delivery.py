@@ -21,7 +21,7 @@ from gateway.events.blocks import MAX_BLOCK, NO_KEY, PredictionBlock, encode_blo
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
-from gateway.protocol.encode import encode_flat, encode_rows, encode_string
+from gateway.protocol.encode import can_encode_rows, encode_flat, encode_rows, encode_string
 from gateway.protocol.errors import GatewayError, LogUnavailable, ModelFailed, Overloaded
 from gateway.routing.table import hash_key
 from gateway.serving.answers import status_of
@@ -167,8 +167,10 @@ class Delivery:
         if run is None or not (first.plain and first.keep_alive) or first.failure is not None:
             return place
         if batch.texts_of is not run:
-            batch.texts, batch.texts_of = _texts_of(run), run
-        texts = batch.texts
+            batch.texts, batch.texts_of = {}, run
+        if first.has_stencil not in batch.texts:
+            batch.texts[first.has_stencil] = _texts_of(run, written=first.has_stencil)
+        texts = batch.texts[first.has_stencil]
         stencil = self._stencil_of(first, run) if texts is not None else None
         if stencil is None or texts is None:
             return place
@@ -417,8 +419,9 @@ class _Batch:
     ----------
     spans : list of (int, int)
         From and to: of each, all have one version, arm, status and run.
-    texts : sequence of bytes or None
-        The elements of each row of the output of the run `texts_of`, as JSON.
+    texts : dict
+        Of the run `texts_of`, once asked for: for answers that are written from a stencil and for others, as
+        `_texts_of` has it.
     """
 
     __slots__ = ("answers", "inferences", "records", "spans", "texts", "texts_of")
@@ -428,7 +431,7 @@ class _Batch:
         self.records: list[tuple[int, bytes]] = []
         self.answers: list[Answer] = []
         self.spans: list[tuple[int, int]] = []
-        self.texts: Sequence[bytes] | None = None
+        self.texts: dict[bool, Sequence[bytes] | None] = {}
         self.texts_of: Run | None = None
 
     def add_span(self, begin: int, end: int) -> None:
@@ -471,12 +474,17 @@ def _column(numbers: Sequence[int]) -> bytes:
     return _U32.pack(numbers[0]) if len(numbers) == 1 else array("I", numbers).tobytes()
 
 
-def _texts_of(run: Run) -> Sequence[bytes] | None:
-    """The elements of each row of the run's output, as JSON; None where no such rows are, or are no plain numbers."""
+def _texts_of(run: Run, *, written: bool) -> Sequence[bytes] | None:
+    """The elements of each row of the run's output, as JSON, or nothing where they are not to be written.
+
+    None where no such rows are, or are no plain numbers.
+    """
     results = run.results
     if len(results) != 1 or not results[0].ndim or len(results[0]) != run.rows:
         return None
-    return encode_rows(results[0])
+    if written:
+        return encode_rows(results[0])
+    return () if can_encode_rows(results[0]) else None
 
 
 def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int) -> int:

@@ -89,6 +89,18 @@ async def test_calls_of_one_batch_each_get_their_own_tensor(tmp_path: Path) -> N
     assert len(set(ids)) == len(ids)
 
 
+async def test_a_raw_answer_is_not_written_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr("gateway.serving.delivery.encode_rows", written.append)
+    async with two_doors(tmp_path) as two:
+        for _ in range(2):
+            assert outputs_of(await two.call("ModelInfer", row()))["y"].tolist() == [[2, 4, 6]]
+        large = np.ones((90_000, 3), "f4")
+        assert same(outputs_of(await two.call("ModelInfer", request_of({"x": ("FP32", large)})))["y"], 2 * large)
+        assert [record["status"] for record in two.http.log()] == [200, 200, 200]
+    assert not written
+
+
 async def test_numbers_that_are_not_finite_are_answered_and_null_in_the_log(tmp_path: Path) -> None:
     async with two_doors(tmp_path) as two:
         await two.call("ModelInfer", row())

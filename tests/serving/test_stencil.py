@@ -18,7 +18,7 @@ from gateway.events.blocks import BlockError
 from gateway.predictions.reader import SpoolReader
 from gateway.predictions.spool import SpoolWriter
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
-from gateway.protocol.encode import encode_flat, encode_rows
+from gateway.protocol.encode import can_encode_rows, encode_flat, encode_rows
 from gateway.protocol.limits import Limits
 from gateway.routing.table import Choice, Route
 from gateway.serving import delivery
@@ -147,6 +147,7 @@ def test_rows_are_the_elements_one_by_one_or_nothing(datatype: str, rows: int, d
         array = np.frombuffer(raw, "u1").reshape(shape) > 127
 
     written = encode_rows(array)
+    assert can_encode_rows(array) == (written is not None)
 
     if written is None:
         finite = dtype.kind != "f" or np.isfinite(array).all()
