@@ -41,6 +41,7 @@ _LISTED_SECONDS = 30.0
 _MISSED_SECONDS = 1.0  # so old a listing is not enough to say that a record is not there
 _LABEL_DAYS = 31
 _DAY_SECONDS = 86_400
+_CALENDAR_ENDS = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _NO_MODEL = "_"
 _FOREIGN = (OSError, ValueError, RuntimeError, TypeError, KeyError, ImportError)
 
@@ -393,5 +394,8 @@ def _text(payload: bytes) -> str | None:
 
 
 def _days(since: float, until: float | None) -> tuple[str, str]:
-    last = "9999-12-31" if until is None else datetime.fromtimestamp(until, UTC).date().isoformat()
-    return datetime.fromtimestamp(since, UTC).date().isoformat(), last
+    return _day(since), _day(_CALENDAR_ENDS if until is None else until)
+
+
+def _day(moment: float) -> str:
+    return datetime.fromtimestamp(min(max(0.0, moment), _CALENDAR_ENDS), UTC).date().isoformat()

@@ -151,6 +151,16 @@ def test_a_window_of_the_archive_is_the_window_of_the_spool(tmp_path: Path, url:
     ]
 
 
+def test_a_window_may_be_wider_than_the_calendar(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    written = fill(spool, count=60)
+    archive = Archive(str(tmp_path / "archive"))
+    archiver(spool, archive).move_due(max_age_seconds=-1)
+    for window in ({"since": -1e11}, {"until": 1e12}, {"since": -1e11, "until": 1e12}):
+        assert by_address(list(read_all(spool, archive=archive, **window))) == by_address(written)
+    assert list(archive.read(since=1e12)) == list(archive.read(until=-1e11)) == []
+
+
 def test_nothing_is_twice_there_after_a_crash_between_archive_and_removal(tmp_path: Path, url: str) -> None:
     spool = tmp_path / "spool"
     written = fill(spool)
