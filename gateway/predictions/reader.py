@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gateway.predictions.salvage import end_of_records, next_behind
+from gateway.predictions.salvage import end_of_records, ends_sooner, next_behind
 from gateway.predictions.segments import LogRecord, Scan, SegmentNames, list_streams, scan, split_name
 from gateway.predictions.spool import SpoolError
 
@@ -256,13 +256,23 @@ class _Cursor:
     def _advance(self, found: Scan) -> bool:
         """At the end of what can be read here: go to the next segment, or stay while this is the last."""
         if not self._is_closed():
-            return False
+            return self._has_wrong_length(found) and self._pass_over(found)
         # What is here now is all that will ever be.
         size = os.fstat(self._file).st_size
         if size > self._part_at + len(self._part):
             self._refill(0)
             return True
         return self._pass_over(found) if size > self.offset else self._step()
+
+    def _has_wrong_length(self, found: Scan) -> bool:
+        """Whether a record that seems unfinished is whole and its length wrong; looked at again when more is there."""
+        size = self._part_at + len(self._part)
+        if not found.needed or size == self._searched:
+            return False
+        if ends_sooner(self._part):
+            return True
+        self._searched = size
+        return False
 
     def _pass_over(self, found: Scan) -> bool:
         """Go on behind what is no whole record, here or in the next segment; False while nothing whole lies there."""

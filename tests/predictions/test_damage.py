@@ -91,6 +91,26 @@ def test_what_lies_behind_a_hole_is_found_however_many_numbers_are_gone(tmp_path
     assert whole_records(bytes(content), "b", 1) == (whole[:99] + whole[behind:], [99 * size])
 
 
+def test_whatever_bit_of_a_length_is_wrong_a_reader_goes_on_while_the_segment_is_written(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
+    for _ in range(20):
+        writer.append([(1, RECORD), (KIND_BLOCK, singles(40).payload())])
+    segment = writer.directory / list_segments(writer.directory)[0]
+    content, pair = segment.read_bytes(), segment.stat().st_size // 20
+    for bit in range(32):
+        for start, lost in ((5 * pair, {206}), (5 * pair + 17 + len(RECORD), set(range(207, 247)))):
+            spoilt = bytearray(content)
+            spoilt[start + bit // 8] ^= 1 << bit % 8
+            segment.write_bytes(spoilt[: 6 * pair])
+            reader = SpoolReader(tmp_path)
+            read = reader.read()
+            segment.write_bytes(spoilt)
+            read += reader.read()
+            assert {record.sequence for record in read} == set(range(1, writer.next_sequence)) - lost, bit
+            assert (reader.corrupt, reader.torn, len(read)) == (1, 0, 820 - len(lost))
+            reader.close()
+
+
 def test_between_two_damaged_records_one_is_read_also_behind_many_dropped_numbers(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings(segment_bytes=4096))
     size = 17 + len(RECORD)

@@ -92,7 +92,7 @@ def test_one_damaged_byte_costs_its_record_and_is_counted(tmp_path: Path, part: 
 
 
 @pytest.mark.parametrize("blocks", [False, True])
-def test_what_lies_behind_a_length_that_goes_beyond_its_segment_is_read_once_that_is_closed(
+def test_what_lies_behind_a_record_that_seems_unfinished_is_read_once_its_segment_is_closed(
     tmp_path: Path, blocks: bool
 ) -> None:
     payload = singles(3).payload()
@@ -100,7 +100,9 @@ def test_what_lies_behind_a_length_that_goes_beyond_its_segment_is_read_once_tha
     for _ in range(50):
         writer.append([(KIND_BLOCK, payload) if blocks else (1, bytes(10))])
     numbers = 3 if blocks else 1
-    damage(segments_of(tmp_path)[0], 5 * (HEADER_BYTES + len(payload) if blocks else RECORD) + 2)
+    begins = 5 * (HEADER_BYTES + len(payload) if blocks else RECORD)
+    damage(segments_of(tmp_path)[0], begins + 2)
+    damage(segments_of(tmp_path)[0], begins + HEADER_BYTES)
     reader = SpoolReader(tmp_path)
     assert sequences(reader) == list(range(1, 5 * numbers + 1))
     writer.append([(1, bytes(1 << 20))])
