@@ -99,7 +99,7 @@ def _finite(text: str) -> float:
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if not {"prediction_id", "label"} <= set(rows.fieldnames or ()):
                 raise CommandError(f"{path} has the columns {rows.fieldnames}; expected {', '.join(COLUMNS)}")

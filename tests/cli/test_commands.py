@@ -586,6 +586,16 @@ def test_the_labels_of_a_file_are_sent(labels: Callable[[int], Taking], tmp_path
     assert taking.taken[7] == {"prediction_id": "p-7", "row": 1, "label": 3.5}
 
 
+def test_the_labels_of_a_file_that_a_spreadsheet_wrote_are_sent(
+    labels: Callable[[int], Taking], tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("prediction_id,label\r\np-1,2.5\r\n", encoding="utf-8-sig")
+    taking = labels(200)
+    assert done("feedback", "send", "m", "--file", path) == "1 label taken\n"
+    assert taking.taken == [{"prediction_id": "p-1", "row": 0, "label": 2.5}]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
