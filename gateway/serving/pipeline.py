@@ -150,11 +150,11 @@ class Pipeline(HttpToolsProtocol):
         self._quiet_since = self.loop.time()
         self._taken_at = 0.0  # nobody has counted its bytes: what the client takes is measured anew
         self._continue_behind()
-        if self.busy:
+        if self.busy or self._inference is not None:
             self._unset_keepalive_if_required()
-        elif self._stopping and self._inference is None:
+        elif self._stopping:
             self.transport.close()
-        elif self._owes_continue:
+        if self._owes_continue and not self.busy:
             self._send_continue()
 
     def shutdown(self) -> None:

@@ -181,6 +181,13 @@ async def test_who_waits_for_a_100_behind_another_request_gets_it_when_its_turn_
             writer.close()
 
 
+async def test_who_waits_for_a_100_behind_a_request_to_the_app_gets_it_when_that_is_answered(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        head, _, content = post(headers="Expect: 100-continue\r\n").partition(b"\r\n\r\n")
+        answers = await d.send(get("/v2") + head + b"\r\n\r\n", content, pause=0.2, read=3)
+        assert [status for status, _, _ in answers] == [200, 100, 200]
+
+
 @pytest.mark.parametrize("before", [post(), get("/v2")], ids=["inference", "app"])
 async def test_nothing_is_written_behind_the_refusal_of_a_body_that_a_100_is_owed_for(
     tmp_path: Path, before: bytes, caplog: pytest.LogCaptureFixture

@@ -370,6 +370,14 @@ async def test_other_wishes_of_a_client_hold_for_large_bodies(tmp_path: Path, he
         assert status == 200 and doubled(answer) and ("connection" in got) is headers.startswith("Connection")
 
 
+async def test_who_sends_a_large_body_is_not_idle_whatever_was_answered_meanwhile(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        d.server.config.timeout_keep_alive = 0
+        for raw in BODIES.values():
+            answers = await d.send(get("/v2") + raw[:90_000], raw[90_000:], pause=0.2, read=2)
+            assert [status for status, _, _ in answers] == [200, 200] and doubled(answers[1][2])
+
+
 async def test_what_is_wrong_with_a_large_body_is_said_and_the_next_is_read(tmp_path: Path) -> None:
     wrong = {
         "expecting 4 additional bytes": in_binary().replace(
