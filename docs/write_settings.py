@@ -30,8 +30,8 @@ allowed.
 POLICY_HEAD = """
 ## A model: `models/<name>/model.toml`
 
-Read when a process starts or the file changes; `gateway check` says what is wrong with it. An action is one of
-`alert`, `pause`, `rollback`, `retrain`.
+Read when a process starts or the file changes; `gateway check` says what is wrong with it, and what it names that no
+version of the model has. An action is one of `alert`, `pause`, `rollback`, `retrain`.
 """
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from gateway.repository.policy import ModelPolicy
 
 __all__ = ("admin_process", "check", "front", "monitor", "serve", "ship")
 
@@ -60,10 +63,10 @@ def serve(
 def check(config: Config = None, models: Models = None, state_dir: StateDir = None) -> None:
     """Check settings, policies and model folders without starting anything."""
     settings = _load(config, models=models, state_dir=state_dir, server={})
+    from gateway.repository.agreement import policy_doubts, policy_faults
     from gateway.repository.errors import RepositoryError
     from gateway.repository.manifest import scan, verify
     from gateway.repository.policy import PolicyError, load_policy
-    from gateway.repository.redaction import redaction_of
     from gateway.start import start_faults
 
     faults = 0
@@ -78,22 +81,19 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
         faults += 1
         typer.echo(f"{path}: {reason}")
     for name in sorted({version.model for version in versions}):
-        own = [version for version in versions if version.model == name]
+        folder, own = settings.models / name, [version for version in versions if version.model == name]
         try:
-            policy = load_policy(settings.models / name)
-            for version in own:
-                for doubt in redaction_of(version, policy.logging.redact).doubts:
-                    typer.echo(f"{name}: {doubt}")
+            policy = load_policy(folder)
         except PolicyError as error:
             faults += 1
             typer.echo(str(error))
             continue
-        digests = {str(version.version): version.digest for version in own}
-        for number, digest in policy.approvals.items():
-            if digests.get(number) != digest:
-                faults += 1
-                found = f"version {number} has {digests[number]}" if number in digests else "there is no such version"
-                typer.echo(f"{settings.models / name / 'model.toml'}: approvals.{number} = {digest!r}: {found}")
+        providers = _providers(policy)
+        for doubt in policy_doubts(folder, policy, own, providers=providers):
+            typer.echo(doubt)
+        for fault in policy_faults(folder, policy, own, providers=providers):
+            faults += 1
+            typer.echo(fault)
     for version in versions:
         try:
             verify(version)
@@ -199,6 +199,17 @@ def admin_process(
     if resolved is None:
         _refuse_alone(settings, admin=True)
     run_admin(settings)
+
+
+def _providers(policy: ModelPolicy) -> list[str]:
+    """The execution providers here; onnxruntime, which is slow to import, is asked only where it may lack some."""
+    from gateway.engine.providers import CPU
+
+    if set(policy.engine.providers) == {CPU}:
+        return [CPU]
+    from gateway.engine.session import ModelSession
+
+    return ModelSession.installed_providers()
 
 
 def _load(config: Path | None, *, models: Path | None, state_dir: Path | None, server: dict[str, Any]) -> Settings:

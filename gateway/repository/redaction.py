@@ -12,7 +12,7 @@ from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import PROFILE_NAME, ModelVersion, load_version
 from gateway.repository.policy import PolicyError
 
-__all__ = ("Redaction", "redaction_of")
+__all__ = ("Redaction", "input_names", "redaction_of")
 
 
 class Redaction(NamedTuple):
@@ -71,6 +71,13 @@ def redaction_of(version: ModelVersion, names: Sequence[str]) -> Redaction:
         if place is not None and tensor not in redacted:
             columns.setdefault(tensor, {})[name] = place
     return Redaction(tuple(spec.name for spec in here.inputs if spec.name in redacted), columns, tuple(doubts))
+
+
+def input_names(version: ModelVersion) -> list[str]:
+    """The inputs of a version and their columns, by the names that its profile has for them, and by their place."""
+    columns = _Columns.of(version)
+    named = _column_names(version.folder)
+    return [*columns.places, *(name for spec in columns.inputs for name in named.get(spec.name, ()))]
 
 
 class _Columns:

@@ -101,4 +101,4 @@ def test_check_tells_what_is_redacted_on_suspicion(write_version: WriteVersion) 
     (folder / "model.toml").write_text('[logging]\nredact = ["income"]\n')
     result = CliRunner().invoke(app, ["check", "--models", str(folder.parent)])
     assert result.exit_code == 0, result.output
-    assert "m: all of input 'x' is redacted: version 1 has 'income' in it" in result.output
+    assert f"{folder / 'model.toml'}: all of input 'x' is redacted: version 1 has 'income' in it" in result.output
