@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gateway.control.change import VersionState
 from gateway.drift.profile import Profile, ProfileError, decode_profile
+from gateway.repository.agreement import output_names
 from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import PROFILE_NAME, is_model_name, load_version
 from gateway.repository.policy import ModelPolicy, PolicyError, load_policy
@@ -93,7 +94,10 @@ class FolderVersions:
         for model, version in self._approved.keys() - approved.keys():
             self._profiles.pop((model, version), None)
             self._is_good(f"{model}/{version}")
+        changed = {model for (model, _), _ in approved.items() ^ self._approved.items()}
         self._approved = approved
+        for model in changed & self._policies.keys():
+            self._look_at_output(model)
 
     def policy(self, model: str) -> ModelPolicy:
         if not is_model_name(model):
@@ -116,6 +120,7 @@ class FolderVersions:
                 return last  # it is being written; the next call reads it
             self._is_good(model)
         self._policies[model] = stamp, policy
+        self._look_at_output(model)
         return policy or ModelPolicy()
 
     def profile(self, model: str, version: int) -> Profile | None:
@@ -143,6 +148,25 @@ class FolderVersions:
     def news(self) -> list[str]:
         news, self._news = self._news, []
         return news
+
+    def _look_at_output(self, model: str) -> None:
+        """Note an output that labels are to speak of and no approved version has."""
+        policy = self._policies[model][1]
+        wanted = policy.quality.output if policy is not None else ""
+        versions = [version for name, version in self._approved if name == model]
+        try:
+            known = output_names([load_version(self._models_dir / model / str(version)) for version in versions])
+        except RepositoryError:
+            known = []  # it may be an output of one that cannot be read
+        if not wanted or not known or wanted in known:
+            self._is_good(f"{model}/quality")
+            return
+        path = self._models_dir / model / "model.toml"
+        self._is_bad(
+            f"{model}/quality",
+            f"{path}: quality.output names {wanted!r}, which is no output of an approved version, so no label can be "
+            f"used; expected some of {', '.join(known)}",
+        )
 
     def _is_bad(self, name: str, note: str) -> None:
         if self._notes.get(name) != note:

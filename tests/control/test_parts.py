@@ -201,6 +201,26 @@ def test_the_last_good_policy_stays_while_its_file_is_broken_or_gone(tmp_path: P
     assert versions.notes("m") == []
 
 
+def test_an_output_that_labels_cannot_speak_of_is_said_once_until_it_is_mended(tmp_path: Path) -> None:
+    digest = load_version(shipped_version(tmp_path)).digest
+    path = tmp_path / "bike-demand" / "model.toml"
+    path.write_text('[quality]\noutput = "cuont"\n')
+    versions = FolderVersions(tmp_path)
+    assert versions.policy("bike-demand").quality.output == "cuont"
+    assert versions.news() == [], "no version is approved yet that could have it"
+    for _ in range(3):
+        versions.follow([VersionState("bike-demand", 1, digest, "approved")])
+        versions.policy("bike-demand")
+    said = (
+        f"{path}: quality.output names 'cuont', which is no output of an approved version, so no label can be used; "
+        "expected some of count"
+    )
+    assert versions.news() == versions.notes("bike-demand") == [said]
+    path.write_text('[quality]\noutput = "count"\n')
+    versions.policy("bike-demand")
+    assert versions.notes("bike-demand") == []
+
+
 def test_a_policy_that_is_written_while_it_is_read_is_taken_once_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
