@@ -103,7 +103,7 @@ def _from_table(
         if first.shape[1] not in (FREE, len(table)):
             raise ReferenceFileError(
                 f"{path.name} has {len(table)} columns for input {names[0]!r} ({', '.join(table)}): expected its"
-                f" {first.shape[1]} features in order, and no column beside them but the label"
+                f" {first.shape[1]} features in order, and beside them no column but the label; {_about_labels(label)}"
             )
         features = [column_array(path, name, cells, first.datatype) for name, cells in table.items()]
         return {first.name: np.stack(features, axis=1)}, labels, {first.name: tuple(table)}
@@ -118,8 +118,15 @@ def _from_table(
         array = column_array(path, spec.name, table[spec.name], spec.datatype)
         inputs[spec.name] = array.reshape(-1, 1) if len(spec.shape) == 2 else array
     if unknown := [name for name in table if name not in names]:
-        raise ReferenceFileError(f"{path.name}: column {unknown[0]!r} is no input of the model: expected {names}")
+        raise ReferenceFileError(
+            f"{path.name}: column {unknown[0]!r} is no input of the model: expected {names}; {_about_labels(label)}"
+        )
     return inputs, labels, {}
+
+
+def _about_labels(label: str) -> str:
+    told = "a label stands in a column named as the output that [quality] output of model.toml names"
+    return f"{told}, here {label!r}" if label else f"{told}; it names none yet"
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -141,7 +148,9 @@ def _from_arrays(
     if missing := [name for name in names if name not in arrays]:
         raise ReferenceFileError(f"{path.name} has no array {missing[0]!r}: expected one for each of {names}")
     if unknown := [name for name in arrays if name not in names]:
-        raise ReferenceFileError(f"{path.name}: array {unknown[0]!r} is no input of the model: expected {names}")
+        raise ReferenceFileError(
+            f"{path.name}: array {unknown[0]!r} is no input of the model: expected {names}; {_about_labels(label)}"
+        )
     return {spec.name: _fit(path, spec, arrays[spec.name]) for spec in signature.inputs}, labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -50,7 +51,7 @@ def test_columns_are_inputs_by_name_in_any_order(tmp_path: Path) -> None:
         (FEATURES, "\n", "reference.csv is empty"),
         (FEATURES, "hour,tmax\n", "has no rows"),
         (FEATURES, "hour,count\n1,2\n", "has 1 columns for input 'features' .hour.: expected its 2 features"),
-        (FEATURES, "hour,tmax,wind\n1,2,3\n", "has 3 columns .* and no column beside them but the label"),
+        (FEATURES, "hour,tmax,wind\n1,2,3\n", "has 3 columns .* in order, and beside them no column but the label"),
         (FEATURES, "hour,hour\n1,2\n", "column 'hour' comes twice"),
         (FEATURES, "hour,\n1,2\n", "column 2 has no name"),
         (FEATURES, "hour,tmax\n1,2\n3\n", "line 3 has 1 cells: expected 2"),
@@ -73,6 +74,19 @@ def test_a_table_with_a_mistake_is_refused_and_the_place_is_named(
 ) -> None:
     with pytest.raises(ReferenceFileError, match=reason):
         read_reference(write(tmp_path, text), signature=signature, label="count")
+
+
+@pytest.mark.parametrize(("label", "told"), [("", "; it names none yet"), ("count", ", here 'count'")])
+def test_who_gives_a_column_too_many_learns_which_one_is_the_label(tmp_path: Path, label: str, told: str) -> None:
+    told = "a label stands in a column named as the output that [quality] output of model.toml names" + told
+    with pytest.raises(ReferenceFileError, match=re.escape(told)):
+        read_reference(write(tmp_path, "hour,tmax,label\n1,2,3\n"), signature=FEATURES, label=label)
+    with pytest.raises(ReferenceFileError, match=re.escape(told)):
+        read_reference(write(tmp_path, "age,city,label\n1,Bonn,3\n"), signature=NAMED, label=label)
+    path = tmp_path / "reference.npz"
+    np.savez(path, features=np.ones((1, 2)), label=np.ones(1))
+    with pytest.raises(ReferenceFileError, match=re.escape(told)):
+        read_reference(path, signature=FEATURES, label=label)
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
