@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -100,6 +101,11 @@ def _from_table(
     labels = column_array(path, label, table.pop(label), "FP64") if is_label else None
     first = signature.inputs[0]
     if len(names) == 1 and len(first.shape) == 2 and first.shape[1] != 1:
+        if _are_cells(list(table)):
+            raise ReferenceFileError(
+                f"{path.name}: the names of the columns are numbers ({', '.join(list(table)[:5])}): "
+                "expected a first line of names"
+            )
         if first.shape[1] not in (FREE, len(table)):
             raise ReferenceFileError(
                 f"{path.name} has {len(table)} columns for input {names[0]!r} ({', '.join(table)}): expected its"
@@ -122,6 +128,16 @@ def _from_table(
             f"{path.name}: column {unknown[0]!r} is no input of the model: expected {names}; {_about_labels(label)}"
         )
     return inputs, labels, {}
+
+
+def _are_cells(names: list[str]) -> bool:
+    """Whether a first line is one of values; what a program counted, from 0 on, are names."""
+    if names == [str(number) for number in range(len(names))]:
+        return False
+    try:
+        return all(map(math.isfinite, map(float, names)))
+    except ValueError:
+        return False
 
 
 def _about_labels(label: str) -> str:

@@ -109,7 +109,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     if not all(header):
         raise ReferenceFileError(f"{path.name}: column {list(header).index('') + 1} has no name")
     if repeated := [name for name in header if header.count(name) > 1]:
-        raise ReferenceFileError(f"{path.name}: column {repeated[0]!r} comes twice")
+        raise ReferenceFileError(f"{path.name}: column {repeated[0]!r} comes twice: expected column names, each once")
 
 
 def _text(path: Path, name: str, row: int, cell: Any) -> str:

@@ -35,6 +35,12 @@ def test_columns_are_the_features_of_one_wide_input_in_their_order(tmp_path: Pat
     assert (reference.file.name, reference.file.rows) == ("reference.csv", 2)
 
 
+@pytest.mark.parametrize("header", ["0,1", "5.1,tmax"])
+def test_columns_may_be_counted_and_a_name_may_be_a_number(tmp_path: Path, header: str) -> None:
+    reference = read_reference(write(tmp_path, f"{header}\n15,7\n"), signature=FEATURES, label="")
+    assert reference.columns == {"features": tuple(header.split(","))}
+
+
 def test_columns_are_inputs_by_name_in_any_order(tmp_path: Path) -> None:
     path = write(tmp_path, '\ufeffcity,age\n"Washington, D.C.",41\n\nBonn, 7 \n')
     reference = read_reference(path, signature=NAMED, label="count")
@@ -52,7 +58,9 @@ def test_columns_are_inputs_by_name_in_any_order(tmp_path: Path) -> None:
         (FEATURES, "hour,tmax\n", "has no rows"),
         (FEATURES, "hour,count\n1,2\n", "has 1 columns for input 'features' .hour.: expected its 2 features"),
         (FEATURES, "hour,tmax,wind\n1,2,3\n", "has 3 columns .* in order, and beside them no column but the label"),
-        (FEATURES, "hour,hour\n1,2\n", "column 'hour' comes twice"),
+        (FEATURES, "hour,hour\n1,2\n", "column 'hour' comes twice: expected column names, each once"),
+        (FEATURES, "5.1,3.5\n4.9,3\n", "names of the columns are numbers .5.1, 3.5.: expected a first line of names"),
+        (FEATURES, "1,0\n1,2\n", "names of the columns are numbers .1, 0.: expected a first line of names"),
         (FEATURES, "hour,\n1,2\n", "column 2 has no name"),
         (FEATURES, "hour,tmax\n1,2\n3\n", "line 3 has 1 cells: expected 2"),
         (FEATURES, "hour,tmax\n1,2\n3,warm\n", "column 'tmax', row 2 has 'warm': expected a finite number"),
