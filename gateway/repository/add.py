@@ -207,7 +207,7 @@ def _copy_model(model_file: Path, staging: Path) -> list[FileEntry]:
         copy_named(model_file, staging / MODEL_FILE_NAME, max_bytes=MAX_FILE_BYTES, mode=FILE_MODE),
     )
     files = [model]
-    weights = external_weights(staging / MODEL_FILE_NAME)
+    weights = external_weights(staging / MODEL_FILE_NAME, name=model_file.name)
     if len(weights) > MAX_WEIGHT_FILES:
         raise ModelFileError(f"the model names {len(weights)} weight files: expected no more than {MAX_WEIGHT_FILES}")
     if not weights:

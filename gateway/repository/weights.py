@@ -16,8 +16,15 @@ __all__ = ("external_weights",)
 _RESERVED = {CARD_NAME, MANIFEST_NAME, MODEL_FILE_NAME, PROFILE_NAME}
 
 
-def external_weights(model_file: Path) -> dict[str, int]:
+def external_weights(model_file: Path, *, name: str = MODEL_FILE_NAME) -> dict[str, int]:
     """The external weight files that a model names, with the bytes each must have at least.
+
+    Parameters
+    ----------
+    model_file : Path
+        ONNX.
+    name : str
+        By which a person knows the file.
 
     Returns
     -------
@@ -35,14 +42,14 @@ def external_weights(model_file: Path) -> dict[str, int]:
     try:
         size = os.stat(model_file).st_size
         if size > MAX_FILE_BYTES:
-            raise ModelFileError(f"{model_file.name} has {size} bytes: expected no more than {MAX_FILE_BYTES}")
+            raise ModelFileError(f"{name} has {size} bytes: expected no more than {MAX_FILE_BYTES}")
         model = onnx.load_model(os.fspath(model_file), format="protobuf", load_external_data=False)
     except DecodeError:
-        raise ModelFileError(f"{model_file.name} is not an ONNX file") from None
+        raise ModelFileError(f"{name} is not an ONNX file") from None
     except OSError as error:
         raise ModelFileError(f"cannot read {model_file}: {error.strerror}") from None
     if not model.HasField("graph"):
-        raise ModelFileError(f"{model_file.name} is not an ONNX file: it has no graph")
+        raise ModelFileError(f"{name} is not an ONNX file: it has no graph")
     needed: dict[str, int] = {}
     for tensor in _messages(model, onnx.TensorProto.DESCRIPTOR.full_name):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:

@@ -254,6 +254,12 @@ def test_a_missing_model_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "models") == []
 
 
+def test_a_file_that_is_no_model_is_named_as_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import onnx\n")
+    with pytest.raises(ModelFileError, match=r"^train\.py is not an ONNX file"):
+        add(tmp_path / "models", tmp_path / "train.py")
+
+
 def test_labels_for_an_output_without_numbers_are_refused(tmp_path: Path, model_file: Path) -> None:
     policy = ModelPolicy(quality=QualityPolicy(output="z"))
     rows = reference_file(tmp_path, "a,b,z\n1,2,3\n")
