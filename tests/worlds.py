@@ -23,6 +23,7 @@ from gateway.settings import Settings, SpoolSettings
 __all__ = ("SIGNATURE", "World")
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),))
+LINEAGE = Lineage(source=Source("abc123", False), data=TrainingData(uri="file:data.csv", rows=8760), author="ada")
 
 
 class World:
@@ -41,7 +42,15 @@ class World:
     def app(self, *, approve_wait_seconds: float = 0.0) -> Starlette:
         return create_admin(store=self.store, settings=self.settings, approve_wait_seconds=approve_wait_seconds)
 
-    def add_version(self, version: int, *, model: str = "m", signature: Signature = SIGNATURE) -> str:
+    def add_version(
+        self,
+        version: int,
+        *,
+        model: str = "m",
+        signature: Signature = SIGNATURE,
+        lineage: Lineage = LINEAGE,
+        remarks: tuple[str, ...] = (),
+    ) -> str:
         """A version folder that `load_version` takes; returns its digest."""
         folder = self.settings.models / model / str(version)
         folder.mkdir(parents=True)
@@ -51,8 +60,9 @@ class World:
             (FileEntry("model.onnx", len(content), hashlib.sha256(content).hexdigest()),),
             signature,
             Batching("equal", rows=64, reason="answers were equal"),
-            Lineage(source=Source("abc123", False), data=TrainingData(uri="file:data.csv", rows=8760), author="ada"),
+            lineage,
             "",
+            remarks,
         )
         manifest = msgspec.structs.replace(manifest, digest=digest_of(msgspec.to_builtins(manifest)))
         (folder / "manifest.json").write_bytes(msgspec.json.encode(manifest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import typer
 from gateway.cli.client import APPROVE_SECONDS, CommandError, open_client
 from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, print_facts, print_json, print_table
+from gateway.cli.serve import providers_here
 from gateway.cli.window import settings_of
 
 if TYPE_CHECKING:
@@ -113,30 +115,38 @@ def add(
 
     from gateway.engine.oneshot import open_engine
     from gateway.repository.add import add_version
+    from gateway.repository.agreement import policy_faults
     from gateway.repository.errors import RepositoryError
+    from gateway.repository.manifest import scan
     from gateway.repository.policy import PolicyError, load_policy
 
     console = Console(stderr=True, highlight=False)
-    models = models or settings_of(None, None).models
+    settings = settings_of(None, None)
+    models = models or settings.models
     try:
+        policy = load_policy(models / name)
         with console.status(f"{name}: adding") as status:
             added = add_version(
                 models,
                 name,
                 file,
-                open_runner=open_engine,
-                policy=load_policy(models / name),
+                open_runner=partial(open_engine, allowed_bytes=settings.engine.max_resident_bytes),
+                policy=policy,
                 lineage=_lineage(lineage),
                 version=version,
                 reference=reference,
                 report=lambda step: status.update(f"{name}: {step}"),
             )
+        versions = [version for version in scan(models)[0] if version.model == name]
+        faults = list(policy_faults(models / name, policy, versions, providers=providers_here(policy)))
     except (RepositoryError, PolicyError) as error:
         raise CommandError(f"not added: {error}") from None
     if as_json:
-        _print_json({**_facts(added), "batching": added.manifest.batching, "signature": added.manifest.signature})
+        manifest = added.manifest
+        seen = {"batching": manifest.batching, "signature": manifest.signature, "remarks": manifest.remarks}
+        _print_json({**_facts(added), **seen, "faults": faults})
     else:
-        _print_added(added)
+        _print_added(added, faults)
 
 
 @app.command(name="verify")
@@ -210,7 +220,7 @@ def _print_json(content: Any) -> None:
     typer.echo(msgspec.json.encode(content).decode())
 
 
-def _print_added(added: ModelVersion) -> None:
+def _print_added(added: ModelVersion, faults: list[str]) -> None:
     import msgspec
     from rich.console import Console
 
@@ -225,6 +235,8 @@ def _print_added(added: ModelVersion) -> None:
     rows = manifest.lineage.reference
     profile = f"{rows.rows} reference rows" if rows else "none: drift of this version cannot be told"
     console.print(f"  profile   {profile}", markup=False, soft_wrap=True)
+    for remark in (*manifest.remarks, *faults):
+        console.print(f"  remark    {clean(remark)}", style="yellow", markup=False, soft_wrap=True)
     console.print(f"next: gateway models approve {added.model} {added.version} --reason TEXT", markup=False)
 
 
@@ -280,9 +292,10 @@ def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
                 for spec in manifest["signature"][side]
             ]
         facts.append(("batching", _batching_of(manifest["batching"])))
-        facts += [(name, _flat(value)) for name, value in manifest["lineage"].items() if value]
+        facts += [("remark", remark) for remark in manifest.get("remarks", ())]
+        facts += [(name, flat) for name, value in manifest["lineage"].items() if (flat := _flat(value))]
     if profile is not None:
-        facts.append(("reference", f"{profile['rows']} rows, {len(profile['features'])} features"))
+        facts.append(("profile", f"{profile['rows']} rows, {len(profile['features'])} features"))
     return facts
 
 

@@ -14,7 +14,7 @@ from gateway.settings import Settings, SettingsError, load_settings
 if TYPE_CHECKING:
     from gateway.repository.policy import ModelPolicy
 
-__all__ = ("admin_process", "check", "front", "monitor", "serve", "ship")
+__all__ = ("admin_process", "check", "front", "monitor", "providers_here", "serve", "ship")
 
 Config = Annotated[Path | None, typer.Option(help="Settings file; gateway.toml here is taken when there is one.")]
 Models = Annotated[Path | None, typer.Option(help="Folder of model folders.", show_default="models")]
@@ -88,7 +88,7 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
             faults += 1
             typer.echo(str(error))
             continue
-        providers = _providers(policy)
+        providers = providers_here(policy)
         for doubt in policy_doubts(folder, policy, own, providers=providers):
             typer.echo(doubt)
         for fault in policy_faults(folder, policy, own, providers=providers):
@@ -201,7 +201,7 @@ def admin_process(
     run_admin(settings)
 
 
-def _providers(policy: ModelPolicy) -> list[str]:
+def providers_here(policy: ModelPolicy) -> list[str]:
     """The execution providers here; onnxruntime, which is slow to import, is asked only where it may lack some."""
     from gateway.engine.providers import CPU
 

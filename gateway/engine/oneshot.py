@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from signal import strsignal
 from typing import Any
 
 import msgspec
@@ -19,10 +21,11 @@ import numpy as np
 
 from gateway.engine.address import short_address
 from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed, RunStopped
+from gateway.engine.memory import resident_bytes
 from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
 from gateway.parent import PARENT_VARIABLE
 
-__all__ = ("BlockingEngine", "connect_engine", "open_engine")
+__all__ = ("BlockingEngine", "connect_engine", "open_engine", "told_end")
 
 STOP_SECONDS = 0.5
 """How long an engine may take to stop a run, before it is given up."""
@@ -58,6 +61,7 @@ class BlockingEngine:
             raise EngineGone("the engine did not greet")
         self.hello = msgspec.json.decode(payload, type=Hello)
         self.signature = self.hello.signature
+        self.omitted = self.hello.omitted
 
     def __repr__(self) -> str:
         return f"<BlockingEngine {self.hello.model}/{self.hello.version} pid {self.hello.pid}>"
@@ -150,9 +154,19 @@ def connect_engine(socket_path: Path, *, timeout_seconds: float = 10.0) -> Block
 
 @contextlib.contextmanager
 def open_engine(
-    model_file: Path, *, threads: int = 1, start_timeout_seconds: float = 30.0, timeout_seconds: float = 60.0
+    model_file: Path,
+    *,
+    threads: int = 1,
+    start_timeout_seconds: float = 30.0,
+    timeout_seconds: float = 60.0,
+    allowed_bytes: float = math.inf,
 ) -> Iterator[BlockingEngine]:
     """Start an engine of its own process for `model_file`, and end it afterwards.
+
+    Parameters
+    ----------
+    allowed_bytes : float
+        What an engine of the gateway may hold: that one holds more is said where it is not ready in time.
 
     Raises
     ------
@@ -170,7 +184,13 @@ def open_engine(
                 command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment
             )
             try:
-                _await_socket(process, socket_path, timeout_seconds=start_timeout_seconds, model_file=model_file)
+                _await_socket(
+                    process,
+                    socket_path,
+                    timeout_seconds=start_timeout_seconds,
+                    model_file=model_file,
+                    allowed_bytes=allowed_bytes,
+                )
             except EngineStartFailed as failure:
                 errors.seek(0)
                 text = errors.read(4096).decode("utf-8", "replace").strip()
@@ -185,11 +205,31 @@ def open_engine(
                 process.wait()
 
 
-def _await_socket(process: subprocess.Popen[bytes], path: Path, *, timeout_seconds: float, model_file: Path) -> None:
+def told_end(status: int) -> str:
+    """How a process ended, in words, from its status as `subprocess` has it.
+
+    >>> told_end(1), told_end(-11)
+    ('ended with status 1', 'was ended by signal 11 (Segmentation fault)')
+    """
+    return f"ended with status {status}" if status >= 0 else f"was ended by signal {-status} ({strsignal(-status)})"
+
+
+def _about_memory(held: int, allowed: float) -> str:
+    if held <= allowed:
+        return ""
+    return f", and holds {held} bytes of memory by then: it needs more than engine.max_resident_bytes, {allowed:.0f}"
+
+
+def _await_socket(
+    process: subprocess.Popen[bytes], path: Path, *, timeout_seconds: float, model_file: Path, allowed_bytes: float
+) -> None:
     deadline = time.monotonic() + timeout_seconds
     while not path.exists():
         if process.poll() is not None:
-            raise EngineStartFailed(f"the engine for {model_file.name} ended with status {process.returncode}")
+            raise EngineStartFailed(f"the engine for {model_file.name} {told_end(process.returncode)}")
         if time.monotonic() > deadline:
-            raise EngineStartFailed(f"the engine for {model_file.name} was not ready within {timeout_seconds:g} s")
+            raise EngineStartFailed(
+                f"the engine for {model_file.name} was not ready within {timeout_seconds:g} s"
+                + _about_memory(resident_bytes(process.pid), allowed_bytes)
+            )
         time.sleep(0.01)

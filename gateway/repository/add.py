@@ -45,6 +45,7 @@ from gateway.repository.manifest import (
 from gateway.repository.policy import ModelPolicy
 from gateway.repository.profiling import profile_reference
 from gateway.repository.reference import read_reference
+from gateway.repository.remarks import Witness, told_beside
 from gateway.repository.runner import OpenRunner
 from gateway.repository.weights import external_weights
 
@@ -135,12 +136,13 @@ def add_version(
             seen = _look(staging, open_runner, policy=policy, reference=reference, report=report)
         except EngineError as error:
             raise ModelFileError(f"the model cannot be used: {error}") from None
+        remarks = (*seen.remarks, *told_beside(target.parent, version, seen.signature))
         lineage = msgspec.structs.replace(lineage, reference=seen.reference)
         if seen.profile is not None:
             files.append(_write(staging, PROFILE_NAME, encode_profile(seen.profile)))
         card = _given_card(model_file) or _card(name, version, policy=policy, seen=seen, lineage=lineage)
         files.append(_write(staging, CARD_NAME, card))
-        _write_manifest(staging, files, seen, lineage)
+        _write_manifest(staging, files, seen, lineage, remarks)
         _publish(staging, target)
         return load_version(target)
     except OSError as error:
@@ -157,6 +159,7 @@ class _Seen:
     batching: Batching
     profile: Profile | None
     reference: ReferenceFile | None
+    remarks: tuple[str, ...]
 
 
 def _look(
@@ -188,17 +191,20 @@ def _run(
     report: Callable[[str], None],
     most: int,
 ) -> _Seen:
-    with open_runner(staging / MODEL_FILE_NAME) as runner:
+    model_file = staging / MODEL_FILE_NAME
+    with open_runner(model_file) as opened:
+        runner = Witness(opened, model_file)
         if reference is None:
             report("running made-up rows together and apart; without reference rows there is no profile")
-            return _Seen(runner.signature, examine_batching(runner, None, max_rows=most), None, None)
+            batching = examine_batching(runner, None, max_rows=most)
+            return _Seen(runner.signature, batching, None, None, tuple(runner.remarks()))
         report("reading the reference rows")
         rows = read_reference(reference, signature=runner.signature, label=policy.quality.output)
         report("running rows together and apart")
         batching = examine_batching(runner, rows.inputs, max_rows=most)
         report(f"profiling {rows.file.rows} reference rows")
         profile = profile_reference(runner, rows, batching=batching, quality=policy.quality)
-        return _Seen(runner.signature, batching, profile, rows.file)
+        return _Seen(runner.signature, batching, profile, rows.file, tuple(runner.remarks()))
 
 
 def _copy_model(model_file: Path, staging: Path) -> list[FileEntry]:
@@ -261,13 +267,16 @@ def _write(staging: Path, name: str, content: bytes) -> FileEntry:
     return FileEntry(path=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def _write_manifest(staging: Path, files: list[FileEntry], seen: _Seen, lineage: Lineage) -> None:
+def _write_manifest(
+    staging: Path, files: list[FileEntry], seen: _Seen, lineage: Lineage, remarks: tuple[str, ...]
+) -> None:
     manifest = Manifest(
         files=tuple(sorted(files, key=lambda entry: entry.path)),
         signature=seen.signature,
         batching=seen.batching,
         lineage=lineage,
         digest="",
+        remarks=remarks,
     )
     manifest = msgspec.structs.replace(manifest, digest=digest_of(msgspec.to_builtins(manifest)))
     _write(staging, MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")

@@ -69,7 +69,7 @@ def examine_batching(runner: Runner, reference: Mapping[str, Array] | None, *, m
             if seen.verdict == "dependent":
                 break
             with contextlib.suppress(_NotBatchable):
-                kept, answers = _run_alone(runner, others)
+                kept, answers, _ = _run_alone(runner, others)
                 if answers:
                     seen = _worse(seen, _compare(runner, kept, _stack(answers), _groups(kept, briefly=True)))
         return _with_more(runner, rows, alone, seen, most=max_rows)
@@ -89,13 +89,13 @@ def _check_axes(signature: Signature) -> None:
 def _rows_that_run(runner: Runner, reference: Mapping[str, Array] | None) -> tuple[dict[str, Array], dict[str, Array]]:
     generator = np.random.default_rng(SEED)
     if reference is not None:
-        rows, answers = _run_alone(runner, widened_rows(reference, generator))
+        rows, answers, why = _run_alone(runner, widened_rows(reference, generator))
         if not answers:
-            raise ModelFileError("the model fails on the reference rows, each run by itself")
+            raise ModelFileError(f"the model fails on the reference rows, each run by itself: {why}")
         return rows, _stack(answers)
     for guess in made_up_rows(runner.signature.inputs, generator):
         try:
-            rows, answers = _run_alone(runner, guess)
+            rows, answers, _ = _run_alone(runner, guess)
         except (EngineGone, RunStopped):
             # A made-up row may be one that no caller sends, such as a zero to divide by.
             break
@@ -104,17 +104,19 @@ def _rows_that_run(runner: Runner, reference: Mapping[str, Array] | None) -> tup
     raise _NotBatchable("no made-up row runs; give reference rows to find out")
 
 
-def _run_alone(runner: Runner, rows: dict[str, Array]) -> tuple[dict[str, Array], list[dict[str, Array]]]:
-    """Those of the rows that run by themselves, with their answers; none when only one row does."""
+def _run_alone(runner: Runner, rows: dict[str, Array]) -> tuple[dict[str, Array], list[dict[str, Array]], str]:
+    """Those of the rows that run by themselves, with their answers, and why another fails; none when only one does."""
     kept: list[int] = []
+    why = ""
     answers: list[dict[str, Array]] = []
     for row in range(_count(rows)):
         try:
             answers.append(runner.run(take_rows(rows, np.array([row]))))
-        except RunFailed:
+        except RunFailed as error:
+            why = str(error)
             continue
         kept.append(row)
-    return take_rows(rows, np.array(kept, dtype=np.intp)), answers if len(answers) > 1 else []
+    return take_rows(rows, np.array(kept, dtype=np.intp)), answers if len(answers) > 1 else [], why
 
 
 def _stack(answers: list[dict[str, Array]]) -> dict[str, Array]:

@@ -120,14 +120,18 @@ class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.verdict == "equal" or (self.verdict == "within" and not exact)
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole of `manifest.json`; `digest` covers every other field, see `digest_of`."""
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The whole of `manifest.json`; `digest` covers every other field, see `digest_of`.
+
+    `remarks` are sentences on what was seen of the model when it was added, for whoever approves it.
+    """
 
     files: tuple[FileEntry, ...]
     signature: Signature
     batching: Batching
     lineage: Lineage
     digest: str
+    remarks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)

@@ -22,6 +22,11 @@ class Runner(Protocol):
     @property
     def signature(self) -> Signature: ...
 
+    @property
+    def omitted(self) -> Mapping[str, str]:
+        """Outputs that are no tensors, with their types."""
+        ...
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; raises `gateway.engine.errors.EngineError`, of which `RunFailed` says that the model failed."""
         ...

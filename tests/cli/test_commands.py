@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +22,10 @@ from gateway.cli.client import AdminClient
 from gateway.cli.main import COMMANDS, app
 from gateway.rollout.judge import Judge
 from gateway.rollout.plan import Plan
+from gateway.repository.lineage import Lineage
 from tests.worlds import World
 
+CHECKOUT = Path(__file__).parents[2]
 HERE = "http://127.0.0.1:8003"
 
 
@@ -152,6 +155,21 @@ def test_tables_show_what_json_shows(world: World) -> None:
         table = done(*arguments)
         assert all(text in table for text in expected), table
         json.loads(done(*arguments, "--json"))
+
+
+def test_a_version_is_shown_with_what_was_remarked_and_without_empty_rows(world: World) -> None:
+    world.add_version(1, lineage=Lineage(author="ada"), remarks=("output 'z' is never answered",))
+    lines = done("models", "show", "m", 1).splitlines()
+    assert "remark    output 'z' is never answered" in lines
+    assert not [line for line in lines if line.startswith(("data", "source"))], lines
+
+
+def test_the_file_of_a_reference_and_the_profile_are_shown_each_by_its_name(world: World) -> None:
+    shutil.copytree(CHECKOUT / "models" / "bike-demand" / "1", world.settings.models / "bike-demand" / "1")
+    lines = done("models", "show", "bike-demand", 1).splitlines()
+    [reference] = [line for line in lines if line.startswith("reference ")]
+    [profile] = [line for line in lines if line.startswith("profile ")]
+    assert "sha256" in reference and profile.endswith(" rows, 6 features")
 
 
 def test_the_audit_list_says_what_each_decision_made_of_a_version_or_a_route(world: World) -> None:

@@ -62,6 +62,28 @@ def test_a_file_that_is_no_model_is_refused_with_a_reason(tmp_path: Path, conten
         pass
 
 
+def test_an_engine_that_is_not_ready_in_time_and_holds_more_than_it_may_is_told_so(tmp_path: Path) -> None:
+    path = save_looper(tmp_path / "m.onnx")
+    with pytest.raises(EngineStartFailed, match=r"not ready within 0 s$"), open_engine(path, start_timeout_seconds=0):
+        pass
+    told = "not ready within 0 s, and holds [0-9]+ bytes of memory by then: it needs more than engine.max_res"
+    with pytest.raises(EngineStartFailed, match=told), open_engine(path, start_timeout_seconds=0, allowed_bytes=1):
+        pass
+
+
+def test_how_an_engine_that_never_got_ready_ended_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nkill -FPE $$\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr("gateway.engine.oneshot.sys.executable", str(tmp_path / "python"))
+    with (
+        pytest.raises(EngineStartFailed, match=r"was ended by signal 8 \(Floating point exception\)"),
+        open_engine(tmp_path / "m.onnx"),
+    ):
+        pass
+
+
 def test_nobody_listening_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(EngineGone, match="no engine answers"):
         connect_engine(tmp_path / "none.sock")

@@ -43,6 +43,7 @@ LABELLED = ModelPolicy(quality=QualityPolicy(output="y", miss_above=1.5))
 class SumRunner:
     """`y` is the sum of two features."""
 
+    omitted: Mapping[str, str] = {}
     signature = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),))
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -381,7 +381,7 @@ def test_a_model_that_fails_on_every_reference_row_is_refused() -> None:
     def model(x: Array) -> Array:
         raise RunFailed("index out of range")
 
-    with pytest.raises(ModelFileError, match="fails on the reference rows"):
+    with pytest.raises(ModelFileError, match="fails on the reference rows, each run by itself: index out"):
         examine_batching(FunctionRunner(model), rows(width=2))
     seen = examine_batching(FunctionRunner(model), None)
     assert seen == Batching("not_batchable", reason="no made-up row runs; give reference rows to find out")
