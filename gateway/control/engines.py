@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from gateway.engine.notes import EnginePaths, read_note
+from gateway.engine.notes import EngineNote, EnginePaths, read_note
 
 __all__ = ("EngineNotes", "Engines", "Fault", "SoundEngines")
 
@@ -20,16 +20,16 @@ class Fault(NamedTuple):
 
 
 class Engines(Protocol):
-    """Tells which versions cannot serve."""
+    """Tells which versions cannot serve while others can."""
 
-    def fault(self, model: str, version: int, *, lasting_seconds: float = 0.0) -> Fault | None:
-        """What has been amiss for at least `lasting_seconds`, or None."""
+    def fault(self, model: str, version: int, *, beside: int, lasting_seconds: float = 0.0) -> Fault | None:
+        """What has kept a version out of service for at least `lasting_seconds` while another one served, or None."""
 
 
 class SoundEngines:
     """Engines of which nothing is known to be amiss: where none run on this machine, and in tests."""
 
-    def fault(self, model: str, version: int, *, lasting_seconds: float = 0.0) -> Fault | None:
+    def fault(self, model: str, version: int, *, beside: int, lasting_seconds: float = 0.0) -> Fault | None:
         return None
 
 
@@ -46,23 +46,28 @@ class EngineNotes:
     def __init__(self, run_dir: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._run_dir = run_dir
         self._monotonic = monotonic
-        self._since: dict[tuple[str, int], float] = {}
+        self._since: dict[tuple[str, int, int], float] = {}
 
     def __repr__(self) -> str:
         return f"<EngineNotes {self._run_dir} faults={sorted(self._since)}>"
 
-    def fault(self, model: str, version: int, *, lasting_seconds: float = 0.0) -> Fault | None:
-        found = self._read(model, version)
-        if found is None:
-            self._since.pop((model, version), None)
+    def fault(self, model: str, version: int, *, beside: int, lasting_seconds: float = 0.0) -> Fault | None:
+        key = (model, version, beside)
+        found = _fault_of(self._note(model, version))
+        other = self._note(model, beside)
+        if found is None or other is None or other.state != "ready":
+            self._since.pop(key, None)
             return None
         now = self._monotonic()
-        return found if now - self._since.setdefault((model, version), now) >= lasting_seconds else None
+        return found if now - self._since.setdefault(key, now) >= lasting_seconds else None
 
-    def _read(self, model: str, version: int) -> Fault | None:
-        note = read_note(EnginePaths(self._run_dir, model, version).state)
-        if note is None:
-            return None
-        if note.state == "circuit_open":
-            return Fault("crash_loop", note.reason)
-        return Fault("load_failure", note.reason) if note.state == "failed" else None
+    def _note(self, model: str, version: int) -> EngineNote | None:
+        return read_note(EnginePaths(self._run_dir, model, version).state)
+
+
+def _fault_of(note: EngineNote | None) -> Fault | None:
+    if note is None:
+        return None
+    if note.state == "circuit_open":
+        return Fault("crash_loop", note.reason)
+    return Fault("load_failure", note.reason) if note.state == "failed" else None

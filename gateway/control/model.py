@@ -43,7 +43,8 @@ _DETECTOR_OF = {"inputs_out_of_range": "inputs", "outputs": "outputs"}
 """The judge's metrics that compare the arms in what a detector watches in each of them."""
 
 _FAULT_SECONDS = 3.0
-"""How long a canary's engine is out of service before that counts: a note may be older than the engine's start."""
+"""How long a canary's engine is out of service, and stable's in service, before that counts: a note may be older than
+the engine's start, and what took both out need not let go of both at once."""
 
 _RECENT_ROWS = 2_000
 _RECENT_ALARMS = 20
@@ -348,8 +349,8 @@ class ModelWatch:
     def _guarded(self, trial: Trial, situation: Situation) -> list[Move]:
         """Tell the judge that the canary is out of service while stable serves; there is no better place otherwise."""
         model = self.route.model
-        fault = self._engines.fault(model, trial.canary, lasting_seconds=_FAULT_SECONDS)
-        if fault is None or self._engines.fault(model, trial.stable) is not None:
+        fault = self._engines.fault(model, trial.canary, beside=trial.stable, lasting_seconds=_FAULT_SECONDS)
+        if fault is None:
             return []
         action = trial.plan.actions.get("errors", "alert")
         if action == "rollback":

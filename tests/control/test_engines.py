@@ -38,6 +38,7 @@ def rolling_out(make_world: Any, errors: Any) -> Any:
     world = make_world(policy=ModelPolicy(rollout=RolloutPolicy(errors=errors)))
     actions = {"errors": errors}
     world.store.start_rollout("m", 2, plan={"actions": actions}, actor="tester", reason="a rollout")
+    note(world, 1, "ready", reason="")
     return world
 
 
@@ -91,11 +92,38 @@ def test_a_note_of_a_moment_and_an_outage_of_both_take_nothing_back(make_world: 
     assert world.kinds() == []
 
 
+@pytest.mark.parametrize("before", ["failed", "starting"])
+def test_a_canary_that_comes_back_a_little_after_stable_is_not_taken_back(make_world: Any, before: str) -> None:
+    world = rolling_out(make_world, "rollback")
+    note(world, 1, before)
+    note(world, 2, "failed")
+
+    async def run() -> None:
+        monitor = world.monitor()
+        await monitor.start(asyncio.Event())
+        for stable, seconds in ((before, 60.0), ("ready", 2.9), ("starting", 0.1), ("ready", 2.9)):
+            note(world, 1, stable)
+            await monitor.flush()
+            world.now[0] += seconds
+            await monitor.flush()
+        assert world.kinds() == []
+        world.now[0] += 0.2
+        await monitor.flush()
+        await monitor.flush()
+        await monitor.close()
+
+    asyncio.run(run())
+    assert world.kinds() == ["rollback"]
+
+
 def test_what_is_no_note_is_no_fault(tmp_path: Path) -> None:
     engines = EngineNotes(tmp_path)
-    assert engines.fault("m", 1) is None
+    (tmp_path / "engine-m-1.json").write_text('{"state": "ready"}')
+    assert engines.fault("m", 2, beside=1) is None
     for text in ("", "{}", "[]", '{"state": "ready"}', '{"state": 5}', '{"state": "starting", "reason": "x"}'):
-        (tmp_path / "engine-m-1.json").write_text(text)
-        assert engines.fault("m", 1) is None
-    (tmp_path / "engine-m-1.json").write_text('{"state": "failed", "reason": "no such operator"}')
-    assert engines.fault("m", 1) == Fault("load_failure", "no such operator")
+        (tmp_path / "engine-m-2.json").write_text(text)
+        assert engines.fault("m", 2, beside=1) is None
+    (tmp_path / "engine-m-2.json").write_text('{"state": "failed", "reason": "no such operator"}')
+    assert engines.fault("m", 2, beside=1) == Fault("load_failure", "no such operator")
+    (tmp_path / "engine-m-1.json").unlink()
+    assert engines.fault("m", 2, beside=1) is None
