@@ -209,12 +209,15 @@ class LabelJoin:
         return [row for row in rows if row is not None]
 
     def _join(self, feedback: FeedbackRecord, kept: Kept) -> LabelledRow | None:
+        if feedback.model != kept.model:
+            self._count(feedback.model, "invalid")
+            return None
         earlier = self._labelled.get(feedback.prediction_id)
         if earlier is not None and feedback.row in earlier:
             self._count(feedback.model, "repeated" if feedback.label == earlier[feedback.row] else "corrected")
             return None
         outputs = _row_of(kept, feedback.row)
-        if not outputs or feedback.model != kept.model or not _is_finite(feedback.label):
+        if not outputs or not _is_finite(feedback.label):
             self._count(feedback.model, "invalid")
             return None
         if earlier is None:

@@ -71,7 +71,7 @@ class LogLookup:
         Parameters
         ----------
         model : str
-            The model that answered, to look in the archive as well.
+            The model that answered, to look in the archive as well; labels sent to another one are passed over.
         since : float
             When the prediction was answered, in seconds since 1970: segments closed before it are passed over.
 
@@ -90,7 +90,8 @@ class LogLookup:
         if self._archive is not None and model:
             # After the spool: a segment is in the archive before it leaves.
             found += self._archive.labels_of(prediction_id, model=model, since=since)
-        return sorted({record.address: record for record in found}.values(), key=_time_of)
+        labels = {record.address: record for record in found if not model or _is_of(record, model)}
+        return sorted(labels.values(), key=_time_of)
 
     def _segments(self, since: float) -> list[tuple[Path, int]]:
         paths = []
@@ -112,6 +113,13 @@ class LogLookup:
             if len(self._indexes) > _KEPT_INDEXES:
                 self._indexes.popitem(last=False)
         return index
+
+
+def _is_of(label: LogRecord, model: str) -> bool:
+    try:
+        return read_envelope(label.payload).model == model
+    except RecordError:
+        return False
 
 
 def _time_of(record: LogRecord) -> str:

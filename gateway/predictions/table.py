@@ -39,8 +39,8 @@ _MAX_COLUMNS = 256
 ColumnNames = Callable[[str, int], Mapping[str, Sequence[str]]]
 """Model and version to the names of each tensor's scalar columns, where the version's profile has them."""
 
-Labels = Mapping[tuple[str, int], tuple[float, str]]
-"""(prediction id, row) to its newest label and when that came."""
+Labels = Mapping[tuple[str, str, int], tuple[float, str]]
+"""(model, prediction id, row) to its newest label and when that came."""
 
 
 class TableLine(NamedTuple):
@@ -50,16 +50,18 @@ class TableLine(NamedTuple):
     datatypes: Mapping[str, str]
 
 
-def labels_by_prediction(records: Iterable[LogRecord], model: str | None) -> dict[tuple[str, int], tuple[float, str]]:
+def labels_by_prediction(
+    records: Iterable[LogRecord], model: str | None
+) -> dict[tuple[str, str, int], tuple[float, str]]:
     """Collect labels; the last one of a row counts, by its time, as fronts write side by side."""
-    found: dict[tuple[str, int], tuple[float, str]] = {}
+    found: dict[tuple[str, str, int], tuple[float, str]] = {}
     for record in records:
         try:
             label = decode(record.kind, record.payload)
         except RecordError:
             continue
         if isinstance(label, FeedbackRecord) and model in (None, label.model):
-            row = label.prediction_id, label.row
+            row = label.model, label.prediction_id, label.row
             if row not in found or found[row][1] <= label.time:
                 found[row] = (label.label, label.time)
     return found
@@ -77,7 +79,7 @@ def table_lines(record: PredictionRecord, names: ColumnNames, labels: Labels) ->
     common = _envelope(record)
     for row in range(max(1, record.rows)):
         values = dict.fromkeys(ENVELOPE) | common | {"row": row}
-        if (label := labels.get((record.id, row))) is not None:
+        if (label := labels.get((record.model, record.id, row))) is not None:
             values["label"], values["label_time"] = label
         for part in layout:
             part.fill(values, row)

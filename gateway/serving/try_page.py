@@ -43,13 +43,20 @@ _SCRIPT = """
 const at = (id) => document.getElementById(id);
 const tables = { BYTES: "text", BOOL: true };
 const samples = {};
-let predicted = null;
+const predicted = {};
+let names = [];
+let model;
 
 function sample(spec) {
   const shape = spec.shape.map((axis) => (axis === -1 ? 1 : axis));
   const size = shape.reduce((product, axis) => product * axis, 1);
   return { name: spec.name, shape: shape, datatype: spec.datatype,
            data: new Array(size).fill(tables[spec.datatype] ?? 0) };
+}
+
+function named(path) {
+  const found = path.match("/models/([^/]+)");
+  return found && names.includes(found[1]) ? found[1] : undefined;
 }
 
 async function call(method, path, body) {
@@ -60,7 +67,8 @@ async function call(method, path, body) {
   try {
     const response = await fetch(path, options);
     const text = await response.text();
-    predicted = response.headers.get("gateway-prediction-id") ?? predicted;
+    const id = response.headers.get("gateway-prediction-id");
+    if (id) { predicted[named(path)] = id; }
     let shown = text;
     try { shown = JSON.stringify(JSON.parse(text), null, 2); } catch { /* shown as it came */ }
     const head = [...response.headers].filter(([name]) => name.startsWith("gateway-"));
@@ -93,7 +101,7 @@ function take(method, path, body) {
 }
 
 async function start() {
-  const names = (await (await fetch("/v2/models")).json()).models;
+  names = (await (await fetch("/v2/models")).json()).models;
   for (const name of names) {
     const row = at("models").insertRow();
     cell(row, name);
@@ -119,11 +127,15 @@ async function start() {
       const button = document.createElement("button");
       button.textContent = "take";
       const values = operation.parameters.map(({ name, schema }) => [`{${name}}`, schema.enum?.[0] ?? "1"]);
-      const concrete = values.reduce((made, [name, value]) => made.replace(name, value), path);
       const example = operation.requestBody?.content["application/json"].example;
-      const own = () => (example?.prediction_id && predicted ? { ...example, prediction_id: predicted } : example);
-      const sampled = samples[concrete.replace("/versions/1", "")];
-      button.onclick = () => take(method.toUpperCase(), concrete, sampled ?? own());
+      button.onclick = () => {
+        model = named(at("path").value) ?? model;
+        const known = path.replace("{model}", model ?? "{model}");
+        const concrete = values.reduce((made, [name, value]) => made.replace(name, value), known);
+        const id = predicted[named(concrete)];
+        const own = example?.prediction_id && id ? { ...example, prediction_id: id } : example;
+        take(method.toUpperCase(), concrete, samples[concrete.replace("/versions/1", "")] ?? own);
+      };
       cell(row, "").append(...broken(path));
       cell(row, operation.summary);
       cell(row, "").appendChild(button);

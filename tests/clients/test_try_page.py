@@ -47,7 +47,7 @@ def test_the_page_lists_the_models_and_tries_them_in_chromium(
     chromium: str, gateway: RunningGateway, tmp_path: Path
 ) -> None:
     done = run("try_page.py", gateway.http_url, chromium, str(tmp_path / "page.png"))
-    assert len(done) == 6 and (tmp_path / "page.png").stat().st_size > 10_000
+    assert len(done) == 7 and (tmp_path / "page.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -56,6 +56,16 @@ def join(**limits: Any) -> LabelJoin:
     return LabelJoin(lambda model: "y", **limits)
 
 
+def test_a_label_sent_to_another_model_is_invalid_there_and_nothing_here() -> None:
+    labels = join()
+    labels.add_prediction(prediction(1, [1.0, 2.0]), b"payload")
+    assert labels.add_feedback(label(1, 0, 5.0), now=0.0) is not None
+    for value, row in ((5.0, 0), (6.0, 0), (6.0, 1)):
+        assert labels.add_feedback(label(1, row, value, model="other"), now=0.0) is None
+    assert labels.counts["other"] == dict.fromkeys(FEEDBACK_STATES, 0) | {"invalid": 3}
+    assert labels.add_feedback(label(1, 1, 5.0), now=0.0) is not None
+
+
 def test_a_label_meets_its_row() -> None:
     labels = join()
     labels.add_prediction(

@@ -107,6 +107,16 @@ def test_labels_come_in_the_order_of_time_whichever_front_took_them(tmp_path: Pa
     assert [json.loads(label.payload)["label"] for label in labels] == [1, 2, 3, 4]
 
 
+def test_a_label_sent_to_another_model_is_none_of_a_prediction(tmp_path: Path) -> None:
+    [writer, _] = two_fronts(tmp_path)
+    wanted = format_id(writer.boot, 2)
+    for number, model in enumerate(("other", "m", "mm")):
+        told = label_of(wanted, number, id="1", time="2012-03-01T00:00:00.000000Z", model=model)
+        writer.append([(2, told)])
+    labels = LogLookup(tmp_path).labels_of(wanted, model="m")
+    assert [json.loads(label.payload)["label"] for label in labels] == [1]
+
+
 def test_numbers_missing_within_a_segment_hide_nothing_behind_them(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "front-0", slot=0, settings=SpoolSettings())
     writer.append([(1, b"first")])

@@ -69,12 +69,15 @@ def test_the_last_label_of_a_row_counts_by_its_time_in_whatever_order_they_are_r
         for seq, time, value in ((1, "2012-03-03T00:00:00Z", 7.0), (2, "2012-03-02T00:00:00Z", 5.0))
         for label in [FeedbackRecord(f"0196f0c5d2a101-000000000{seq}", time, "g", seq, "m", prediction_id, 1, value)]
     ]
-    wanted = {(prediction_id, 1): (7.0, "2012-03-03T00:00:00Z")}
+    wanted = {("m", prediction_id, 1): (7.0, "2012-03-03T00:00:00Z")}
     assert labels_by_prediction(read, "m") == labels_by_prediction(reversed(read), None) == wanted
 
 
-def test_a_label_is_on_its_row() -> None:
-    labels = {("0196f0c5d2a100-0000000001", 1): (5.0, "2012-03-02T00:00:00Z")}
+def test_a_label_is_on_its_row_where_it_was_sent_to_the_model_that_answered() -> None:
+    labels = {
+        ("m", "0196f0c5d2a100-0000000001", 1): (5.0, "2012-03-02T00:00:00Z"),
+        ("other", "0196f0c5d2a100-0000000001", 0): (6.0, "2012-03-02T00:00:00Z"),
+    }
     assert [line.values["label"] for line in table_lines(record([X], [Y]), lambda model, version: {}, labels)] == [
         None,
         5.0,

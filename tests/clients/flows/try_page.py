@@ -43,9 +43,22 @@ def an_endpoint_is_taken(page):
 def a_label_is_sent_for_what_was_predicted(page):
     page.locator("#endpoints tr", has_text="Send labels").get_by_role("button").click()
     expect(page.locator("#send")).to_be_in_viewport()
-    page.locator("#path").fill("/v2/models/scores/feedback")
+    expect(page.locator("#path")).to_have_value("/v2/models/scores/feedback")
+    expect(page.locator("#body")).not_to_have_value(re.compile("01a20748a07801-0000000001|^$"))
     page.locator("#send").click()
     shown(page, '"accepted": 1')
+
+
+def the_chosen_model_stays_chosen(page):
+    endpoints = page.locator("#endpoints tr")
+    endpoints.filter(has_text="Statistics of all models").get_by_role("button").click()
+    endpoints.filter(has_text="Send labels").get_by_role("button").click()
+    expect(page.locator("#path")).to_have_value("/v2/models/scores/feedback")
+    page.locator("#path").fill("/v2/models/fixed/infer")
+    endpoints.filter(has_text="Send labels").get_by_role("button").click()
+    expect(page.locator("#path")).to_have_value("/v2/models/fixed/feedback")
+    # What another model answered is no prediction of this one.
+    expect(page.locator("#body")).to_have_value(re.compile("01a20748a07801-0000000001"))
 
 
 def an_inference_is_taken_with_its_sample(page):
@@ -57,6 +70,7 @@ FLOWS = (
     models_are_listed,
     a_sample_is_predicted,
     a_label_is_sent_for_what_was_predicted,
+    the_chosen_model_stays_chosen,
     an_inference_is_taken_with_its_sample,
     an_error_is_told,
     an_endpoint_is_taken,
