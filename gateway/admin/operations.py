@@ -15,6 +15,7 @@ from gateway.admin.engines import EngineState, engine_state, note_time
 from gateway.admin.errors import NotFound
 from gateway.admin.plans import plan_from
 from gateway.control.errors import Refused
+from gateway.control.quality import NO_MISS, NO_MISS_NEEDS, miss_above, reference_miss
 from gateway.control.store import Snapshot, Store, VersionState
 from gateway.drift.profile import FeatureProfile, Profile, ProfileError, decode_profile
 from gateway.events.encoding import seconds_of
@@ -191,11 +192,15 @@ class Operations:
         route = self._store.snapshot().routes.get(model)
         if route is None:
             raise NotFound(f"there is no route for model {model!r}; `gateway route set` makes one")
-        whole = plan_from(load_policy(self._models_dir / model), changes=plan)
+        policy = load_policy(self._models_dir / model)
+        whole = plan_from(policy, changes=plan)
         self._require_ready(model, canary)
         self._require_alike(model, route.stable, canary, allowed=allow_signature_change)
         started = self._store.start_rollout(model, canary, plan=whole, actor=actor, reason=reason)
-        return self.rollout(started.after["rollout"]["id"])
+        profiles = [_profile_at(self._folder(model, version) / PROFILE_NAME) for version in (route.stable, canary)]
+        is_known = miss_above(policy.quality, reference_miss(*profiles)) is not None
+        notes = [] if is_known or "quality" not in whole["require"] else [f"{NO_MISS}; it needs {NO_MISS_NEEDS}"]
+        return {**self.rollout(started.after["rollout"]["id"]), "notes": notes}
 
     def rollouts(self, *, model: str | None, limit: int) -> Body:
         return {"rollouts": [self._rollout(state) for state in self._store.rollouts(model, limit)]}
@@ -379,10 +384,16 @@ def _weight(route: Route | None, version: int) -> float:
     return route.weight if arm == "canary" else 100.0 - route.weight
 
 
-def _gist(path: Path) -> Body | None:
+def _profile_at(path: Path) -> Profile | None:
     try:
-        profile: Profile = decode_profile(path.read_bytes())
+        return decode_profile(path.read_bytes())
     except (OSError, ProfileError):
+        return None
+
+
+def _gist(path: Path) -> Body | None:
+    profile = _profile_at(path)
+    if profile is None:
         return None
     return {
         "rows": profile.rows,

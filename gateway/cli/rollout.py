@@ -130,6 +130,8 @@ def _print(rollout: dict[str, Any], *, as_json: bool) -> None:
         f"{clean(rollout['model'])}: rollout of version {rollout['canary']} is {clean(rollout['phase'])}, "
         f"step {rollout['step'] + 1} of {len(rollout['steps'])}, weight {rollout['weight']:g} % ({rollout['id']})"
     )
+    for note in rollout.get("notes", []):
+        typer.echo(f"note: {clean(note)}")
 
 
 def _row(rollout: dict[str, Any]) -> list[object]:

@@ -115,7 +115,7 @@ class CellMetrics:
             for feature, evidence in watch.feature_evidence().items():
                 share = max(evidence, 0.0) / watch.line if watch.line else 0.0
                 self._gauge("gateway_drift_evidence", share, model=name, version=str(version), feature=feature)
-            for metric, known in (("miss_rate", watch.quality.miss_rate), ("mean_loss", watch.quality.mean_loss)):
+            for metric, known in (("miss_rate", watch.miss_rate), ("mean_loss", watch.quality.mean_loss)):
                 if known is not None:
                     self._gauge("gateway_quality", known, model=name, version=str(version), metric=metric)
 

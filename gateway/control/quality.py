@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
+from gateway.drift.profile import Profile
 from gateway.repository.policy import QualityPolicy
 
-__all__ = ("QualityCounts", "loss_of", "miss_above")
+__all__ = ("NO_MISS", "NO_MISS_NEEDS", "QualityCounts", "loss_of", "miss_above", "reference_miss")
+
+NO_MISS = "quality is required, but nothing says what a miss is, so no label can show it"
+NO_MISS_NEEDS = '[quality] miss_above in model.toml, or a rollout with [rollout] require = ["errors"]'
 
 
 class QualityCounts(msgspec.Struct):
@@ -20,10 +24,6 @@ class QualityCounts(msgspec.Struct):
         self.rows += 1
         self.misses += missed
         self.loss_sum += loss
-
-    @property
-    def miss_rate(self) -> float | None:
-        return self.misses / self.rows if self.rows else None
 
     @property
     def mean_loss(self) -> float | None:
@@ -60,3 +60,11 @@ def miss_above(policy: QualityPolicy, reference: float | None) -> float | None:
     if policy.loss == "zero_one":
         return 0.5
     return reference
+
+
+def reference_miss(stable: Profile | None, canary: Profile | None) -> float | None:
+    """The loss above which a row is a miss in a trial, as the stable version's reference had it, else the canary's."""
+    for profile in (stable, canary):
+        if profile is not None and profile.loss is not None:
+            return profile.loss.miss_above
+    return None

@@ -40,7 +40,7 @@ def _describe_version(watch: VersionWatch) -> dict[str, Any]:
         "quality": {
             "rows": quality.rows,
             "misses": quality.misses,
-            "miss_rate": quality.miss_rate,
+            "miss_rate": watch.miss_rate,
             "mean_loss": quality.mean_loss,
             "miss_above": watch.miss_above,
         },

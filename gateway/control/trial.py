@@ -11,7 +11,7 @@ import msgspec
 from gateway.control.block import LoggedBlock
 from gateway.control.history import TrialStart
 from gateway.control.join import LabelledRow
-from gateway.control.quality import loss_of, miss_above
+from gateway.control.quality import NO_MISS, NO_MISS_NEEDS, loss_of, miss_above, reference_miss
 from gateway.control.reference import Request, are_finite, count_of, out_of_reference, output_bins
 from gateway.drift.profile import Profile
 from gateway.events.encoding import RecordError, seconds_of
@@ -73,7 +73,7 @@ class Trial:
         self._began = _seconds_of(start.began) + _SETTLE_SECONDS
         self._looked_at: set[str] = set()
         self._waiting: list[Request] = []
-        self._miss_above = miss_above(policy.quality, _reference_miss(profiles.get(stable), profiles.get(canary)))
+        self._miss_above = miss_above(policy.quality, reference_miss(profiles.get(stable), profiles.get(canary)))
 
     def __repr__(self) -> str:
         return f"<Trial {self.model} {self.stable} against {self.canary} since {self.start.began} {self._judge!r}>"
@@ -127,7 +127,10 @@ class Trial:
                 self._acknowledge(metric)
 
     def verdict(self, *, step: int | None, hours: float) -> Verdict:
-        return self._judge.verdict(step=step, hours=hours)
+        verdict = self._judge.verdict(step=step, hours=hours)
+        if verdict.kind == "hold" and self._miss_above is None and "quality" in self.plan.require:
+            return msgspec.structs.replace(verdict, metric="quality", reason=NO_MISS, needs=NO_MISS_NEEDS)
+        return verdict
 
     def readings(self) -> tuple[Reading, ...]:
         """What is known of each metric that is judged; durations are not yet, so nothing is shown of them."""
@@ -275,10 +278,3 @@ def _seconds_of(time: str) -> float:
         return seconds_of(time)
     except RecordError:
         return 0.0
-
-
-def _reference_miss(stable: Profile | None, canary: Profile | None) -> float | None:
-    for profile in (stable, canary):
-        if profile is not None and profile.loss is not None:
-            return profile.loss.miss_above
-    return None

@@ -146,6 +146,12 @@ class VersionWatch:
         self._label_rows = self._label_misses = 0
         return alarms
 
+    @property
+    def miss_rate(self) -> float | None:
+        """Share of labelled rows that missed; None where there are none, or nothing says what a miss is."""
+        known = self.quality.rows > 0 and self.miss_above is not None
+        return self.quality.misses / self.quality.rows if known else None
+
     def evidence(self) -> dict[str, float]:
         """Evidence of each detector, natural logarithm; `line` is where it alarms."""
         shown = {name: bins.evidence for name, bins in self._bins.items() if bins.detector is not None}
@@ -280,7 +286,9 @@ class VersionWatch:
         quality = self.quality
         numbers = {"labelled_rows": float(quality.rows), "misses": float(quality.misses)}
         if quality.rows:
-            numbers |= {"miss_rate": quality.misses / quality.rows, "mean_loss": quality.loss_sum / quality.rows}
+            numbers["mean_loss"] = quality.loss_sum / quality.rows
+        if self.miss_rate is not None:
+            numbers["miss_rate"] = self.miss_rate
         if self.profile is not None and self.profile.loss is not None:
             loss = self.profile.loss
             numbers |= {"reference_miss_rate": loss.misses / loss.rows, "reference_mean_loss": loss.mean}

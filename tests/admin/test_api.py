@@ -333,6 +333,26 @@ def test_a_rollout_takes_its_plan_from_the_policy_and_is_steered_by_hand(client:
     assert client.get(f"{API}/rollouts", params={"model": "m"}).json()["rollouts"] == [client.get(path).json()]
 
 
+@pytest.mark.parametrize(
+    ("policy", "is_noted"),
+    [
+        ("", True),
+        ("[rollout]\nrequire = ['errors', 'quality']\n", True),
+        ("[rollout]\nrequire = ['errors']\n", False),
+        ("[quality]\nmiss_above = 3.0\n", False),
+        ("[quality]\nloss = 'zero_one'\n", False),
+    ],
+)
+def test_a_rollout_that_no_label_can_take_forward_says_so_at_its_start(
+    client: TestClient, world: World, policy: str, is_noted: bool
+) -> None:
+    world.serve(1, 2)
+    (world.settings.models / "m" / "model.toml").write_text(policy)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    notes = client.post(f"{API}/rollouts", json={"model": "m", "canary": 2}).json()["notes"]
+    assert len(notes) == is_noted and all("miss_above" in note for note in notes)
+
+
 def test_a_policy_that_cannot_be_read_stops_a_rollout_and_nothing_else(client: TestClient, world: World) -> None:
     world.serve(1, 2)
     (world.settings.models / "m" / "model.toml").write_text("[rollout]\nstesp = [2]\n")

@@ -125,7 +125,8 @@ def test_a_way_through_the_whole_life_of_a_version(world: World) -> None:
     text = done("route", "set", "m", "--stable", 1, "--canary", 2, "--weight", 10)
     assert text == "m: version 1 is stable, version 2 is the canary with 10 %\n"
     assert json.loads(done("route", "show", "m", "--json"))["weight"] == 10
-    assert "running, step 1 of 2, weight 5 %" in done("rollout", "start", "m", "--canary", 2, "--steps", "5,50")
+    started = done("rollout", "start", "m", "--canary", 2, "--steps", "5,50")
+    assert "running, step 1 of 2, weight 5 %" in started and "miss_above" in started
     assert "paused" in done("rollout", "pause", "m", "--reason", "lunch")
     assert "running" in done("rollout", "resume", "m")
     assert "promoted" in done("rollout", "promote", "m", "--reason", "I know")

@@ -13,6 +13,7 @@ from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
 from gateway.control.history import TrialStart
 from gateway.control.model import ModelWatch
+from gateway.control.status import describe_model
 from gateway.control.trial import Trial
 from gateway.control.versions import FixedVersions, FolderVersions
 from gateway.drift.profile import Profile, build_profile
@@ -57,6 +58,23 @@ def test_quiet_traffic_decides_nothing(make_world: Any) -> None:
     assert world.kinds() == []
     assert monitor.models["m"].watches[1].quality.rows == 3_000
     assert monitor.skipped == {}
+
+
+def test_labels_without_an_idea_of_a_miss_have_no_miss_rate_and_the_trial_says_what_is_missing(
+    make_world: Any, make_profile: Any
+) -> None:
+    unlabelled = msgspec.structs.replace(make_profile(), loss=None)
+    world = make_world({1: unlabelled, 2: unlabelled})
+    world.store.start_rollout("m", 2, plan={"steps": [50]}, actor="tester", reason="a rollout")
+    world.now[0] += 2.0
+    send_on_arms(world, 400, canary=good, stable=good)
+    seen = describe_model(world.run().models["m"], notes=[])
+    quality = seen["versions"]["1"]["quality"]
+    assert quality["rows"] > 100 and quality["mean_loss"] > 0
+    assert (quality["misses"], quality["miss_rate"]) == (0, None)
+    verdict = seen["trial"]["verdict"]
+    assert (verdict["kind"], verdict["metric"]) == ("hold", "quality")
+    assert "what a miss is" in verdict["reason"] and "miss_above" in verdict["needs"]
 
 
 def test_decay_of_the_stable_version_is_reported_once_with_the_week_it_began(make_world: Any) -> None:
