@@ -22,6 +22,7 @@ __all__ = ("app",)
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, help="Start, watch and steer rollouts.")
 
 WATCH_SECONDS = 0.5
+_LAST_DECISIONS = 100
 _COLUMNS = ("model", "stable", "canary", "phase", "step", "weight %", "id")
 
 Name = Annotated[str, typer.Argument(help="The model.")]
@@ -77,9 +78,11 @@ def watch(name: Name) -> None:
         with Live(console=screen, refresh_per_second=4, transient=False) as live:
             while True:
                 rollout = client.get(f"/rollouts/{rollout_id}")
-                live.update(_view(rollout, _seen(client, name)))
                 if rollout["over"]:
+                    live.update(_view(rollout, {}, said=_ending(client, rollout)))
                     return
+                seen = _seen(client, name)
+                live.update(_view(rollout, seen, said=verdict_text(seen) or "no evidence yet"))
                 time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
@@ -149,7 +152,16 @@ def _seen(client: AdminClient, name: str) -> dict[str, Any]:
     return seen
 
 
-def _view(rollout: dict[str, Any], seen: dict[str, Any]) -> RenderableType:
+def _ending(client: AdminClient, rollout: dict[str, Any]) -> str:
+    decisions = client.get("/decisions", {"model": rollout["model"], "limit": _LAST_DECISIONS})["decisions"]
+    for one in reversed(decisions):
+        if (one["after"].get("rollout") or {}).get("id") == rollout["id"]:
+            reason = f": {one['reason']}" if one["reason"] else ""
+            return f"{one['kind'].replace('_', ' ')} by {one['actor']}, {one['time']}{reason}"
+    return ""
+
+
+def _view(rollout: dict[str, Any], seen: dict[str, Any], *, said: str) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
@@ -161,8 +173,7 @@ def _view(rollout: dict[str, Any], seen: dict[str, Any]) -> RenderableType:
     readings = readings_table(seen)
     if readings is not None:
         parts.append(readings)
-    if not rollout["over"]:
-        parts.append(Text(clean(verdict_text(seen)) or "no evidence yet", style="dim"))
+    parts.append(Text(clean(said), style="dim"))
     return Group(*parts)
 
 

@@ -556,9 +556,14 @@ def test_watch_follows_a_rollout_to_its_end(world: World, monkeypatch: pytest.Mo
     moves: Iterator[Any] = iter(("advance", "rollback"))
     monkeypatch.setattr(
         "gateway.cli.rollout.time.sleep",
-        lambda seconds: world.store.move_rollout(rollout, next(moves), actor="judge", reason=""),
+        lambda seconds: world.store.move_rollout(rollout, next(moves), actor="judge", reason="it errs"),
     )
-    assert "rolled back" in done("rollout", "watch", "m")
+    status = world.settings.state_dir / "monitor" / "status.json"
+    status.parent.mkdir()
+    status.write_text(json.dumps(STATUS))
+    text = done("rollout", "watch", "m")
+    assert "rolled back" in text and "rollback by judge, 20" in text and text.rstrip().endswith(": it errs")
+    assert "quality" not in text, "what the monitor wrote last need not be of this rollout"
     assert next(moves, None) is None
 
 
