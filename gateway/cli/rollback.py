@@ -52,14 +52,17 @@ def _meant(client: AdminClient, route: dict[str, Any], *, checked: bool) -> int:
         return stable
     decisions = client.get("/decisions", {"model": route["model"], "limit": _LAST_DECISIONS})["decisions"]
     last = next((one for one in reversed(decisions) if "stable" in one["after"]), None)
-    named = f"`gateway rollback {name} --version {stable}` takes the stable version back"
+    if route["previous"] is None:
+        way_on = f"there is no stable version of before; `gateway route set {name} --stable N` takes another"
+    else:
+        way_on = f"`gateway rollback {name} --version {stable}` takes the stable version back"
     # Who types this command may mean a canary that the monitor took back while he did.
     if last is None:
-        raise CommandError(f"the last {_LAST_DECISIONS} decisions on {name} say nothing of its route; {named}")
+        raise CommandError(f"the last {_LAST_DECISIONS} decisions on {name} say nothing of its route; {way_on}")
     if _took_canary(last):
         raise CommandError(
             f"version {last['before']['canary']} of {name} was taken back already, by {clean(last['actor'])} at "
-            f"{clean(last['time'])}; {named} too"
+            f"{clean(last['time'])}; {way_on}"
         )
     return stable
 

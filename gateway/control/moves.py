@@ -117,7 +117,10 @@ def start_rollout(
     if change.open_rollout(model) is not None:
         raise Refused(f"a rollout of {model} is open already; `gateway rollout abort {model}` ends it")
     if old.weight > 0 and old.canary != canary:
-        raise Refused(f"{model} has version {old.canary} as its canary at {old.weight:g} %; set that to 0 first")
+        raise Refused(
+            f"{model} has version {old.canary} as its canary at {old.weight:g} %; "
+            f"`gateway route set {model} --stable {old.stable}` takes it off"
+        )
     _require_approved(change, model, canary)
     try:
         whole = msgspec.convert(plan, Plan)

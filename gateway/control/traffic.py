@@ -65,7 +65,10 @@ def stable_route(route: Route, *, revision: int) -> Route:
 def previous_route(route: Route, *, revision: int) -> Route:
     """The stable version of before is back, alone; there is no second way back from here."""
     if route.previous is None:
-        raise Refused(f"the route of {route.model} has no previous stable version to go back to")
+        raise Refused(
+            f"the route of {route.model} has no previous stable version to go back to; "
+            f"`gateway route set {route.model} --stable N` takes another"
+        )
     return msgspec.structs.replace(
         route, stable=route.previous, canary=None, weight=0.0, previous=None, revision=revision
     )

@@ -238,6 +238,20 @@ def test_a_rollback_leaves_the_stable_version_alone_when_the_monitor_was_quicker
     assert done("rollback", "m", "--version", 2) == "version 2 was taken back; m: version 1 is stable\n"
 
 
+@pytest.mark.parametrize("said", [0, 100])
+def test_a_rollback_with_nothing_to_go_back_to_names_the_way_on(world: World, said: int) -> None:
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    assert "`gateway route set m --stable N`" in failed("rollback", "m")
+    world.store.set_route("m", stable=1, canary=2, weight=10, actor="ada", reason="")
+    done("rollback", "m")
+    for _ in range(said):
+        world.store.decide("m", kind="warning", actor="x", reason="", before={}, after={}, evidence={})
+    text = failed("rollback", "m")
+    assert "no stable version of before" in text and "`gateway route set m --stable N`" in text
+    assert "--version" not in text
+
+
 def test_a_rollback_asks_for_the_version_where_too_much_has_been_said_since_the_route_was_set(world: World) -> None:
     world.serve(1, 2, 3)
     for stable in (1, 2):

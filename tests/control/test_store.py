@@ -446,6 +446,16 @@ def test_a_rollback_ends_the_open_rollout(store: Store) -> None:
     assert store.rollout("m") is None
 
 
+def test_a_rollout_beside_another_canary_is_refused_with_the_way_on(store: Store) -> None:
+    approved(store, 1, 2, 3)
+    store.set_route("m", stable=1, canary=2, weight=20, actor="ada", reason="")
+    refused(
+        store,
+        lambda: store.start_rollout("m", 3, plan={}, actor="ada", reason=""),
+        match="2 as its canary at 20 %; `gateway route set m --stable 1` takes it off",
+    )
+
+
 def test_a_rollback_that_comes_twice_takes_nothing_else_back(store: Store) -> None:
     approved(store, 1, 2, 3)
     store.set_route("m", stable=1, actor="ada", reason="")
