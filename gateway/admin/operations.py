@@ -156,6 +156,7 @@ class Operations:
             self._require_ready(model, canary)
         if canary is not None and (is_other or gets_more):
             self._require_alike(model, stable, canary, allowed=allow_signature_change)
+        rollout = self._store.rollout(model)
         self._store.set_route(
             model,
             stable=stable,
@@ -165,11 +166,12 @@ class Operations:
             reason=reason,
             expected_revision=expected_revision,
         )
-        return self.route(model)
+        return self.route(model) | self._superseded(rollout)
 
     def remove_route(self, model: str, *, reason: str, expected_revision: int | None, actor: str) -> Body:
+        rollout = self._store.rollout(model)
         decision = self._store.remove_route(model, actor=actor, reason=reason, expected_revision=expected_revision)
-        return {"decision": _decision(decision)}
+        return {"decision": _decision(decision)} | self._superseded(rollout)
 
     def rollback(
         self, model: str, *, version: int | None, reason: str, expected_revision: int | None, actor: str
@@ -287,6 +289,11 @@ class Operations:
             "over": state.over,
             "plan": msgspec.to_builtins(self._store.plan(state.id)),
         }
+
+    def _superseded(self, rollout: RolloutState | None) -> Body:
+        """The rollout that was open, where what was done by hand has ended it."""
+        after = None if rollout is None else self._store.rollout_by_id(rollout.id)
+        return {"superseded": self._rollout(after)} if after is not None and after.phase == "superseded" else {}
 
     def _origin(self, record: PredictionRecord) -> Body:
         try:

@@ -75,6 +75,7 @@ def set_route(
         print_json(route)
     else:
         typer.echo(route_text(route))
+        _tell_superseded(route)
 
 
 @app.command()
@@ -90,7 +91,14 @@ def remove(
         print_json(body)
         return
     typer.echo(f"{clean(name)} has no route any more")
+    _tell_superseded(body)
     typer.echo(f"next, to end its engines: gateway models reject {clean(name)} VERSION --reason TEXT")
+
+
+def _tell_superseded(body: dict[str, Any]) -> None:
+    rollout = body.get("superseded")
+    if rollout is not None:
+        typer.echo(f"the rollout of version {rollout['canary']} ({clean(rollout['id'])}) ended by it")
 
 
 def route_text(route: dict[str, Any]) -> str:

@@ -224,6 +224,16 @@ def test_what_others_worded_reaches_no_terminal_raw_in_an_error(world: World) ->
         assert r"the model says \x1b]0;owned\x07" in failed(*arguments)
 
 
+def test_a_route_by_hand_tells_of_the_rollout_that_it_ended(world: World) -> None:
+    world.serve(1, 2)
+    world.store.set_route("m", stable=1, actor="ada", reason="")
+    for command in (("set", "m", "--stable", 2), ("remove", "m")):
+        world.store.start_rollout("m", 3 - world.store.snapshot().routes["m"].stable, plan={}, actor="ada", reason="")
+        rollout = world.store.rollouts("m")[0]
+        assert f"the rollout of version {rollout.canary} ({rollout.id}) ended by it\n" in done("route", *command)
+    assert "ended" not in done("route", "set", "m", "--stable", 1)
+
+
 def test_a_rollback_leaves_the_stable_version_alone_when_the_monitor_was_quicker(world: World) -> None:
     world.serve(1, 2, 3)
     for stable in (1, 2):
