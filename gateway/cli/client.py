@@ -14,7 +14,16 @@ from urllib.parse import quote, urlsplit
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ("AdminClient", "CommandError", "NoGateway", "inference_url", "is_url", "open_client", "state_dir_here")
+__all__ = (
+    "AdminClient",
+    "CommandError",
+    "NoGateway",
+    "error_text",
+    "inference_url",
+    "is_url",
+    "open_client",
+    "state_dir_here",
+)
 
 ANSWER_SECONDS = 15.0
 APPROVE_SECONDS = 150.0
@@ -101,7 +110,7 @@ class AdminClient:
             ) as response:
                 if response.status_code >= 400:
                     response.read()
-                    raise CommandError(_error_text(response))
+                    raise CommandError(error_text(response))
                 yield from response.iter_lines()
         except httpx2.ConnectError:
             raise self._away() from None
@@ -139,7 +148,7 @@ class AdminClient:
         except (httpx2.InvalidURL, ValueError) as error:
             raise CommandError(f"the gateway at {self.url} cannot be asked this: {error}") from None
         if response.status_code >= 400:
-            raise CommandError(_error_text(response))
+            raise CommandError(error_text(response))
         try:
             return response.json()
         except ValueError:
@@ -235,7 +244,8 @@ def _user() -> str:
         return "unknown"
 
 
-def _error_text(response: httpx2.Response) -> str:
+def error_text(response: httpx2.Response) -> str:
+    """Why a call was refused, in one line."""
     try:
         text = str(response.json()["error"])
     except (ValueError, KeyError, TypeError):

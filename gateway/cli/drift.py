@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from gateway.cli.client import open_client
-from gateway.cli.evidence import alarms_table, readings_table, verdict_text, versions_table
+from gateway.cli.evidence import alarms_table, feedback_text, readings_table, verdict_text, versions_table
 from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, console, print_json
 
@@ -39,6 +39,6 @@ def status(
         for table in (readings_table(seen), alarms_table(seen)):
             if table is not None:
                 screen.print(table)
-        for text in (verdict_text(seen), *seen.get("notes", [])):
+        for text in (verdict_text(seen), feedback_text(seen), *seen.get("notes", [])):
             if text:
                 screen.print(clean(text), markup=False)

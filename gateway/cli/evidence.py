@@ -10,7 +10,7 @@ from gateway.cli.screen import table_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ("alarms_table", "readings_table", "verdict_text", "versions_table")
+__all__ = ("alarms_table", "feedback_text", "readings_table", "verdict_text", "versions_table")
 
 SHOWN_FEATURES = 3
 SHOWN_ALARMS = 5
@@ -52,6 +52,12 @@ def verdict_text(seen: Mapping[str, Any]) -> str:
     if not verdict:
         return ""
     return f"{verdict['kind']}: {verdict['reason']}" + (f"; needs {verdict['needs']}" if verdict["needs"] else "")
+
+
+def feedback_text(seen: Mapping[str, Any]) -> str:
+    """What became of the labels that were sent; empty where none were."""
+    counts = [f"{count} {state}" for state, count in seen.get("feedback", {}).items() if count]
+    return f"labels: {', '.join(counts)}" if counts else ""
 
 
 def alarms_table(seen: Mapping[str, Any]) -> Table | None:

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.cli.client import DEFAULT_INFERENCE_URL, CommandError, inference_url, is_url
+from gateway.cli.client import DEFAULT_INFERENCE_URL, CommandError, error_text, inference_url, is_url
 from gateway.cli.group import Commands
+from gateway.events.addresses import AddressError, parse_id
 
 __all__ = ("app",)
 
@@ -41,7 +42,10 @@ def send(
     ] = None,
     url: Annotated[str | None, typer.Option(help="The inference port.", show_default="the gateway here")] = None,
 ) -> None:
-    """Send one label, or those of a file; sending one again changes nothing."""
+    """Send one label, or those of a file; sending one again changes nothing.
+
+    They go into the log; how many fit a prediction is in `gateway drift status MODEL` once the monitor has read them.
+    """
     if file is not None:
         if prediction_id is not None or label is not None:
             raise typer.BadParameter("a file takes the place of a prediction and its label", param_hint="--file")
@@ -68,7 +72,7 @@ def _send(url: str, labels: Iterator[dict[str, Any]]) -> int:
             for batch in _batches(labels):
                 response = http.post(url, json=batch[0] if len(batch) == 1 else {"feedback": batch})
                 if response.status_code >= 400:
-                    raise CommandError(f"{sent} labels taken, then refused: {response.text[:500]}")
+                    raise CommandError(f"{sent} labels taken, then refused: {error_text(response)}")
                 sent += len(batch)
     except httpx2.ConnectError:
         raise CommandError(f"no gateway answers at {url}; start one with `gateway serve`, or give --url") from None
@@ -90,6 +94,13 @@ def _batches(labels: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
         yield batch
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -103,15 +114,19 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             rows = csv.DictReader(file)
             if not {"prediction_id", "label"} <= set(rows.fieldnames or ()):
                 raise CommandError(f"{path} has the columns {rows.fieldnames}; expected {', '.join(COLUMNS)}")
-            for number, line in enumerate(rows, start=2):
+            for line in rows:
                 try:
+                    parse_id(line["prediction_id"])
                     yield {
                         "prediction_id": line["prediction_id"],
-                        "row": int(line.get("row") or 0),
+                        "row": _whole(line.get("row") or "0"),
                         "label": _finite(line["label"]),
                     }
+                except AddressError as error:
+                    raise CommandError(f"{path}, line {rows.line_num}: {error}") from None
                 except (TypeError, ValueError):
-                    raise CommandError(f"{path}, line {number}: expected a whole row and a number as label") from None
+                    text = f"{path}, line {rows.line_num}: expected a whole row from 0 on, and a number as label"
+                    raise CommandError(text) from None
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -282,7 +282,7 @@ class Monitor:
             "pending_decisions": len(self._actor.pending),
             "store_away": self._following.away,
             "models": {
-                name: describe_model(model, notes=self._versions.notes(name))
+                name: describe_model(model, notes=self._versions.notes(name), feedback=self._join.counts.get(name, {}))
                 for name, model in sorted(self.models.items())
             },
         }

@@ -12,11 +12,11 @@ from gateway.control.watch import VersionWatch
 __all__ = ("describe_model",)
 
 
-def describe_model(model: ModelWatch, *, notes: list[str]) -> dict[str, Any]:
+def describe_model(model: ModelWatch, *, notes: list[str], feedback: dict[str, int]) -> dict[str, Any]:
     """One model: its versions' evidence and quality, its trial, its last alarms.
 
     Evidence is a natural logarithm; `share` is its share of the line at which it alarms. `notes` are those on the
-    model's files.
+    model's files, `feedback` is what became of its labels.
     """
     return {
         "route": {"stable": model.route.stable, "canary": model.route.canary, "weight": model.route.weight},
@@ -24,6 +24,7 @@ def describe_model(model: ModelWatch, *, notes: list[str]) -> dict[str, Any]:
         "versions": {str(version): _describe_version(watch) for version, watch in sorted(model.watches.items())},
         "trial": _describe_trial(model),
         "alarms": [msgspec.to_builtins(alarm) for alarm in reversed(model.alarms)],
+        "feedback": feedback,
         "notes": notes,
     }
 

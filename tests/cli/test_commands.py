@@ -20,9 +20,10 @@ from typer.testing import CliRunner, Result
 from gateway import __version__
 from gateway.cli.client import AdminClient
 from gateway.cli.main import COMMANDS, app
+from gateway.events.addresses import format_id
+from gateway.repository.lineage import Lineage
 from gateway.rollout.judge import Judge
 from gateway.rollout.plan import Plan
-from gateway.repository.lineage import Lineage
 from tests.worlds import World
 
 CHECKOUT = Path(__file__).parents[2]
@@ -519,6 +520,7 @@ STATUS: dict[str, Any] = {
                     "callers": 20,
                 }
             ],
+            "feedback": {"joined": 97, "repeated": 0, "corrected": 2, "orphan": 0, "invalid": 3},
             "notes": ["model.toml of m is [gone]"],
         }
     },
@@ -540,6 +542,7 @@ def test_drift_shows_evidence_trial_and_alarms(world: World) -> None:
         "hold: not enough has been seen; needs about 300 more misses",
         "2012-03-05",
         "[gone]",
+        "labels: 97 joined, 2 corrected, 3 invalid",
     ):
         assert expected in text, text
     assert json.loads(done("drift", "status", "--json")) == STATUS
@@ -591,6 +594,9 @@ def test_watch_follows_a_rollout_to_its_end(world: World, monkeypatch: pytest.Mo
     assert next(moves, None) is None
 
 
+ID = "0196f0c5d2a100-0000000001"
+
+
 class Taking(httpx2.BaseTransport):
     """An inference port that takes labels."""
 
@@ -618,8 +624,8 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Taking]:
 
 def test_a_label_is_sent(labels: Callable[[int], Taking]) -> None:
     taking = labels(200)
-    assert done("feedback", "send", "m", "p-1", "--row", 2, "--label", 12.5) == "1 label taken\n"
-    assert taking.taken == [{"prediction_id": "p-1", "row": 2, "label": 12.5}]
+    assert done("feedback", "send", "m", ID, "--row", 2, "--label", 12.5) == "1 label taken\n"
+    assert taking.taken == [{"prediction_id": ID, "row": 2, "label": 12.5}]
 
 
 def test_the_labels_of_a_file_are_sent(labels: Callable[[int], Taking], tmp_path: Path) -> None:
@@ -627,30 +633,33 @@ def test_the_labels_of_a_file_are_sent(labels: Callable[[int], Taking], tmp_path
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prediction_id", "row", "label"])
-        writer.writerows([f"p-{number}", number % 3, number / 2] for number in range(1203))
+        writer.writerows([format_id(ID[:14], number), number % 3, number / 2] for number in range(1203))
     taking = labels(200)
     assert done("feedback", "send", "m", "--file", path) == "1203 labels taken\n"
     assert len(taking.taken) == 1203
-    assert taking.taken[7] == {"prediction_id": "p-7", "row": 1, "label": 3.5}
+    assert taking.taken[7] == {"prediction_id": format_id(ID[:14], 7), "row": 1, "label": 3.5}
 
 
 def test_the_labels_of_a_file_that_a_spreadsheet_wrote_are_sent(
     labels: Callable[[int], Taking], tmp_path: Path
 ) -> None:
     path = tmp_path / "labels.csv"
-    path.write_text("prediction_id,label\r\np-1,2.5\r\n", encoding="utf-8-sig")
+    prediction_id = format_id(ID[:14], 1)
+    path.write_text(f"prediction_id,label\r\n{prediction_id},2.5\r\n", encoding="utf-8-sig")
     taking = labels(200)
     assert done("feedback", "send", "m", "--file", path) == "1 label taken\n"
-    assert taking.taken == [{"prediction_id": "p-1", "row": 0, "label": 2.5}]
+    assert taking.taken == [{"prediction_id": prediction_id, "row": 0, "label": 2.5}]
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("prediction_id,row\np-1,0\n", "expected prediction_id, row, label"),
-        ("prediction_id,row,label\np-1,0,1\np-2,x,1\n", "line 3"),
-        ("prediction_id,row,label\np-1,0\n", "line 2"),
-        ("prediction_id,row,label\np-1,0,nan\n", "line 2"),
+        (f"prediction_id,row\n{ID},0\n", "expected prediction_id, row, label"),
+        (f"prediction_id,row,label\n{ID},0,1\n{ID},x,1\n", "line 3: expected a whole row"),
+        (f"prediction_id,row,label\n{ID},0,1\n\np-1,0,1\n", "line 4: 'p-1' is no event id"),
+        (f"prediction_id,row,label\n{ID},0\n", "line 2: expected a whole row"),
+        (f"prediction_id,row,label\n{ID},-1,1\n", "line 2: expected a whole row"),
+        (f"prediction_id,row,label\n{ID},0,nan\n", "line 2: expected a whole row"),
         ("", "has the columns"),
     ],
 )
@@ -668,4 +677,5 @@ def test_a_file_of_another_form_is_refused(
 
 def test_labels_that_are_refused_are_exit_code_1(labels: Callable[[int], Taking]) -> None:
     labels(404)
-    assert "no such model" in failed("feedback", "send", "m", "p-1", "--label", 1)
+    said = failed("feedback", "send", "m", ID, "--label", 1)
+    assert said == "gateway: 0 labels taken, then refused: no such model\n"

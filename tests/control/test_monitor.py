@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import msgspec
@@ -13,7 +14,6 @@ from gateway.control.errors import StoreAway
 from gateway.control.gauges import CellMetrics
 from gateway.control.history import TrialStart
 from gateway.control.model import ModelWatch
-from gateway.control.status import describe_model
 from gateway.control.trial import Trial
 from gateway.control.versions import FixedVersions, FolderVersions
 from gateway.drift.profile import Profile, build_profile
@@ -68,7 +68,9 @@ def test_labels_without_an_idea_of_a_miss_have_no_miss_rate_and_the_trial_says_w
     world.store.start_rollout("m", 2, plan={"steps": [50]}, actor="tester", reason="a rollout")
     world.now[0] += 2.0
     send_on_arms(world, 400, canary=good, stable=good)
-    seen = describe_model(world.run().models["m"], notes=[])
+    world.run().write_status()
+    seen = json.loads((world.folder / "monitor" / "status.json").read_text())["models"]["m"]
+    assert seen["feedback"] == {"joined": 400, "repeated": 0, "corrected": 0, "orphan": 0, "invalid": 0}
     quality = seen["versions"]["1"]["quality"]
     assert quality["rows"] > 100 and quality["mean_loss"] > 0
     assert (quality["misses"], quality["miss_rate"]) == (0, None)
