@@ -25,7 +25,7 @@ from gateway.engine.notes import EnginePaths, refusal
 from gateway.lasting import lasting
 from gateway.parent import PARENT_VARIABLE, follow
 from gateway.settings import Settings
-from gateway.telemetry.cells import CellFile
+from gateway.telemetry.cells import CellFile, MetricFileError
 from gateway.telemetry.log import ProcessLog, take_loggers
 
 if TYPE_CHECKING:
@@ -320,17 +320,29 @@ def _events(cells: CellFile, **counts: Callable[[], int]) -> Callable[[], None]:
 
 def run_monitor(settings: Settings) -> None:
     """Run the monitor until SIGTERM."""
-    with _process(settings, "monitor") as (log, cells):
-        step_behind(BEHIND_SERVING)
-        asyncio.run(_monitor(settings, log=log, cells=cells))
+    log = _begin(settings, "monitor")
+    step_behind(BEHIND_SERVING)
+    asyncio.run(_only_monitor(settings, log=log))
 
 
-async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> None:
+async def _only_monitor(settings: Settings, *, log: ProcessLog) -> None:
+    from gateway.control.outbox import open_decisions
+
+    stop = _stop_signal()
+    writer = await _only_writer(lambda: open_decisions(settings), stop, log=log)
+    if writer is not None:
+        with contextlib.closing(writer), _metrics(settings, log) as cells:
+            await _monitor(settings, log=log, cells=cells, writer=writer, stop=stop)
+
+
+async def _monitor(
+    settings: Settings, *, log: ProcessLog, cells: CellFile, writer: SpoolWriter, stop: asyncio.Event
+) -> None:
     from gateway.control.compare import EngineRerun
     from gateway.control.engines import EngineNotes
     from gateway.control.gauges import CellMetrics
     from gateway.control.monitor import Monitor
-    from gateway.control.outbox import Outbox, open_decisions
+    from gateway.control.outbox import Outbox
     from gateway.control.store import Store
     from gateway.control.versions import FolderVersions
     from gateway.events.encoding import decode
@@ -371,10 +383,6 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
         found = decode(record.kind, record.payload) if record is not None else None
         return found if isinstance(found, PredictionRecord) else None
 
-    stop = _stop_signal()
-    writer = await _only_writer(lambda: open_decisions(settings), stop, log=log)
-    if writer is None:
-        return
     store = Store(settings.store_url)
     monitor = Monitor(
         open_source,
@@ -396,7 +404,6 @@ async def _monitor(settings: Settings, *, log: ProcessLog, cells: CellFile) -> N
     finally:
         showing.cancel()
         show()
-        writer.close()
         store.close()
 
 
@@ -501,21 +508,32 @@ class _StoreRoutes:
 
 @contextlib.contextmanager
 def _process(settings: Settings, name: str) -> Iterator[tuple[ProcessLog, CellFile]]:
-    _become(name)
-    log = ProcessLog(name, json=settings.log.json_lines, stream=sys.stderr)
-    take_loggers(log)
-    cells = CellFile(metrics_dir(settings) / f"{name.replace(' ', '-')}.cells")
-    try:
+    log = _begin(settings, name)
+    with _metrics(settings, log) as cells:
         yield log, cells
-    finally:
-        cells.close()
 
 
-def _become(name: str) -> None:
+def _begin(settings: Settings, name: str) -> ProcessLog:
     setproctitle.setproctitle(f"gateway: {name}")
     parent = os.environ.get(PARENT_VARIABLE)
     if parent:
         follow(int(parent))
+    log = ProcessLog(name, json=settings.log.json_lines, stream=sys.stderr)
+    take_loggers(log)
+    return log
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings, log: ProcessLog) -> Iterator[CellFile]:
+    try:
+        cells = CellFile(metrics_dir(settings) / f"{log.process.replace(' ', '-')}.cells")
+    except MetricFileError as error:
+        log.warn(f"cannot run: {error}")
+        raise SystemExit(1) from None
+    try:
+        yield cells
+    finally:
+        cells.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

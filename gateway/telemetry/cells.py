@@ -312,5 +312,5 @@ def _open_locked(path: Path) -> int:
             pass
         os.close(file)
         if time.monotonic() > deadline:
-            raise MetricFileError(f"the metric file {path} is held by another process")
+            raise MetricFileError(f"another process runs as {path.stem}: it holds {path}")
         time.sleep(0.01)

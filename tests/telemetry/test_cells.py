@@ -86,7 +86,7 @@ def test_counts_survive_kill_9(tmp_path):
     with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"counted\n"
-        with pytest.raises(MetricFileError, match="held by another process"):
+        with pytest.raises(MetricFileError, match="another process runs as"):
             CellFile(path)
         os.kill(process.pid, signal.SIGKILL)
     assert CellFile(path).counter(*SPOOLED).value == 1000
