@@ -1,13 +1,13 @@
 """What refuses a start for the settings alone: `gateway serve` stops at it, and `gateway check` tells it.
 
-And which models a gateway that has started does not serve.
+And what a gateway that has started does not serve.
 """
 
 from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gateway.control.store import Snapshot, Store, StoreError
 from gateway.predictions.archive import Archive, ArchiveError
@@ -64,8 +64,20 @@ def _address_faults(settings: Settings) -> Iterator[str]:
             yield f"{key} and {other} are both {port}; give each a port of its own"
 
 
-def unserved(snapshot: Snapshot) -> Iterator[str]:
-    """Say in a sentence each which models get no traffic, and what gives them some; those of rejected versions may."""
+def unserved(snapshot: Snapshot, refusal: Callable[[str, int], str | None]) -> Iterator[str]:
+    """Say in a sentence each what does not answer now: models and canaries out of service, and models without a route,
+    with what sets one; those of rejected versions may have none.
+
+    Parameters
+    ----------
+    refusal : callable
+        Why the engine of a version is out of service, or None.
+    """
+    for model, route in sorted(snapshot.routes.items()):
+        if reason := refusal(model, route.stable):
+            yield f"{model} is not served: its stable version {route.stable} is out of service: {reason}"
+        if route.canary is not None and (reason := refusal(model, route.canary)):
+            yield f"{model}: its canary version {route.canary} is out of service: {reason}"
     kept = [state for _, state in sorted(snapshot.versions.items()) if state.status != "rejected"]
     for model in sorted({state.model for state in kept} - snapshot.routes.keys()):
         approved = [state.version for state in kept if state.model == model and state.status == "approved"]

@@ -22,6 +22,7 @@ from gateway.app import gateway_name, metrics_dir, write_json
 from gateway.child import ENDED_AS_TOLD, HURRY_SIGNAL, STOP_SECONDS, Child
 from gateway.control.store import Refused, Snapshot, Store, StoreError
 from gateway.engine.cores import usable_cores
+from gateway.engine.notes import EnginePaths, refusal
 from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
@@ -342,9 +343,12 @@ class Supervisor:
         for model, route in sorted(snapshot.routes.items()):
             canary = f", canary version {route.canary} at {route.weight:g} %" if route.canary else ""
             self._log.note(f"{model}: stable version {route.stable}{canary}")
-        for fault in unserved(snapshot):
+        for fault in unserved(snapshot, self._refusal):
             self._log.warn(fault)
         self._log.note("ready")
+
+    def _refusal(self, model: str, version: int) -> str | None:
+        return refusal(EnginePaths(self._settings.run_dir, model, version).state)
 
     def _be_stopped(self) -> None:
         now = time.monotonic()

@@ -112,15 +112,18 @@ def test_check_tells_an_approval_that_is_of_no_version(tmp_path: Path) -> None:
     assert f"{policy}: approvals.2 = '{digest}': there is no such version\n" in told.stdout
 
 
-def test_a_model_without_a_route_or_an_approved_version_is_told(tmp_path: Path) -> None:
+def test_what_is_not_served_is_told(tmp_path: Path) -> None:
     world = World(tmp_path)
     for model in ("approved", "retired", "routed"):
         world.serve(1, 2, model=model)
-    world.store.set_route("routed", stable=1, actor="ada", reason="a test")
     world.store.register("new", 1, "sha256:" + 64 * "0")
     for version in (1, 2):
         world.store.reject("retired", version, actor="ada", reason="a test")
-    assert list(unserved(world.store.snapshot())) == [
+    world.store.set_route("routed", stable=1, canary=2, weight=0, actor="ada", reason="a test")
+    away = {("routed", 1): "its circuit is open", ("routed", 2): "it cannot be loaded"}
+    assert list(unserved(world.store.snapshot(), lambda *key: away.get(key))) == [
+        "routed is not served: its stable version 1 is out of service: its circuit is open",
+        "routed: its canary version 2 is out of service: it cannot be loaded",
         "approved is not served: it has no route; `gateway route set approved --stable 2` sets one",
         "new is not served: none of its versions is approved; "
         "`gateway models approve new VERSION --reason TEXT` approves one",

@@ -73,7 +73,14 @@ def endpoints_of(front: Front, *, clock: Callable[[], float], store: VersionStor
         Endpoint("GET", "/v2", "server", "Name, version and extensions of the server.", web.server, "ServerMetadata"),
         Endpoint("GET", "/v2/", "server_slash", "The same.", web.server, "ServerMetadata"),
         Endpoint("GET", "/v2/health/live", "live", "Whether the server answers.", web.live, "Live"),
-        Endpoint("GET", "/v2/health/ready", "ready", "Whether every routed model is ready.", web.ready, "Ready"),
+        Endpoint(
+            "GET",
+            "/v2/health/ready",
+            "ready",
+            "Whether requests may come: some model answers, and at first none is waited for.",
+            web.ready,
+            "Ready",
+        ),
         Endpoint("GET", "/v2/models", "models", "Names of the models.", web.models, "Models"),
         Endpoint("GET", "/v2/models/stats", "statistics", "Statistics of all models.", web.statistics, "Statistics"),
         *with_version(
