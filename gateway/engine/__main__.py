@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -33,12 +35,15 @@ def main(arguments: list[str]) -> int:
     else:
         follow(int(parent))
     order = None
+    say: Callable[[str], None] = partial(print, file=sys.stderr)
     try:
         if len(arguments) == 1:
             order = msgspec.json.decode(arguments[0], type=EngineOrder)
             setproctitle.setproctitle(f"gateway: engine {order.model}/{order.version}")
             name = f"engine {order.model}/{order.version}"
-            run_approved(order, log=ProcessLog(name, json=order.json_lines, stream=sys.stderr))
+            log = ProcessLog(name, json=order.json_lines, stream=sys.stderr)
+            say = log.warn
+            run_approved(order, log=log)
         elif len(arguments) in (3, 4):
             limit = int(arguments[3]) if len(arguments) == 4 else None
             session = load_session(Path(arguments[0]), threads=int(arguments[2]), max_resident_bytes=limit)
@@ -51,7 +56,7 @@ def main(arguments: list[str]) -> int:
             print(__doc__, file=sys.stderr)
             return 2
     except (EngineStartFailed, RepositoryError, PolicyError) as error:
-        print(error, file=sys.stderr)
+        say(str(error))
         if order is not None:
             write_note(Path(order.failure), EngineNote("failed", str(error)))
         return 1

@@ -35,6 +35,7 @@ def test_a_version_with_none_of_its_providers_installed_is_not_served_and_says_s
         note = read_note(Path(order.failure))
         assert note is not None and note.state == "failed"
         assert "asks for CUDAExecutionProvider, of which onnxruntime has none here" in note.reason
+        assert log.read_text().endswith(f"Z engine bike-demand/1: warning: {note.reason}\n")
 
 
 @pytest.mark.parametrize("connected", [True, False])
