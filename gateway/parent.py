@@ -1,4 +1,4 @@
-"""Ties a child process to the one that started it."""
+"""Ties a child process to the one that started it, and says how one has ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-__all__ = ("PARENT_VARIABLE", "ctrl_c_blocked", "die_with_parent", "follow")
+__all__ = ("PARENT_VARIABLE", "ctrl_c_blocked", "die_with_parent", "ended_how", "follow")
 
 PARENT_VARIABLE = "_GATEWAY_PARENT"
 """In the environment of a child: the process id of whoever started it, which may be gone before the child can ask."""
@@ -31,6 +31,20 @@ def die_with_parent(parent: int | None = None) -> None:
         return
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def ended_how(status: int) -> str:
+    """How a process has ended, by the status that `subprocess` gives it: below 0, a signal ended it.
+
+    >>> ended_how(1), ended_how(-11)
+    ('with status 1', 'by SIGSEGV')
+    """
+    if status >= 0:
+        return f"with status {status}"
+    try:
+        return f"by {signal.Signals(-status).name}"
+    except ValueError:  # one of those for real-time use, which have no name
+        return f"by signal {-status}"
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from gateway.engine.cores import usable_cores
 from gateway.engine.notes import EnginePaths, refusal
 from gateway.engine.supervision import EngineSupervision
 from gateway.lasting import lasting
+from gateway.parent import ended_how
 from gateway.predictions.checkpoint import CheckpointError, read_checkpoint
 from gateway.predictions.index import index_closed
 from gateway.predictions.reader import Position
@@ -221,7 +222,7 @@ class Supervisor:
         if self._stop.is_set() and status in ENDED_AS_TOLD:
             child.stopping = True
             return
-        self._log.warn(f"{child.name} ended, starting it again", {"status": status, "times": child.ends})
+        self._log.warn(f"{child.name} ended {ended_how(status)}, starting it again", {"times": child.ends})
 
     async def _watch_store(self) -> None:
         revision, scanned = -1, 0.0

@@ -24,7 +24,7 @@ from typing import NoReturn
 from gateway.engine.errors import EngineStartFailed
 from gateway.engine.providers import CPU
 from gateway.engine.session import ModelSession
-from gateway.parent import die_with_parent
+from gateway.parent import die_with_parent, ended_how
 
 __all__ = ("Others", "choose_instances", "run_instances")
 
@@ -126,7 +126,7 @@ class Others:
         has_exited = told.si_code == os.CLD_EXITED
         if self._warn is not None:
             number = 1 + list(self._pids).index(descriptor)
-            how = f"with status {told.si_status}" if has_exited else f"by signal {told.si_status}"
+            how = ended_how(told.si_status if has_exited else -told.si_status)
             self._warn(f"its instance {number} ended {how}, and so does the engine")
         if has_exited:
             os._exit(told.si_status)

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from signal import strsignal
 from typing import Any
 
 import msgspec
@@ -23,9 +22,9 @@ from gateway.engine.address import short_address
 from gateway.engine.errors import EngineGone, EngineStartFailed, RunFailed, RunStopped
 from gateway.engine.memory import resident_bytes
 from gateway.engine.wire import FAILURE, HELLO, RESULT, STOPPED, FrameReader, Hello, decode_result, encode_run
-from gateway.parent import PARENT_VARIABLE
+from gateway.parent import PARENT_VARIABLE, ended_how
 
-__all__ = ("BlockingEngine", "connect_engine", "open_engine", "told_end")
+__all__ = ("BlockingEngine", "connect_engine", "open_engine")
 
 STOP_SECONDS = 0.5
 """How long an engine may take to stop a run, before it is given up."""
@@ -205,15 +204,6 @@ def open_engine(
                 process.wait()
 
 
-def told_end(status: int) -> str:
-    """How a process ended, in words, from its status as `subprocess` has it.
-
-    >>> told_end(1), told_end(-11)
-    ('ended with status 1', 'was ended by signal 11 (Segmentation fault)')
-    """
-    return f"ended with status {status}" if status >= 0 else f"was ended by signal {-status} ({strsignal(-status)})"
-
-
 def _about_memory(held: int, allowed: float) -> str:
     if held <= allowed:
         return ""
@@ -226,7 +216,7 @@ def _await_socket(
     deadline = time.monotonic() + timeout_seconds
     while not path.exists():
         if process.poll() is not None:
-            raise EngineStartFailed(f"the engine for {model_file.name} {told_end(process.returncode)}")
+            raise EngineStartFailed(f"the engine for {model_file.name} ended {ended_how(process.returncode)}")
         if time.monotonic() > deadline:
             raise EngineStartFailed(
                 f"the engine for {model_file.name} was not ready within {timeout_seconds:g} s"

@@ -19,6 +19,7 @@ from gateway.engine.memory import resident_bytes
 from gateway.engine.notes import EngineNote, EnginePaths, EngineState, read_note, write_note
 from gateway.engine.order import EngineOrder
 from gateway.engine.pulse import read_beats
+from gateway.parent import ended_how
 from gateway.settings import Settings
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.log import ProcessLog
@@ -204,6 +205,7 @@ class EngineSupervision:
         if engine is None:
             return
         self._clear_up(key, engine)
+        how, engine.replaced_for = engine.replaced_for or ended_how(status), ""
         if self._ending and status in ENDED_AS_TOLD:
             engine.child.stopping = True
             engine.given_up_at = time.monotonic()
@@ -219,18 +221,17 @@ class EngineSupervision:
         recent = sum(1 for moment in engine.crashes if now - moment < limits.crash_window_seconds)
         self._cells.counter("gateway_engine_restarts_total", _labels(key)).inc()
         if recent >= limits.crash_limit:
-            reason = (
-                f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last with status {status}"
-            )
+            reason = f"its engine ended {recent} times within {limits.crash_window_seconds:g} s, last {how}"
             self._give_up(key, engine, "circuit_open", reason)
         else:
-            engine.note("starting", f"its engine ended with status {status} and is being started again")
-            self._log.warn(f"engine {key[0]}/{key[1]} ended, starting it again", {"status": status})
+            engine.note("starting", f"its engine ended {how} and is being started again")
+            self._log.warn(f"engine {key[0]}/{key[1]} ended {how}, starting it again")
 
     def _give_up(self, key: Key, engine: _Engine, state: EngineState, reason: str) -> None:
         """Leave the version out of service, until the crashes are a window ago: what was amiss may have passed."""
         engine.child.stopping = True
         engine.given_up_at = time.monotonic()
+        reason += f"; it is tried again every {self._settings.engine.crash_window_seconds:g} s"
         if reason != engine.given_up_for:
             self._log.warn(f"{key[0]} version {key[1]} is out of service: {reason}")
         engine.given_up_for = reason
@@ -253,7 +254,8 @@ class EngineSupervision:
                 engine.note("ready")
                 self._log.note(f"{key[0]} version {key[1]} is ready", {"digest": engine.digest[:19]})
             elif engine.since_sign(engine.child.started, self._awake) > limits.start_timeout_seconds:
-                self._replace(key, engine, f"was not ready within {limits.start_timeout_seconds:g} s")
+                late = f"was not ready within {limits.start_timeout_seconds:g} s (engine.start_timeout_seconds)"
+                self._replace(key, engine, late)
             return
         beats = read_beats(engine.paths.beat)
         # What instances share is in the memory of each.
@@ -261,12 +263,13 @@ class EngineSupervision:
         self._cells.gauge("gateway_engine_resident_bytes", _labels(key)).set(resident)
         still = limits.hang_seconds + STOP_RUN_SECONDS
         if resident > limits.max_resident_bytes:
-            self._replace(key, engine, f"holds {resident} bytes (engine.max_resident_bytes)")
+            self._replace(key, engine, f"held {resident} bytes (engine.max_resident_bytes)")
         elif engine.since_sign(min(beats.values(), default=now), self._awake) > still:
             self._replace(key, engine, f"did not move for {still:g} s")
 
     def _replace(self, key: Key, engine: _Engine, why: str) -> None:
         self._log.warn(f"engine {key[0]}/{key[1]} {why}; it is replaced")
+        engine.replaced_for = f"because it {why}"
         engine.child.signal(signal.SIGKILL)
 
 
@@ -280,6 +283,7 @@ class _Engine:
         self.crashes: deque[float] = deque(maxlen=crash_limit)
         self.state: EngineState = "starting"
         self.given_up_for = ""
+        self.replaced_for = ""
         self.given_up_at = 0.0
         self._sign = self._sign_at = 0.0
 

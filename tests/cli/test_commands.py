@@ -197,10 +197,10 @@ def test_the_audit_list_says_what_each_decision_made_of_a_version_or_a_route(wor
 def test_the_list_says_why_a_version_is_out_of_service(world: World) -> None:
     world.serve(1, 2)
     (world.settings.run_dir / "engine-m-2.sock").unlink()
-    world.note(2, "circuit_open", "its engine ended 5 times within 60 s, last with status -11")
+    world.note(2, "circuit_open", "its engine ended 5 times within 60 s, last by SIGSEGV")
     for arguments in (("models", "list"), ("models", "show", "m")):
         *table, why = done(*arguments).splitlines()
-        assert why == "m version 2: its engine ended 5 times within 60 s, last with status -11"
+        assert why == "m version 2: its engine ended 5 times within 60 s, last by SIGSEGV"
         assert "circuit open" in "".join(table)
 
 

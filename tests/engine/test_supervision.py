@@ -85,12 +85,31 @@ def test_an_engine_that_crashes_again_and_again_opens_its_circuit_and_every_plac
                 await w.until(lambda: "m/1 ready" in repr(w.engines) and w.paths.socket.exists())
                 w.kill()
                 await w.until(lambda crashes=crashes: f"crashes {crashes}" in repr(w.engines))
-            reason = "its engine ended 2 times within 60 s, last with status -9"
+            reason = "its engine ended 2 times within 60 s, last by SIGKILL; it is tried again every 60 s"
             assert repr(w.engines) == f"<EngineSupervision m/1 circuit_open ({reason}), crashes 2 | leaving 0>"
             note = read_note(w.paths.state)
             assert note is not None and (note.state, note.reason) == ("circuit_open", reason)
             assert f"m version 1 is out of service: {reason}" in w.said.getvalue()
+            assert "engine m/1 ended by SIGKILL, starting it again" in w.said.getvalue()
             assert not w.paths.socket.exists()
+
+    asyncio.run(test())
+
+
+def test_an_engine_that_takes_too_long_to_start_is_told_of_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "LOOK_SECONDS", 0.01)
+
+    async def test() -> None:
+        async with world(tmp_path, start_timeout_seconds=0.05) as w:
+            w.engines.follow({KEY: w.digest}, {KEY: w.digest})
+            await w.until(lambda: "m/1 circuit_open" in repr(w.engines))
+            note = read_note(w.paths.state)
+            assert note is not None and note.reason == (
+                "its engine ended 2 times within 60 s, last because it was not ready within 0.05 s "
+                "(engine.start_timeout_seconds); it is tried again every 60 s"
+            )
 
     asyncio.run(test())
 
@@ -164,7 +183,7 @@ def test_each_instance_is_held_to_the_memory_of_an_engine(tmp_path: Path, monkey
                 [other] = read_beats(w.paths.beat).keys() - {engine.hello.pid}
             monkeypatch.setattr(supervision, "resident_bytes", lambda pid: 2**40 if pid == other else 1)
             await w.until(lambda: "crashes 1" in repr(w.engines))
-            assert f"engine m/1 holds {2**40} bytes (engine.max_resident_bytes); it is replaced" in w.said.getvalue()
+            assert f"engine m/1 held {2**40} bytes (engine.max_resident_bytes); it is replaced" in w.said.getvalue()
 
     asyncio.run(test())
 
