@@ -35,8 +35,10 @@ def authorize(headers: Headers, *, token: str) -> None:
     scheme, _, given = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
     expected = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
     same = hmac.compare_digest(hashlib.sha256(given.strip()).digest(), expected)
-    if not (same and scheme.lower() == b"bearer"):
+    if scheme.lower() != b"bearer" or not given.strip():
         raise Unauthorized("a bearer token is needed: set GATEWAY_TOKEN, or send 'Authorization: Bearer <token>'")
+    if not same:
+        raise Unauthorized("the bearer token is not the one of this gateway (admin.token); look at GATEWAY_TOKEN")
 
 
 def check_origin(headers: Headers, *, method: str, token: str) -> None:

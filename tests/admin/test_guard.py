@@ -59,6 +59,15 @@ def test_any_other_token_is_401(guarded: TestClient, value: bytes | None) -> Non
         assert list(response.json()) == ["error"]
 
 
+def test_a_token_that_is_another_is_told_from_one_that_is_missing(guarded: TestClient) -> None:
+    for headers, said in (
+        ({}, "a bearer token is needed"),
+        ({"authorization": "Bearer "}, "a bearer token is needed"),
+        ({"authorization": "Bearer wrong"}, "the bearer token is not the one of this gateway (admin.token)"),
+    ):
+        assert guarded.get(f"{API}/models", headers=headers).json()["error"].startswith(said)
+
+
 def test_two_tokens_and_a_token_in_the_query_are_401(guarded: TestClient) -> None:
     assert guarded.get(f"{API}/models", headers=[(b"authorization", RIGHT)] * 2).status_code == 401
     assert guarded.get(f"{API}/models", params={"token": TOKEN, "access_token": TOKEN}).status_code == 401
