@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as PydanticSettingsError
 
@@ -157,7 +157,9 @@ class EngineSettings(_Section):
 
 
 class SpoolSettings(_Section):
-    segment_bytes: int = Field(16 * 2**20, ge=4096, description="A segment file is closed at this size.")
+    segment_bytes: int = Field(
+        16 * 2**20, ge=4096, description="A segment file is closed at this size, or at 1/32 of `max_bytes`."
+    )
     max_bytes: int = Field(4 * 2**30, ge=2**20, description="Size of the whole spool.")
     max_age_hours: float = Field(24.0 * 7, gt=0, description="Older segments are removed (after shipping, with Kafka).")
     fsync: Literal["always", "interval", "never"] = Field("never", description="kill -9 loses nothing in any mode.")
@@ -208,6 +210,15 @@ class KafkaSettings(_Section):
     ssl_keyfile: str = Field("", description="PEM file of its key; empty: the key is in `ssl_certfile`.")
     ssl_key_password: str = Field("", description="Where the key is encrypted.")
 
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _are_addresses(cls, servers: str) -> str:
+        for server in map(str.strip, servers.split(",") if servers else ()):
+            host, _, port = server.rpartition(":")
+            if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+                raise ValueError(f"{server!r} is no host:port")
+        return servers
+
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
@@ -255,6 +266,12 @@ class Settings(BaseSettings):
     monitor: MonitorSettings = MonitorSettings()  # type: ignore[call-arg]
     store: StoreSettings = StoreSettings()  # type: ignore[call-arg]
     admin: AdminSettings = AdminSettings()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _has_its_log(self) -> Self:
+        if self.monitor.source == "kafka" and not self.kafka.bootstrap_servers:
+            raise ValueError("monitor.source = 'kafka', but kafka.bootstrap_servers is empty")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -335,15 +352,15 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: ValidationError, file: dict[str, Any], path: Path) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key, text = ".".join(str(part) for part in fault["loc"]), fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             whence, near = _whence(key, file, path), ", ".join(_nearest(key))
             lines.append(f"{key}: no such setting{whence}" + (f"; nearest: {near}" if near else ""))
         elif isinstance(fault["input"], dict | BaseModel):
             # A whole section, which may hold secrets.
-            lines.append(f"{key}: {fault['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{key}: {text}" if key else text)
         else:
-            lines.append(f"{key} = {fault['input']!r}: {fault['msg']}")
+            lines.append(f"{key} = {fault['input']!r}: {text}")
     return "; ".join(lines)
 
 

@@ -33,6 +33,10 @@ def test_file_environment_and_flags_win_in_that_order(tmp_path: Path, monkeypatc
         ("[server]\nhttp_port = 'x'\n", r"server\.http_port = 'x'"),
         ("nonsense", "cannot read"),
         ("[nothing]\na = 1\n", "nothing: no such setting"),
+        ("[kafka]\nbootstrap_servers = 'a:1, b'\n", r"^kafka\.bootstrap_servers = 'a:1, b': 'b' is no host:port$"),
+        ("[kafka]\nbootstrap_servers = 'a:x'\n", r"'a:x' is no host:port$"),
+        ("[kafka]\nbootstrap_servers = 'a:1,'\n", r"'' is no host:port$"),
+        ("[monitor]\nsource = 'kafka'\n", r"^monitor\.source = 'kafka', but kafka\.bootstrap_servers is empty$"),
     ],
 )
 def test_a_wrong_file_names_the_key_the_value_and_what_is_allowed(tmp_path: Path, text: str, match: str) -> None:
