@@ -40,7 +40,7 @@ class _Section(BaseModel):
 
 
 class ServerSettings(_Section):
-    name: str = Field("gateway", description="Server name in `GET /v2`.")
+    name: str = Field("gateway", description="Server name in `GET /v2`; records have it with six hex digits.")
     host: str = Field("127.0.0.1", description="Address the inference port listens on.")
     http_port: int = Field(8000, ge=0, le=65535, description="Inference over HTTP; 0 picks a free port.")
     grpc: bool = Field(True, description="Inference over gRPC too.")

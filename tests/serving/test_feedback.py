@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from gateway.protocol.errors import CallerError
@@ -15,3 +18,9 @@ def test_a_body_that_is_no_feedback_is_refused_with_the_reason(body: bytes, why:
     ) as raised:
         read_feedback(body)
     assert why in str(raised.value)
+
+
+def test_the_bodies_that_the_documentation_shows_are_taken() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "endpoints.md").read_text()
+    one, several = (read_feedback(body.encode()) for body in re.findall(r"```json\n(.*?)```", page, re.S))
+    assert [(item.row, item.label) for item in one + several] == [(0, 395.0), (0, 395.0), (17, 402.5)]
