@@ -323,7 +323,9 @@ def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | Non
     known = {f"GATEWAY_{name.upper()}" for name in Settings.model_fields}
     for name in os.environ:
         if name.startswith("GATEWAY_") and not name.startswith(_NOT_SETTINGS) and name.split("__")[0] not in known:
-            raise SettingsError(f"environment variable {name} is no setting; sections are {', '.join(sorted(known))}")
+            near = difflib.get_close_matches(name, map(_variable, _every_key()), n=1, cutoff=0.8)
+            allowed = f"nearest: {near[0]}" if near else f"sections are {', '.join(sorted(known))}"
+            raise SettingsError(f"environment variable {name} is no setting; {allowed}")
     try:
         tree = _merge(file, EnvSettingsSource(Settings)())
         return Settings(**_merge(tree, overrides or {}))
@@ -369,19 +371,29 @@ def _whence(key: str, file: Any, path: Path) -> str:
         file = file.get(part) if isinstance(file, dict) else None
     if file is not None:
         return f" (in {path})"
-    variable = f"GATEWAY_{key.upper().replace('.', '__')}"
+    variable = _variable(key)
     for name in os.environ:
         if f"{name.upper()}__".startswith(f"{variable}__"):
             return f" (in the environment: {name})"
     return ""
 
 
+def _variable(key: str) -> str:
+    return f"GATEWAY_{key.upper().replace('.', '__')}"
+
+
+def _every_key() -> list[str]:
+    """All sections, then all settings."""
+    keys = list(Settings.model_fields)
+    for top, field in Settings.model_fields.items():
+        keys += [f"{top}.{each}" for each in getattr(field.annotation, "model_fields", ())]
+    return keys
+
+
 def _nearest(key: str) -> list[str]:
     """Settings with a name like this one: of its section, or else of any."""
     section, _, name = key.rpartition(".")
-    every = [(top, top) for top in Settings.model_fields]
-    for top, field in Settings.model_fields.items():
-        every += [(f"{top}.{each}", each) for each in getattr(field.annotation, "model_fields", ())]
+    every = [(full, full.rpartition(".")[2]) for full in _every_key()]
     own = {each: full for full, each in every if full.rpartition(".")[0] == section}
     for known in (own, {each: full for full, each in reversed(every)}):
         if near := difflib.get_close_matches(name, known):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -148,21 +149,9 @@ class Supervisor:
         settings = self._given
         if faults := list(start_faults(settings)):
             raise StartFailed("; ".join(faults))
-        server = settings.server
-        http = _reserve(held, server.host, server.http_port, "server.http_port")
-        grpc_port = server.grpc_port
-        if server.grpc:
-            grpc_port = _reserve(held, server.host, grpc_port, "server.grpc_port")
-        metrics = _free_port(settings.admin.host, server.metrics_port, "server.metrics_port")
-        admin = _free_port(settings.admin.host, server.admin_port, "server.admin_port")
         resolved = settings.model_dump(mode="json")
-        resolved["server"] |= {
-            "http_port": http,
-            "grpc_port": grpc_port,
-            "metrics_port": metrics,
-            "admin_port": admin,
-        }
-        resolved["engine"]["instances"] = min(settings.engine.instances or usable_cores(), server.fronts)
+        resolved["server"] |= _ports(settings, held)
+        resolved["engine"]["instances"] = min(settings.engine.instances or usable_cores(), settings.server.fronts)
         resolved["models"] = str(settings.models.absolute())
         resolved["state_dir"] = str(settings.state_dir.absolute())
         run_dir = settings.run_dir
@@ -385,22 +374,41 @@ def _version() -> str:
     return __version__
 
 
-def _reserve(held: contextlib.ExitStack, host: str, port: int, setting: str) -> int:
-    """Make sure nobody listens on the port, and hold it for the fronts, which share it."""
-    port = _free_port(host, port, setting)
+def _ports(settings: Settings, held: contextlib.ExitStack) -> dict[str, int]:
+    """The ports to listen on, by their settings; those that fronts share are held for them."""
+    server = settings.server
+    inference = ("http_port", "grpc_port") if server.grpc else ("http_port",)
+    ports, faults = {}, []
+    for name in (*inference, "metrics_port", "admin_port"):
+        section, host = ("server", server.host) if name in inference else ("admin", settings.admin.host)
+        port = getattr(server, name)
+        try:
+            ports[name] = _free_port(host, port)
+            if name in inference:
+                _hold(held, host, ports[name])
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                faults.append(f"{section}.host = {host!r} is no address of this machine")
+            else:
+                option = f"--{name.replace('_', '-')}"
+                faults.append(
+                    f"server.{name} = {port}: cannot listen on {host}: {error.strerror}; {option} takes another"
+                )
+    if faults:
+        raise StartFailed("; ".join(dict.fromkeys(faults)))
+    return ports
+
+
+def _hold(held: contextlib.ExitStack, host: str, port: int) -> None:
     keeper = held.enter_context(socket.socket(_family(host), socket.SOCK_STREAM))
     keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     keeper.bind((host, port))
-    return port
 
 
-def _free_port(host: str, port: int, setting: str) -> int:
+def _free_port(host: str, port: int) -> int:
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartFailed(f"{setting} = {port}: cannot listen on {host}: {error.strerror}") from None
+        probe.bind((host, port))
         return int(probe.getsockname()[1])
 
 

@@ -80,6 +80,15 @@ def test_a_variable_that_is_no_setting_stops_the_start(monkeypatch: pytest.Monke
         load_settings()
 
 
+def test_a_variable_with_one_underscore_too_few_is_told_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SERVER_FRONTS", "2")
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value) == (
+        "environment variable GATEWAY_SERVER_FRONTS is no setting; nearest: GATEWAY_SERVER__FRONTS"
+    )
+
+
 def test_a_variable_with_a_wrong_value_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_SERVER__FRONTS", "many")
     with pytest.raises(SettingsError, match=r"server\.fronts = 'many'"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ def test_what_serve_refuses_for_its_settings_check_tells_in_the_same_words(
     assert (told.exit_code, told.stdout) == (1, f"{refused.value}\n")
     assert told.stderr == "gateway: 1 fault(s) found\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def refused(settings: Settings) -> str:
+    with pytest.raises(StartFailed) as raised:
+        asyncio.run(Supervisor(settings, log=ProcessLog("gateway", json=False, stream=io.StringIO())).run())
+    return str(raised.value)
+
+
+def test_all_ports_that_are_taken_are_told_at_once_each_with_its_option(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        http, admin = (taken.getsockname()[1] for taken in (one, other))
+        ports = {"http_port": http, "admin_port": admin, "grpc_port": 0, "metrics_port": 0}
+        why = "cannot listen on 127.0.0.1: Address already in use"
+        assert refused(settings_with(tmp_path, server=ports)) == (
+            f"server.http_port = {http}: {why}; --http-port takes another; "
+            f"server.admin_port = {admin}: {why}; --admin-port takes another"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_of_another_machine_is_told_as_that(tmp_path: Path) -> None:
+    assert refused(settings_with(tmp_path, server={"host": "192.0.2.1", "metrics_port": 0, "admin_port": 0})) == (
+        "server.host = '192.0.2.1' is no address of this machine"
+    )
 
 
 @pytest.mark.parametrize("part", ["front", "monitor", "admin-process"])

@@ -50,6 +50,11 @@ _HELP = "gateway.help"
 class _Program(Commands):
     """The commands of the table."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # Where typer looks for a name like one that is none.
+        self.commands: Any = dict.fromkeys(name for name, line in COMMANDS.items() if not line.hidden)
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 

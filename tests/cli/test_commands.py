@@ -112,7 +112,8 @@ def test_help_shows_defaults_that_settings_have() -> None:
 
 
 def test_a_command_that_is_not_there_is_bad_usage() -> None:
-    assert "modles" in misused("modles")
+    assert "No such command 'modles'. Did you mean 'models'?" in misused("modles")
+    assert "Did you mean" not in misused("admin-proces")
 
 
 def test_a_way_through_the_whole_life_of_a_version(world: World) -> None:
