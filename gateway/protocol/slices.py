@@ -245,7 +245,7 @@ def encode_in_slices(array: Array) -> bytes:
         part = flat[start : start + SLICE_ELEMENTS]
         piece = encode_flat(part)
         if flat.dtype.kind == "f" and b"null" in piece:
-            piece = encode_flat_with_tokens(part).replace(b" ", b"")
+            piece = encode_flat_with_tokens(part)
         pieces.append(piece[1:-1])
     return b"[%b]" % b",".join(pieces)
 

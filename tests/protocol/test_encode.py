@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,12 @@ def test_finite_tensors_come_back_bit_for_bit(array: np.ndarray[Any, Any]) -> No
         assert np.array(decoded, array.dtype).tobytes() == array.tobytes()
     else:
         assert decoded.count(None) == int((~np.isfinite(array)).sum())
+
+
+@given(hnp.arrays(st.sampled_from([np.dtype("f2"), np.dtype("f4"), np.dtype("f8")]), 5))
+def test_tokens_stand_where_else_null_would_and_nothing_else_changes(array: np.ndarray[Any, Any]) -> None:
+    said = encode_flat_with_tokens(array)
+    assert re.sub(rb"NaN|-?Infinity", b"null", said) == encode_flat(array)
 
 
 @given(hnp.arrays(st.sampled_from([np.dtype("f4"), np.dtype("f8")]), 5))
