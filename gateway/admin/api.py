@@ -160,7 +160,11 @@ class _Admin:
         models = await self._in_thread(self._operations.models)
         rollouts = await self._in_thread(lambda: self._operations.rollouts(model=None, limit=10))
         decisions = await self._in_thread(lambda: self._operations.decisions(model=None, after=None, limit=30))
-        text = page(models["models"], rollouts["rollouts"], decisions["decisions"])
+        try:
+            seen = (await self._in_thread(lambda: self._operations.drift(None))).get("models", {})
+        except NotFound:
+            seen = {}
+        text = page(models["models"], rollouts["rollouts"], decisions["decisions"], seen=seen)
         return Response(text, media_type="text/html", headers=_HEADERS)
 
     async def _lines(self, tail: Tail, *, follow: bool) -> AsyncIterator[bytes]:

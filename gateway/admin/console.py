@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -52,8 +52,8 @@ class _Cell(NamedTuple):
     look: str = ""  # class of the cell
 
 
-def page(models: Sequence[Any], rollouts: Sequence[Any], decisions: Sequence[Any]) -> str:
-    """The whole page. The arguments are the lists that the API gives for them."""
+def page(models: Sequence[Any], rollouts: Sequence[Any], decisions: Sequence[Any], *, seen: Mapping[str, Any]) -> str:
+    """The whole page. The arguments are the lists that the API gives for them, and what the monitor sees, by model."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -68,6 +68,8 @@ def page(models: Sequence[Any], rollouts: Sequence[Any], decisions: Sequence[Any
 <h1>Inference gateway</h1>
 <h2>Models and traffic</h2>
 {_table(("model", "version", "status", "engine", "arm", "traffic", "digest"), map(_version, _versions(models)))}
+<h2>Quality and alarms</h2>
+{_table(("model", "version", "labels", "miss rate", "alarms"), _watched(seen))}
 <h2>Rollouts</h2>
 {_table(("model", "stable", "canary", "phase", "step", "weight", "id"), map(_rollout, rollouts))}
 <h2>Last decisions</h2>
@@ -100,6 +102,25 @@ def _version(version: Any) -> list[_Cell]:
 def _engine(engine: Any) -> _Cell:
     state = _toned(engine["state"])
     return _Cell(f"{state.html}: {escape(engine['reason'])}", f"{state.look} text") if engine["reason"] else state
+
+
+def _watched(seen: Mapping[str, Any]) -> Iterator[list[_Cell]]:
+    for model, watched in sorted(seen.items()):
+        for version, watch in watched["versions"].items():
+            quality = watch["quality"]
+            has_rate = quality["rows"] and quality["miss_rate"] is not None
+            # The newest come first: of each detector the last one stays, however many of others followed.
+            since: dict[str, str] = {}
+            for alarm in watched["alarms"]:
+                if str(alarm["version"]) == version:
+                    since.setdefault(alarm["detector"], alarm["since"])
+            yield [
+                _text(model),
+                _text(version),
+                _text(quality["rows"]),
+                _text(f"{quality['miss_rate']:.1%}".replace("%", "\u00a0%") if has_rate else ""),
+                _text("; ".join(f"{detector} since {time}" for detector, time in since.items()), "text"),
+            ]
 
 
 def _rollout(rollout: Any) -> list[_Cell]:

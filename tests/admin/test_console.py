@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -35,6 +36,28 @@ def test_each_cell_stands_under_its_head_also_where_an_engine_has_a_reason(clien
     cells = re.findall(r'<td[^>]* data-head="(.*?)">(.*?)</td>', models)
     assert [head for head, _ in cells] == heads and models.count("<td") == len(heads)
     assert dict(cells)["engine"] == "failed: no memory" and dict(cells)["traffic"].endswith("100\u00a0%")
+
+
+def test_the_page_shows_quality_and_the_last_alarm_of_each_detector(client: TestClient, world: World) -> None:
+    quality = {"rows": 800, "miss_rate": 0.4126}
+    unlabelled = {"rows": 0, "miss_rate": None}
+    alarms = [
+        ("inputs", "2012-03-02T00:00:00Z"),
+        ("quality", "2012-02-01T00:00:00Z"),
+        ("inputs", "2012-01-01T00:00:00Z"),
+    ]
+    seen = {
+        "versions": {"1": {"quality": quality}, "2": {"quality": unlabelled}},
+        "alarms": [{"version": 1, "detector": detector, "since": since} for detector, since in alarms],
+    }
+    status = world.settings.state_dir / "monitor" / "status.json"
+    status.parent.mkdir()
+    status.write_text(json.dumps({"models": {"m": seen}}))
+    table = client.get("/").text.partition("<h2>Quality and alarms</h2>")[2].partition("<h2>")[0]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", table) == [
+        *("m", "1", "800", "41.3\u00a0%", "inputs since 2012-03-02T00:00:00Z; quality since 2012-02-01T00:00:00Z"),
+        *("m", "2", "0", "", ""),
+    ]
 
 
 @pytest.mark.parametrize("where", ["actor", "reason"])
