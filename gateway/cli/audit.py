@@ -27,7 +27,10 @@ def list_decisions(
     as_json: AsJson = False,
 ) -> None:
     """List decisions in their order: who did what, when and why, and what it made of a version or a route."""
-    body = open_client().get("/decisions", {"model": model, "after": after, "limit": limit})
+    client = open_client()
+    body = client.get("/decisions", {"model": model, "after": after, "limit": limit})
+    if model is not None and not body["decisions"]:
+        client.check_model(model)
     if as_json:
         print_json(body)
         return

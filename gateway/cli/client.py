@@ -119,6 +119,15 @@ class AdminClient:
         except (httpx2.InvalidURL, ValueError) as error:
             raise CommandError(f"the gateway at {self.url} cannot be asked this: {error}") from None
 
+    def check_model(self, name: str) -> None:
+        """Ask for a model only to hear that there is none.
+
+        Raises
+        ------
+        CommandError
+        """
+        self.get(f"/models/{quote(name, safe='')}")
+
     def close(self) -> None:
         self._http.close()
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gateway.cli.client import CommandError
+from gateway.cli.screen import clean
 from gateway.cli.window import (
     Config,
     Progress,
@@ -20,12 +22,11 @@ from gateway.cli.window import (
     Source,
     StateDir,
     Until,
-    end_moment,
     interruptible,
-    moment,
     readings_of,
     records_of,
     settings_of,
+    window,
 )
 from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION, Arm
 
@@ -69,7 +70,8 @@ def export(
     if form == "parquet" and output is None:
         raise typer.BadParameter("Parquet goes into a file", param_hint="--output")
     settings = settings_of(config, state_dir)
-    low, high = moment(since, "--since"), end_moment(until)
+    low, high = window(since, until)
+    high = time.time() if high is None else high
     from gateway.predictions.arrow import NeedsArchiveExtra
     from gateway.predictions.export import chosen, export_jsonl, export_parquet, lines_of
     from gateway.predictions.table import TableLine, labels_by_prediction
@@ -103,8 +105,17 @@ def export(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         raise CommandError(f"cannot write {output or 'the table'}: {error.strerror}") from None
+    if not progress.count and model is not None:
+        _check_known(models or settings.models, model, version)
     if output is not None:
         typer.echo(f"{progress.count} rows in {output}")
+
+
+def _check_known(models: Path, model: str, version: int | None) -> None:
+    folder = models / model if version is None else models / model / str(version)
+    if not folder.is_dir():
+        what = clean(model) if version is None else f"{clean(model)} version {version}"
+        raise CommandError(f"the log has no prediction of {what}, and {models} no such folder")
 
 
 def _form_of(output: Path | None) -> _Form:

@@ -18,9 +18,9 @@ from gateway.cli.window import (
     StateDir,
     Until,
     interruptible,
-    moment,
     records_of,
     settings_of,
+    window,
 )
 from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION
 
@@ -52,7 +52,7 @@ def reconcile(
     from gateway.predictions.reconcile import balance, lives_of
 
     # Without --until the log is read to where it ends: a clock that was set back must not hide a number.
-    low, high = moment(since, "--since"), moment(until, "--until")
+    low, high = window(since, until)
     kinds = {KIND_PREDICTION, KIND_FEEDBACK}
     records = records_of(settings, source, kinds=kinds, since=low, until=high)
     progress = Progress("records")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,11 +19,10 @@ from gateway.cli.window import (
     Source,
     StateDir,
     Until,
-    end_moment,
     interruptible,
-    moment,
     records_of,
     settings_of,
+    window,
 )
 from gateway.events.records import KIND_PREDICTION
 
@@ -63,8 +63,9 @@ def replay(
     manifest says that this changes no bit.
     """
     settings = settings_of(config, state_dir)
+    low, high = window(since, until)
     records = records_of(
-        settings, source, kinds={KIND_PREDICTION}, since=moment(since, "--since"), until=end_moment(until)
+        settings, source, kinds={KIND_PREDICTION}, since=low, until=time.time() if high is None else high
     )
     from gateway.predictions.replay import replay as run
 

@@ -59,7 +59,10 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show rollouts, the newest first."""
-    body = open_client().get("/rollouts", {"model": name, "limit": limit})
+    client = open_client()
+    body = client.get("/rollouts", {"model": name, "limit": limit})
+    if name is not None and not body["rollouts"]:
+        client.check_model(name)
     if as_json:
         print_json(body)
     else:

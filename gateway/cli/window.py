@@ -28,13 +28,12 @@ __all__ = (
     "StateDir",
     "Until",
     "archive_of",
-    "end_moment",
     "interruptible",
-    "moment",
     "readings_of",
     "records_of",
     "settings_of",
     "spool_of",
+    "window",
 )
 
 _AGO = re.compile(r"([0-9]{1,6})([smhd])")
@@ -53,7 +52,7 @@ StateDir = Annotated[
 Config = Annotated[Path | None, typer.Option(help="Settings file.", show_default="gateway.toml, if there is one")]
 
 
-def moment(text: str | None, option: str) -> float | None:
+def _moment(text: str | None, option: str) -> float | None:
     """Read a time, or how long ago it was, as seconds since 1970; None for none.
 
     Raises
@@ -73,15 +72,17 @@ def moment(text: str | None, option: str) -> float | None:
         ) from None
 
 
-def end_moment(text: str | None) -> float:
-    """Read `--until` as seconds since 1970; the time of the call where there is none.
+def window(since: str | None, until: str | None) -> tuple[float | None, float | None]:
+    """Read `--since` and `--until` as seconds since 1970; None where nothing bounds the window.
 
     Raises
     ------
     typer.BadParameter
     """
-    found = moment(text, "--until")
-    return time.time() if found is None else found
+    low, high = _moment(since, "--since"), _moment(until, "--until")
+    if low is not None and high is not None and high <= low:
+        raise typer.BadParameter(f"{until} is not after --since {since}", param_hint="--until")
+    return low, high
 
 
 def settings_of(config: Path | None, state_dir: Path | None) -> Settings:

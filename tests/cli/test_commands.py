@@ -226,6 +226,20 @@ def test_what_others_worded_reaches_no_terminal_raw_in_an_error(world: World) ->
         assert r"the model says \x1b]0;owned\x07" in failed(*arguments)
 
 
+def test_a_model_that_is_not_there_is_told_wherever_it_is_asked_for(world: World) -> None:
+    world.serve(1)
+    for known in (("rollout", "status", "m"), ("audit", "list", "--model", "m")):
+        done(*known)
+    for command in (
+        ("rollout", "status", "n"),
+        ("rollout", "status", "n", "--json"),
+        ("audit", "list", "--model", "n"),
+        ("models", "show", "n"),
+        ("route", "show", "n"),
+    ):
+        assert "model 'n'" in failed(*command)
+
+
 def test_a_route_by_hand_tells_of_the_rollout_that_it_ended(world: World) -> None:
     world.serve(1, 2)
     world.store.set_route("m", stable=1, actor="ada", reason="")

@@ -166,6 +166,19 @@ def test_a_prediction_is_shown_with_its_label(state: Path) -> None:
     assert "3 for row 0" in called("show", event_id, "--state-dir", state).output
 
 
+def test_an_export_of_what_is_neither_logged_nor_there_is_refused(state: Path) -> None:
+    common = ("export", "--models", MODELS, "--state-dir", state)
+    for unknown in (("--model", "other"), ("--model", MODEL, "--version", 99)):
+        assert "no prediction" in called(*common, *unknown, status=1).stderr
+    assert called(*common, "--model", MODEL, "--version", 2).stdout == ""
+
+
+@pytest.mark.parametrize("command", [("export",), ("replay", "--model", MODEL, "--version", 1), ("reconcile",)])
+def test_a_window_that_ends_before_it_begins_is_bad_usage(state: Path, command: tuple[str, ...]) -> None:
+    said = called(*command, "--state-dir", state, "--since", "1h", "--until", "2h", status=2).stderr
+    assert "--until" in said and "not after" in said
+
+
 def test_an_export_is_a_table_with_the_names_of_the_reference_and_the_labels(state: Path, tmp_path: Path) -> None:
     common = ("export", "--model", MODEL, "--models", MODELS, "--state-dir", state)
     lines = [json.loads(line) for line in called(*common).stdout.splitlines()]
