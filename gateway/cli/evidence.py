@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli.screen import table_of
@@ -18,8 +18,9 @@ SHOWN_ALARMS = 5
 
 def versions_table(seen: Mapping[str, Any]) -> Table:
     """Per version: evidence of each detector as a share of the line at which it alarms, and quality."""
-    return table_of(
-        ("version", "arm", "drift: share of its line", "most by", "labels", "miss rate", "mean loss"),
+    return _titled(
+        "versions: evidence of drift as a share of where it alarms",
+        ("version", "arm", "drift", "most by", "labels", "miss rate", "mean loss"),
         list(_versions(seen)),
     )
 
@@ -29,7 +30,8 @@ def readings_table(seen: Mapping[str, Any]) -> Table | None:
     trial = seen.get("trial")
     if not trial:
         return None
-    return table_of(
+    return _titled(
+        f"trial of version {trial['canary']}: evidence in natural logarithms",
         ("metric", "shows", "evidence", "needed", "on stable", "on canary", "then"),
         [
             (
@@ -65,8 +67,9 @@ def alarms_table(seen: Mapping[str, Any]) -> Table | None:
     alarms = seen.get("alarms")
     if not alarms:
         return None
-    return table_of(
-        ("version", "detector", "tier", "since", "features", "action"),
+    return _titled(
+        "alarms, the newest first",
+        ("version", "detector", "tier", "since", "features", "asks for"),
         [
             (
                 alarm["version"],
@@ -79,6 +82,12 @@ def alarms_table(seen: Mapping[str, Any]) -> Table | None:
             for alarm in alarms[:SHOWN_ALARMS]
         ],
     )
+
+
+def _titled(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    table = table_of(columns, rows)
+    table.title, table.title_justify = title, "left"
+    return table
 
 
 def _versions(seen: Mapping[str, Any]) -> Iterator[list[object]]:

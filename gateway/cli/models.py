@@ -254,7 +254,7 @@ def _print_checks(checks: list[dict[str, Any]]) -> None:
 
 
 def _print_versions(versions: list[dict[str, Any]]) -> None:
-    print_table(("model", "version", "status", "engine", "arm", "traffic %", "digest"), map(_row, versions))
+    print_table(("model", "version", "status", "engine", "arm", "traffic %", "sha256"), map(_row, versions))
     for version in versions:
         if reason := version["engine"]["reason"]:
             typer.echo(f"{clean(version['model'])} version {version['version']}: {clean(reason)}")
@@ -270,7 +270,7 @@ def _row(version: dict[str, Any]) -> list[object]:
         engine,
         version["arm"],
         traffic,
-        version["digest"][:19],
+        version["digest"].removeprefix("sha256:")[:12],
     ]
 
 

@@ -205,6 +205,18 @@ def test_the_list_says_why_a_version_is_out_of_service(world: World) -> None:
         assert "circuit open" in "".join(table)
 
 
+def test_the_list_of_versions_fits_into_80_columns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.cli.screen._PIPE_WIDTH", 80)
+    world.serve(1, 2, model="bike-demand")
+    (world.settings.run_dir / "engine-bike-demand-2.sock").unlink()
+    world.note(2, "circuit_open", model="bike-demand")
+    world.store.set_route("bike-demand", stable=1, canary=2, weight=12.5, actor="ada", reason="")
+    *_, one, two = (line.split() for line in done("models", "list").splitlines() if line.strip())
+    assert one[:6] == ["bike-demand", "1", "approved", "ready", "stable", "87.5"]
+    assert two[:7] == ["bike-demand", "2", "approved", "circuit", "open", "canary", "12.5"]
+    assert f"sha256:{two[7]}" == world.store.snapshot().versions["bike-demand", 2].digest[:19]
+
+
 def test_what_is_refused_is_one_line_and_exit_code_1(world: World) -> None:
     assert "there is no version 1 of model 'm'" in failed("route", "set", "m", "--stable", 1)
     assert "there is no model 'other'" in failed("models", "show", "other")
@@ -558,6 +570,10 @@ def test_drift_shows_evidence_trial_and_alarms(world: World) -> None:
         "2012-03-05",
         "[gone]",
         "labels: 97 joined, 2 corrected, 3 invalid",
+        "versions: evidence of drift as a share of where it alarms",
+        "trial of version 2: evidence in natural logarithms",
+        "alarms, the newest first",
+        "asks for",
     ):
         assert expected in text, text
     assert json.loads(done("drift", "status", "--json")) == STATUS
