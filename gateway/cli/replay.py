@@ -131,6 +131,10 @@ def _print(report: ReplayReport, opened: OpenVersion) -> None:
         )
         if side.first_different:
             typer.echo(f"  the first that differ: {', '.join(map(clean, side.first_different))}")
+        if side.unlike:
+            typer.echo(f"  {side.unlike} have other outputs, as {clean(side.first_unlike)}")
+        if not side.outputs:
+            continue
         print_table(
             ("output", "mean there", "mean here", "largest difference", "PSI", "KS"),
             [

@@ -17,7 +17,7 @@ from gateway.events.records import PredictionRecord
 from gateway.predictions.segments import LogRecord
 from gateway.predictions.shift import Comparison, OutputShift
 from gateway.predictions.tensors import Array, NotLogged, arrays_of, left_out
-from gateway.protocol.datatypes import Signature
+from gateway.protocol.datatypes import Signature, datatype_of
 
 __all__ = ("Compared", "Latency", "ReplayReport", "ReplayVersion", "TimedRunner", "replay")
 
@@ -58,7 +58,8 @@ class Latency(msgspec.Struct, frozen=True):
 class Compared(msgspec.Struct, frozen=True):
     """What was replayed against one other side.
 
-    `against`: "log of version 1", the answers that were given, or "version 2". `first_different`: ids.
+    `against`: "log of version 1", the answers that were given, or "version 2". `unlike`: those of `beyond` whose
+    outputs have other names, datatypes or shapes, of which `first_unlike` tells. `first_different`: ids.
     """
 
     against: str
@@ -66,6 +67,8 @@ class Compared(msgspec.Struct, frozen=True):
     equal: int
     within: int
     beyond: int
+    unlike: int
+    first_unlike: str
     first_different: list[str]
     outputs: dict[str, OutputShift]
 
@@ -74,7 +77,8 @@ class ReplayReport(msgspec.Struct, frozen=True):
     """What a replay came to.
 
     `not_replayed` counts predictions by why they cannot be run again, `failed` those that a version fails on now,
-    `errors` tells of the first of these. `logged_latency` is that of the log, a row's share not known.
+    `errors` tells of these, each text once, with the id it came first with. `logged_latency` is that of the log, a
+    row's share not known.
     """
 
     model: str
@@ -102,6 +106,8 @@ class _Request(NamedTuple):
 
 class _Side(msgspec.Struct):
     comparison: Comparison
+    unlike: int = 0
+    first_unlike: str = ""
     different: list[str] = []
 
 
@@ -150,7 +156,8 @@ class _Replay:
         self._progress = progress
         self._sides: dict[str, _Side] = {}
         self._left_out: Counter[str] = Counter()
-        self._errors: list[str] = []
+        self._errors: Counter[str] = Counter()
+        self._first_failed: dict[str, str] = {}
         self._read = self._replayed = self._rows = self._failed = 0
         self._times: dict[str, tuple[array[int], array[int]]] = {}
         self._logged_us = array("Q")
@@ -170,7 +177,10 @@ class _Replay:
             seconds=time.perf_counter() - began,
             not_replayed=dict(self._left_out),
             failed=self._failed,
-            errors=self._errors,
+            errors=[
+                f"{self._first_failed[text]}: {text}" + (f" ({count} times)" if count > 1 else "")
+                for text, count in self._errors.items()
+            ],
             compared=[
                 Compared(
                     name,
@@ -178,6 +188,8 @@ class _Replay:
                     side.comparison.equal,
                     side.comparison.within,
                     side.comparison.beyond,
+                    side.unlike,
+                    side.first_unlike,
                     side.different,
                     side.comparison.outputs(),
                 )
@@ -223,9 +235,10 @@ class _Replay:
                     self._run_batch([request])
                 return
             self._failed += 1
-            if len(self._errors) < _SHOWN:
-                missing = f"needs the input {error}" if isinstance(error, KeyError) else str(error)
-                self._errors.append(f"{batch[0].record.id}: {missing}")
+            text = f"needs the input {error}" if isinstance(error, KeyError) else str(error)
+            if text in self._errors or len(self._errors) < _SHOWN:
+                self._errors[text] += 1
+                self._first_failed.setdefault(text, batch[0].record.id)
             return
         self._replayed += len(batch)
         self._rows += sum(request.record.rows for request in batch)
@@ -272,6 +285,8 @@ class _Replay:
         for place, (one, other) in enumerate(zip(left, right, strict=True)):
             if not one or _form(one) != _form(other):
                 side.comparison.add_unlike()
+                side.unlike += 1
+                side.first_unlike = side.first_unlike or _unlike(batch[place], one, other)
                 self._note_different(side, batch[place])
             else:
                 rows = batch[place].record.rows
@@ -313,6 +328,14 @@ def _joined(sides: list[dict[str, Array]], places: list[int]) -> dict[str, Array
 
 def _form(arrays: dict[str, Array]) -> dict[str, Any]:
     return {name: (tensor.dtype.str, tensor.shape) for name, tensor in arrays.items()}
+
+
+def _unlike(request: _Request, left: dict[str, Array], right: dict[str, Array]) -> str:
+    there, here = (
+        ", ".join(f"{name} {datatype_of(tensor.dtype)} {list(tensor.shape)}" for name, tensor in side.items())
+        for side in (left, right)
+    )
+    return f"{request.record.id}: {there or 'nothing'} there, {here} here"
 
 
 def _by_version(batch: list[_Request]) -> dict[str, list[int]]:

@@ -148,7 +148,20 @@ def test_a_version_with_other_inputs_or_outputs_is_said_to_be_so() -> None:
     report = ran([logged(1, [1.0, 2.0], inputs=[TensorRecord("z", "FP32", (1, 1), [1.0])])], Model(total))
     assert report.failed == 1 and "needs the input 'x'" in report.errors[0]
     [side] = ran([logged(1, [1.0, 2.0], outputs=[TensorRecord("z", "FP32", (1, 1), [3.0])])], Model(total)).compared
-    assert (side.predictions, side.beyond) == (1, 1)
+    assert (side.predictions, side.beyond, side.unlike) == (1, 1, 1)
+    assert side.first_unlike == f"{BOOT}-{1:010x}: z FP32 [1, 1] there, y FP32 [1, 1] here"
+    [side] = ran(
+        [logged(1, [1.0, 2.0]), logged(2, [3.0, 4.0], answer=lambda rows: total(rows) + 1)], Model(total)
+    ).compared
+    assert (side.beyond, side.unlike, side.first_unlike) == (1, 0, "")
+
+
+def test_the_same_error_is_told_once() -> None:
+    def refusing(rows: Array) -> Array:
+        raise RunFailed("thirteen" if (rows == 13).any() else "no input 'x'")
+
+    report = ran([logged(number, [number, 0.0]) for number in range(10, 17)], Model(refusing))
+    assert report.errors == [f"{BOOT}-{10:010x}: no input 'x' (6 times)", f"{BOOT}-{13:010x}: thirteen"]
 
 
 def test_a_limit_ends_the_replay() -> None:
