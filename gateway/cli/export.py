@@ -16,6 +16,7 @@ import typer
 from gateway.cli.client import CommandError
 from gateway.cli.screen import clean
 from gateway.cli.window import (
+    AnsweringArm,
     Config,
     Progress,
     Since,
@@ -28,7 +29,7 @@ from gateway.cli.window import (
     settings_of,
     window,
 )
-from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION, Arm
+from gateway.events.records import KIND_FEEDBACK, KIND_PREDICTION
 
 if TYPE_CHECKING:
     from gateway.predictions.table import ColumnNames
@@ -52,7 +53,7 @@ def export(
     form: Annotated[_Form | None, typer.Option("--format", show_default="as the file's end tells")] = None,
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Only what this version answered.")] = None,
-    arm: Annotated[Arm | None, typer.Option(help="Only what this arm answered.")] = None,
+    arm: Annotated[AnsweringArm | None, typer.Option(help="Only what this arm answered.")] = None,
     since: Since = None,
     until: Until = None,
     failed: Annotated[bool, typer.Option("--failed", help="Failed predictions too.")] = False,

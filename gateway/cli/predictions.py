@@ -19,10 +19,10 @@ from gateway.cli.group import Commands
 from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
 from gateway.cli.screen import AsJson, clean, print_facts, print_json
-from gateway.cli.window import archive_of, settings_of
+from gateway.cli.window import AnsweringArm, archive_of, settings_of
 from gateway.events.records import Arm, PredictionRecord, TensorRecord
 
-__all__ = ("app",)
+__all__ = ("app", "arm_text")
 
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, add_completion=False, help="Follow and look up logged predictions."
@@ -37,7 +37,7 @@ StateDir = Annotated[Path | None, typer.Option(help="Read the log in this state 
 @app.command()
 def tail(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    arm: Annotated[Arm | None, typer.Option(help="Only what this arm answered.")] = None,
+    arm: Annotated[AnsweringArm | None, typer.Option(help="Only what this arm answered.")] = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -201,7 +201,7 @@ def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
     status = f" ({version['status']})" if version else ""
     yield "model", f"{record.model} version {record.version}{status}"
     yield "digest", record.digest
-    yield "arm", f"{record.arm}, canary at {record.weight:g} %, chosen by {record.reason}"
+    yield "arm", arm_text(record.arm, record.reason, weight=record.weight)
     yield "status", f"{record.status}{f' {record.error}' if record.error else ''}"
     yield (
         "timings",
@@ -228,7 +228,26 @@ def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
         return
     for name, value in version["lineage"].items():
         if value:
-            yield name, json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+            yield name, _flat(value)
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
+    return value
+
+
+def arm_text(arm: str, reason: str, *, weight: float) -> str:
+    """Which arm a prediction came on, and why.
+
+    >>> arm_text("stable", "sticky", weight=10.0)
+    'stable, canary at 10 %, by its routing key'
+    """
+    if reason == "pinned":
+        return f"{arm}, the request named the version"
+    if reason == "stable":
+        return f"{arm}, there was no canary"
+    return f"{arm}, canary at {weight:g} %, {'by its routing key' if reason == 'sticky' else 'drawn'}"
 
 
 def _because(decision: dict[str, Any]) -> str:

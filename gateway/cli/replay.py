@@ -101,14 +101,25 @@ def _opened(settings: Settings, models: Path | None, model: str, version: int) -
     from gateway.repository.errors import RepositoryError
     from gateway.repository.policy import PolicyError
 
+    folder = models or settings.models
+    _check_there(folder, model, version)
     with contextlib.ExitStack() as stack:
         try:
-            opened = stack.enter_context(
-                open_version(models or settings.models, model, version, threads=settings.engine.threads)
-            )
+            opened = stack.enter_context(open_version(folder, model, version, threads=settings.engine.threads))
         except (RepositoryError, PolicyError, EngineError) as error:
             raise CommandError(f"version {version} of {model} cannot be run: {error}") from None
         yield opened
+
+
+def _check_there(models: Path, model: str, version: int) -> None:
+    from gateway.repository.manifest import parse_version
+
+    if not (models / model).is_dir():
+        raise CommandError(f"there is no model {clean(model)} in {models}")
+    known = sorted(filter(None, (parse_version(path.name) for path in (models / model).iterdir())))
+    if version not in known:
+        there = ", ".join(map(str, known)) or "none"
+        raise CommandError(f"there is no version {version} of {clean(model)} in {models}; there are {there}")
 
 
 def _print(report: ReplayReport, opened: OpenVersion) -> None:

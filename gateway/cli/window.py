@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 __all__ = (
+    "AnsweringArm",
     "Config",
     "Progress",
     "Since",
@@ -40,6 +41,8 @@ _AGO = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TELL_SECONDS = 0.5
 
+AnsweringArm = Literal["stable", "canary", "pinned"]
+"""The arms that answer; no record is of `shadow` yet."""
 Since = Annotated[
     str | None,
     typer.Option(help="From this time on: 2026-05-01T06:00 (UTC), or 90s, 30m, 12h, 7d ago.", show_default="all"),

@@ -140,7 +140,8 @@ def advance(phase: Phase, event: Event) -> Phase:
     try:
         return TRANSITIONS[phase][event]
     except KeyError:
-        raise IllegalMove(f"a rollout that is {phase} cannot {event}") from None
+        over = ": it is over" if phase in TERMINAL else ""
+        raise IllegalMove(f"a rollout that is {phase} takes no {event}{over}") from None
 
 
 def move(state: RolloutState, event: Event) -> RolloutState:

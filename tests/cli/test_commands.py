@@ -20,7 +20,9 @@ from typer.testing import CliRunner, Result
 from gateway import __version__
 from gateway.cli.client import AdminClient
 from gateway.cli.main import COMMANDS, app
+from gateway.cli.predictions import arm_text
 from gateway.events.addresses import format_id
+from gateway.events.records import Arm
 from gateway.repository.lineage import Lineage
 from gateway.rollout.judge import Judge
 from gateway.rollout.plan import Plan
@@ -415,7 +417,7 @@ def test_the_tail_reads_the_spool_when_no_gateway_runs(tmp_path: Path, monkeypat
     assert found("--no-follow", "--state-dir", str(tmp_path / "state")) == ids
     assert found("--no-follow", "--from", "2012-03-02") == []
     assert found("--no-follow", "--arm", "stable") == ids and found("--no-follow", "--arm", "canary") == []
-    assert misused("predictions", "tail", "--no-follow", "--arm", "left")
+    assert "shadow" not in misused("predictions", "tail", "--no-follow", "--arm", "left")
     text = done("predictions", "tail", "--no-follow")
     assert f"{ids[0]}  m/1 stable  200  0.09 ms  y=[12.5]" in text
     assert "no start" in misused("predictions", "tail", "--no-follow", "--from", "monday")
@@ -468,7 +470,21 @@ def test_a_prediction_is_shown_with_its_origin(world: World) -> None:
     text = done("predictions", "show", event_id)
     for expected in (event_id, "stable, canary at 10 %", "FP32 x=[1, 2.5]", "FP32 y=[12.5]", "abc123", "tests pass"):
         assert expected in text
+    assert "{" not in text and "None" not in text and "null" not in text
     assert json.loads(done("predictions", "show", event_id, "--json"))["prediction"]["id"] == event_id
+
+
+@pytest.mark.parametrize(
+    ("arm", "reason", "told"),
+    [
+        ("stable", "stable", "stable, there was no canary"),
+        ("pinned", "pinned", "pinned, the request named the version"),
+        ("canary", "sticky", "canary, canary at 10 %, by its routing key"),
+        ("stable", "weight", "stable, canary at 10 %, drawn"),
+    ],
+)
+def test_a_prediction_tells_why_its_version_was_chosen(arm: Arm, reason: str, told: str) -> None:
+    assert arm_text(arm, reason, weight=10.0 if "canary at" in told else 0.0) == told
 
 
 def test_tampering_is_exit_code_1(world: World) -> None:

@@ -179,6 +179,13 @@ def test_a_window_that_ends_before_it_begins_is_bad_usage(state: Path, command: 
     assert "--until" in said and "not after" in said
 
 
+def test_a_replay_of_a_version_that_is_not_there_names_those_that_are(state: Path) -> None:
+    common = ("replay", "--models", MODELS, "--state-dir", state)
+    said = called(*common, "--model", MODEL, "--version", 99, status=1).stderr
+    assert f"there is no version 99 of {MODEL} in {MODELS}; there are 1, 2, 3" in " ".join(said.split())
+    assert "there is no model other in" in called(*common, "--model", "other", "--version", 1, status=1).stderr
+
+
 def test_an_export_is_a_table_with_the_names_of_the_reference_and_the_labels(state: Path, tmp_path: Path) -> None:
     common = ("export", "--model", MODEL, "--models", MODELS, "--state-dir", state)
     lines = [json.loads(line) for line in called(*common).stdout.splitlines()]
