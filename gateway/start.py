@@ -1,20 +1,24 @@
 """What refuses a start for the settings alone: `gateway serve` stops at it, and `gateway check` tells it.
 
-And what a gateway that has started does not serve.
+And what a gateway that has started does not serve, and that there is no model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from gateway.control.store import Snapshot, Store, StoreError
 from gateway.predictions.archive import Archive, ArchiveError
 from gateway.predictions.arrow import NeedsArchiveExtra
+from gateway.repository.errors import RepositoryError
+from gateway.repository.manifest import MANIFEST_NAME, scan
 from gateway.settings import Settings
 
-__all__ = ("admin_faults", "start_faults", "store_faults", "unserved")
+__all__ = ("admin_faults", "modelless", "start_faults", "store_faults", "unserved")
 
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104
 
@@ -62,6 +66,17 @@ def _address_faults(settings: Settings) -> Iterator[str]:
     for (key, host, port), (other, beside, same) in itertools.combinations(ports, 2):
         if port == same != 0 and (host == beside or host in _EVERY_ADDRESS or beside in _EVERY_ADDRESS):
             yield f"{key} and {other} are both {port}; give each a port of its own"
+
+
+def modelless(models: Path) -> Iterator[str]:
+    """Say that there is no model, be it to be served or not; a gateway may start without one and get some later."""
+    with contextlib.suppress(RepositoryError):
+        if any(scan(models)):
+            return
+        told = f"there is no model in {models}: a model is a folder with folders 1, 2, ..., which `models add` makes"
+        if any((folder / MANIFEST_NAME).exists() for folder in models.iterdir()):
+            told += f"; this is one itself, and --models names the folder it is in, {models.resolve().parent}"
+        yield told
 
 
 def unserved(snapshot: Snapshot, refusal: Callable[[str, int], str | None]) -> Iterator[str]:

@@ -35,7 +35,7 @@ from gateway.repository.errors import RepositoryError
 from gateway.repository.manifest import ModelVersion, scan
 from gateway.repository.policy import PolicyError, load_policy
 from gateway.settings import Settings
-from gateway.start import start_faults, unserved
+from gateway.start import modelless, start_faults, unserved
 from gateway.telemetry.cells import CellFile
 from gateway.telemetry.log import ProcessLog, take_loggers
 
@@ -333,7 +333,8 @@ class Supervisor:
         for model, route in sorted(snapshot.routes.items()):
             canary = f", canary version {route.canary} at {route.weight:g} %" if route.canary else ""
             self._log.note(f"{model}: stable version {route.stable}{canary}")
-        for fault in unserved(snapshot, self._refusal):
+        missing = await asyncio.to_thread(list, modelless(self._settings.models))
+        for fault in (*missing, *unserved(snapshot, self._refusal)):
             self._log.warn(fault)
         self._log.note("ready")
 

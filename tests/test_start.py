@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gateway.cli.main import app
 from gateway.settings import Settings
-from gateway.start import start_faults, unserved
+from gateway.start import modelless, start_faults, unserved
 from gateway.supervisor import StartFailed, Supervisor
 from gateway.telemetry.log import ProcessLog
 from tests.worlds import World
@@ -135,6 +135,24 @@ def test_check_tells_an_approval_that_is_of_no_version(tmp_path: Path) -> None:
     assert told.exit_code == 1
     assert f"{policy}: approvals.1 = '{other}': version 1 has {digest}\n" in told.stdout
     assert f"{policy}: approvals.2 = '{digest}': there is no such version\n" in told.stdout
+
+
+def test_a_folder_without_any_model_is_told_and_is_no_fault(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    models = world.settings.models
+    told = f"there is no model in {models}: a model is a folder with folders 1, 2, ..., which `models add` makes"
+    assert list(modelless(models)) == [told]
+    checked = CliRunner().invoke(app, ["check", "--models", str(models)])
+    assert (checked.exit_code, checked.stdout.splitlines()[0]) == (0, told)
+    world.add_version(1)
+    world.close()
+    assert list(modelless(models)) == []
+    [told] = modelless(models / "m")
+    assert told.startswith(f"there is no model in {models / 'm'}: ") and told.endswith(
+        f"; this is one itself, and --models names the folder it is in, {models}"
+    )
+    (models / "m" / "1" / "manifest.json").unlink()
+    assert list(modelless(models)) == [], "there is one, of which something else is told"
 
 
 def test_what_is_not_served_is_told(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
     from gateway.repository.errors import RepositoryError
     from gateway.repository.manifest import scan, verify
     from gateway.repository.policy import PolicyError, load_policy
-    from gateway.start import start_faults
+    from gateway.start import modelless, start_faults
 
     faults = 0
     for fault in start_faults(settings):
@@ -104,6 +104,8 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
             typer.echo(f"{version.model} version {version.version}: {version.digest}")
     if faults:
         _fail(f"{faults} fault(s) found")
+    for doubt in modelless(settings.models):
+        typer.echo(doubt)
     typer.echo("settings, policies and model folders are in order")
 
 
