@@ -201,7 +201,10 @@ class Front:
         served = self.versions.get((model, number)) if number is not None else None
         if served is None:
             if number is None:
-                raise UnknownModel(f"Request for unknown model: '{model}' has no available versions")
+                raise UnknownModel(
+                    f"Request for unknown model: '{model}' has no available versions: it has no route, and only "
+                    "requests that name a version are answered"
+                )
             raise UnknownModel(f"Request for unknown model: '{model}' version {number} is not found")
         return served
 

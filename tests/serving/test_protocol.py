@@ -101,6 +101,19 @@ def test_a_pin_by_path_or_header_names_the_arm_and_a_contradiction_is_refused(tm
     run(test)
 
 
+def test_a_model_without_a_route_answers_who_names_a_version_and_tells_others_that_it_has_none(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with door(tmp_path) as d:
+            d.front.follow(2, {}, {("m", 1): "sha256:01"})
+            ready = get("/v2/models/m/ready")
+            answers = await d.send(post() + ready + post(path="/v2/models/m/versions/1/infer"), read=3)
+            assert [status for status, _, _ in answers] == [404, 404, 200]
+            said = "'m' has no available versions: it has no route, and only requests that name a version are answered"
+            assert [body["error"] for _, _, body in answers[:2]] == 2 * [f"Request for unknown model: {said}"]
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("raw", "status", "text"),
     [
