@@ -93,7 +93,8 @@ class Supervisor:
         self._given = settings
         self._log = log
         self._children: list[Child] = []
-        self._refused: dict[Path, str] = {}
+        self._faults: dict[Path, str] = {}
+        self._said: dict[Path, str] = {}
         self._stop = asyncio.Event()
         self._told_at = 0.0
         self._is_hurried = False
@@ -238,10 +239,7 @@ class Supervisor:
             versions, refused = scan(self._settings.models)
         except RepositoryError as error:
             versions, refused = [], [(self._settings.models, str(error))]
-        for path, reason in refused:
-            if self._refused.get(path) != reason:
-                self._log.warn(f"{path} is not served: {reason}")
-        self._refused = dict(refused)
+        faults = {path: f"{path} is not served: {reason}" for path, reason in refused}
         folders = {(version.model, version.version): version for version in versions}
         snapshot = self._store.snapshot()
         new = [key for key in folders if key not in snapshot.versions]
@@ -252,7 +250,13 @@ class Supervisor:
             try:
                 self._store.register(*key, folders[key].digest)
             except Refused as error:
-                self._say_once(folders[key].folder, str(error))
+                faults[folders[key].folder] = str(error)
+        for (model, version), state in snapshot.versions.items():
+            path = self._settings.models / model / str(version)
+            is_told = not faults.keys().isdisjoint((path, *path.parents))
+            if state.status == "approved" and (model, version) not in folders and not is_told:
+                faults[path] = f"{model} version {version} is approved, but {path} is not there"
+        self._tell(faults)
         for model in {model for model, _ in new}:
             self._seed(model, folders)
         return folders, self._store.snapshot() if new or changed else snapshot
@@ -291,10 +295,17 @@ class Supervisor:
                 reason="the model's first route, as model.toml sets it",
             )
 
+    def _tell(self, faults: dict[Path, str]) -> None:
+        """Warn of what has become amiss since the last time, and of what has again."""
+        for path, text in faults.items():
+            if self._faults.get(path) != text:
+                self._log.warn(text)
+        self._faults = faults
+
     def _say_once(self, path: Path, text: str) -> None:
-        if self._refused.get(path) != text:
+        if self._said.get(path) != text:
             self._log.warn(text)
-            self._refused[path] = text
+            self._said[path] = text
 
     async def _watch_spool(self) -> None:
         settings = self._settings

@@ -99,7 +99,7 @@ class Operations:
             state = VersionState(model, version, found.digest, "registered")
         body = self._version(snapshot, state)
         if found.digest != state.digest:
-            body["problem"] = f"the folder has the digest {found.digest}, not the one that is {state.status}"
+            body["problem"] = _of_other_files(found, state)
         return {**body, "manifest": msgspec.to_builtins(found.manifest), "profile": _gist(folder / PROFILE_NAME)}
 
     def approve(self, model: str, version: int, *, reason: str, digest: str | None, actor: str) -> bool:
@@ -275,12 +275,22 @@ class Operations:
     def _version(self, snapshot: Snapshot, state: VersionState) -> Body:
         route = snapshot.routes.get(state.model)
         engine = self.engine(state.model, state.version)
+        if state.status == "approved" and engine.state == "stopped":
+            engine = EngineState(reason=self._problem(state))
         return {
             **msgspec.to_builtins(state),
             "arm": _arm(route, state.version),
             "weight": _weight(route, state.version),
             "engine": msgspec.to_builtins(engine),
         }
+
+    def _problem(self, state: VersionState) -> str:
+        """What is wrong with the folder of a version; empty where nothing is."""
+        try:
+            found = load_version(self._folder(state.model, state.version))
+        except RepositoryError as error:
+            return str(error)
+        return "" if found.digest == state.digest else _of_other_files(found, state)
 
     def _rollout(self, state: RolloutState) -> Body:
         return {
@@ -359,6 +369,10 @@ def _route(route: Route) -> Body:
 
 def _decision(decision: DecisionRecord) -> Body:
     return dict(msgspec.to_builtins(decision))
+
+
+def _of_other_files(found: ModelVersion, state: VersionState) -> str:
+    return f"the folder has the digest {found.digest}, not the one that is {state.status}"
 
 
 def _optional(decision: DecisionRecord | None) -> Body | None:

@@ -283,7 +283,7 @@ def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
         ("engine", f"{engine['state']}{': ' if engine['reason'] else ''}{engine['reason']}"),
         ("traffic", f"{body['arm']}, {body['weight']:g} %" if body["arm"] else "none"),
     ]
-    if "problem" in body:
+    if body.get("problem", engine["reason"]) != engine["reason"]:
         facts.append(("problem", body["problem"]))
     if manifest is not None:
         for side in ("inputs", "outputs"):

@@ -177,6 +177,26 @@ def test_the_file_of_a_reference_and_the_profile_are_shown_each_by_its_name(worl
     assert "sha256" in reference and profile.endswith(" rows, 6 features")
 
 
+def test_why_an_approved_version_has_no_engine_is_listed(world: World) -> None:
+    for version in (1, 2, 3):
+        world.serve(version)
+        (world.settings.run_dir / f"engine-m-{version}.sock").unlink()
+    world.add_version(4)
+    world.store.register("m", 4, world.digest("m", 1))
+    shutil.rmtree(world.settings.models / "m" / "1")
+    (world.settings.models / "m" / "2" / "model.onnx").unlink()
+    shutil.rmtree(world.settings.models / "m" / "3")
+    digest = world.add_version(3, remarks=("another one",))
+    listed = done("models", "list").splitlines()
+    gone = world.settings.models / "m" / "1"
+    assert f"m version 1: {gone} cannot be opened as a folder: No such file or directory" in listed
+    assert "m version 2: model.onnx is missing" in listed
+    assert f"m version 3: the folder has the digest {digest}, not the one that is approved" in listed
+    assert not [line for line in listed if line.startswith("m version 4")], "nobody expects an engine of it"
+    shown = done("models", "show", "m", 2)
+    assert shown.count("model.onnx is missing") == 1, shown
+
+
 def test_the_audit_list_says_what_each_decision_made_of_a_version_or_a_route(world: World) -> None:
     world.serve(1, 2)
     world.store.set_route("m", stable=1, actor="ada", reason="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,22 @@ def test_a_folder_half_copied_or_changed_by_a_byte_is_not_served_and_says_so(gat
     finally:
         shutil.rmtree(model / str(half))
         shutil.rmtree(model / str(changed))
+
+
+def test_an_approved_version_whose_folder_is_changed_or_gone_is_told_once(gateway: RunningGateway) -> None:
+    model = gateway.models / "bike-demand"
+    version = gateway.add("bike-demand", ROOT / "models" / "bike-demand" / "2" / "model.onnx")
+    folder = model / str(version)
+    eventually(lambda: f"version {version} is ready" in gateway.output.read_text(), what="its engine")
+    folder.rename(model / ".aside")
+    gone = f"bike-demand version {version} is approved, but {folder} is not there"
+    eventually(lambda: gone in gateway.output.read_text(), what="a line about the missing folder")
+    shutil.copytree(model / "1", folder)
+    changed = f"bike-demand version {version} is approved with "
+    eventually(lambda: changed in gateway.output.read_text(), what="a line about the changed folder")
+    time.sleep(3.0)
+    told = gateway.output.read_text()
+    assert (told.count(gone), told.count(changed)) == (1, 1)
+    assert call(f"{gateway.http_url}/v2/models/bike-demand/versions/{version}/infer", ROW)[0] == 200
+    shutil.rmtree(folder)
+    (model / ".aside").rename(folder)
