@@ -62,11 +62,23 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
 
 
 def _struct_table(kind: type[msgspec.Struct]) -> list[str]:
-    rows = ["| key | default |", "|---|---|"]
-    for field in msgspec.structs.fields(kind):
+    rows = ["| key | default | allowed |", "|---|---|---|"]
+    info = msgspec.inspect.type_info(kind)
+    for field in info.fields if isinstance(info, msgspec.inspect.StructType) else ():
         default = "required" if field.required else f"`{_shown(field.default)}`"
-        rows.append(f"| `{field.encode_name}` | {default} |")
+        rows.append(f"| `{field.encode_name}` | {default} | {_allowed_in(field.type)} |")
     return rows
+
+
+def _allowed_in(kind: msgspec.inspect.Type) -> str:
+    if isinstance(kind, msgspec.inspect.VarTupleType):
+        each = _allowed_in(kind.item_type)
+        return f"each {each}" if each else ""
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return ", ".join(f"`{value}`" for value in kind.values)
+    signs = ((">=", "ge"), (">", "gt"), ("<=", "le"), ("<", "lt"))
+    bounds = [(sign, getattr(kind, name, None)) for sign, name in signs]
+    return ", ".join(f"{sign} {bound:,}".replace(",", " ") for sign, bound in bounds if bound is not None)
 
 
 def _allowed(field: FieldInfo) -> str:

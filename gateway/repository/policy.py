@@ -95,7 +95,13 @@ class DriftPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class QualityPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Labelled quality: which output a label speaks of and what counts as a miss.
 
-    A row is a miss when its loss is above `miss_above`; left out, the 0.9 quantile of the reference's loss is taken.
+    `output`: the one that a label is the true value of, and a column of that name in a reference; empty, a label
+    speaks of the first output, and no column is one.
+    `loss`: `absolute_error` is the distance of the output's first value from the label; `zero_one`, for classes, is 0
+    where the predicted class is the label and else 1. The class is the place of the largest of several values, or one
+    value rounded.
+    A row is a miss when its loss is above `miss_above`; left out, the 0.9 quantile of the reference's loss is taken,
+    and of classes each wrong one is a miss.
     """
 
     output: str = ""
@@ -116,6 +122,7 @@ class DetectorPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RolloutPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a canary is judged and taken forward.
 
+    `steps`: the canary's weights in percent, which rise, above 0 and below 100.
     `false_rollback` (alpha) and `bad_promotion` hold over the whole rollout, whenever and however often one looks.
     `harm_ratio`: a canary is harmful when its events are more than this many times as frequent as the stable's.
     `worse_ratio`: a canary is as good as stable when shown to have less than this many times its misses.
