@@ -82,13 +82,16 @@ def watch(name: Name) -> None:
             while True:
                 rollout = client.get(f"/rollouts/{rollout_id}")
                 if rollout["over"]:
-                    live.update(_view(rollout, {}, said=_ending(client, rollout)))
-                    return
+                    live.update(_view(rollout, {}, said=""))
+                    break
                 seen = _seen(client, name)
                 live.update(_view(rollout, seen, said=verdict_text(seen) or "no evidence yet"))
                 time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+    if not screen.is_terminal:
+        screen.print()  # where it is one, Live has ended its last line
+    screen.print(clean(_ending(client, rollout)), markup=False)
 
 
 @app.command()
@@ -166,17 +169,19 @@ def _ending(client: AdminClient, rollout: dict[str, Any]) -> str:
 
 def _view(rollout: dict[str, Any], seen: dict[str, Any], *, said: str) -> RenderableType:
     from rich.console import Group
+    from rich.padding import Padding
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     parts: list[RenderableType] = [
         table_of(_COLUMNS, [_row(rollout)]),
-        ProgressBar(total=100, completed=rollout["weight"], width=60),
+        Padding(ProgressBar(total=100, completed=rollout["weight"], width=60)),
     ]
     readings = readings_table(seen)
     if readings is not None:
         parts.append(readings)
-    parts.append(Text(clean(said), style="dim"))
+    if said:
+        parts.append(Text(clean(said), style="dim"))
     return Group(*parts)
 
 

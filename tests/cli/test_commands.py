@@ -656,7 +656,7 @@ def test_watch_follows_a_rollout_to_its_end(world: World, monkeypatch: pytest.Mo
     status.parent.mkdir()
     status.write_text(json.dumps(STATUS))
     text = done("rollout", "watch", "m")
-    assert "rolled back" in text and "rollback by judge, 20" in text and text.rstrip().endswith(": it errs")
+    assert "rolled back" in text and "\nrollback by judge, 20" in text and text.endswith(": it errs\n")
     assert "quality" not in text, "what the monitor wrote last need not be of this rollout"
     assert next(moves, None) is None
 
