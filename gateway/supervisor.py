@@ -251,10 +251,10 @@ class Supervisor:
                 self._store.register(*key, folders[key].digest)
             except Refused as error:
                 faults[folders[key].folder] = str(error)
-        for (model, version), state in snapshot.versions.items():
+        approved = {key for key, state in snapshot.versions.items() if state.status == "approved"}
+        for model, version in sorted(approved - folders.keys()):
             path = self._settings.models / model / str(version)
-            is_told = not faults.keys().isdisjoint((path, *path.parents))
-            if state.status == "approved" and (model, version) not in folders and not is_told:
+            if faults.keys().isdisjoint((path, path.parent, self._settings.models)):
                 faults[path] = f"{model} version {version} is approved, but {path} is not there"
         self._tell(faults)
         for model in {model for model, _ in new}:
