@@ -13,7 +13,7 @@ import typer
 
 from gateway.cli.client import APPROVE_SECONDS, CommandError, open_client
 from gateway.cli.group import Commands
-from gateway.cli.screen import AsJson, clean, print_facts, print_json, print_table
+from gateway.cli.screen import AsJson, clean, flat, print_facts, print_json, print_table
 from gateway.cli.serve import providers_here
 from gateway.cli.window import settings_of
 
@@ -293,7 +293,7 @@ def _known(body: dict[str, Any]) -> list[tuple[str, object]]:
             ]
         facts.append(("batching", _batching_of(manifest["batching"])))
         facts += [("remark", remark) for remark in manifest.get("remarks", ())]
-        facts += [(name, flat) for name, value in manifest["lineage"].items() if (flat := _flat(value))]
+        facts += [(name, shown) for name, value in manifest["lineage"].items() if (shown := flat(value))]
     if profile is not None:
         facts.append(("profile", f"{profile['rows']} rows, {len(profile['features'])} features"))
     return facts
@@ -307,9 +307,3 @@ def _batching_of(batching: Mapping[str, Any]) -> str:
     if batching["verdict"] not in ("equal", "within"):
         return said
     return f"{said}; tried with up to {batching.get('most_rows', TRIED_ROWS)} rows"
-
-
-def _flat(value: object) -> object:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
-    return value

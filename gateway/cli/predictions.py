@@ -18,7 +18,7 @@ from gateway.cli.export import export
 from gateway.cli.group import Commands
 from gateway.cli.reconcile import reconcile
 from gateway.cli.replay import replay
-from gateway.cli.screen import AsJson, clean, print_facts, print_json
+from gateway.cli.screen import AsJson, clean, flat, print_facts, print_json
 from gateway.cli.window import AnsweringArm, archive_of, settings_of
 from gateway.events.records import Arm, PredictionRecord, TensorRecord
 
@@ -228,13 +228,7 @@ def _facts(body: dict[str, Any]) -> Iterator[tuple[str, object]]:
         return
     for name, value in version["lineage"].items():
         if value:
-            yield name, _flat(value)
-
-
-def _flat(value: object) -> object:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
-    return value
+            yield name, flat(value)
 
 
 def arm_text(arm: str, reason: str, *, weight: float) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ("AsJson", "Reason", "clean", "console", "print_facts", "print_json", "print_table", "table_of")
+__all__ = ("AsJson", "Reason", "clean", "console", "flat", "print_facts", "print_json", "print_table", "table_of")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it goes into the audit trail.")]
@@ -84,3 +84,10 @@ def clean(value: object) -> str:
     return "".join(
         letter if letter.isprintable() else " " if letter in "\n\t" else ascii(letter)[1:-1] for letter in text
     )
+
+
+def flat(value: object) -> object:
+    """A value as one fact: the parts of a dict that there are, in a line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items() if part is not None)
+    return value
