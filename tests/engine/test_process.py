@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +371,10 @@ def test_an_engine_that_nobody_is_connected_to_ends_when_it_is_told_to_and_takes
 
 def test_an_engine_that_is_run_by_itself_ends_at_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "e.sock"
-    process = subprocess.Popen([sys.executable, "-m", "gateway.engine", str(save_doubler(tmp_path / "m")), path, "1"])
+    command = [sys.executable, "-m", "gateway.engine", str(save_doubler(tmp_path / "m")), str(path), "1"]
+    # A shell lets its jobs in the background ignore Ctrl-C, these tests perhaps among them.
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, preexec_fn=heeded)
     try:
         while not path.exists():
             assert process.poll() is None
