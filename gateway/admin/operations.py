@@ -352,12 +352,11 @@ class Operations:
         if allowed:
             return
         one, other = (self._approved(model, version).manifest.signature for version in (stable, canary))
-        for side in ("inputs", "outputs"):
-            if sorted(getattr(one, side), key=repr) != sorted(getattr(other, side), key=repr):
-                raise Refused(
-                    f"{model} version {canary} has other {side} than version {stable}; "
-                    "callers would see which one answers (allow_signature_change permits it)"
-                )
+        for side in one.sides_unlike(other):
+            raise Refused(
+                f"{model} version {canary} has other {side} than version {stable}; "
+                "callers would see which one answers (allow_signature_change permits it)"
+            )
 
 
 def _route(route: Route) -> Body:

@@ -94,6 +94,13 @@ class Signature(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def sides_unlike(self, other: Signature) -> list[str]:
+        """Which of `inputs` and `outputs` are other ones there, in whatever order they stand."""
+        sides = ("inputs", "outputs")
+        return [
+            side for side in sides if sorted(getattr(self, side), key=repr) != sorted(getattr(other, side), key=repr)
+        ]
+
 
 def datatype_of(dtype: np.dtype[Any]) -> str:
     """The V2 datatype of a numpy dtype.

@@ -66,10 +66,8 @@ def told_beside(folder: Path, version: int, signature: Signature) -> Iterator[st
     other = _newest(folder, version)
     if other is None:
         return
-    for side in ("inputs", "outputs"):
-        one, two = (sorted(getattr(each, side), key=repr) for each in (signature, other.manifest.signature))
-        if one != two:
-            yield f"version {other.version} has other {side}: a canary beside it needs --allow-signature-change"
+    for side in signature.sides_unlike(other.manifest.signature):
+        yield f"version {other.version} has other {side}: a canary beside it needs --allow-signature-change"
 
 
 def _newest(folder: Path, version: int) -> ModelVersion | None:
