@@ -14,7 +14,6 @@ import typer
 from gateway.cli.client import APPROVE_SECONDS, CommandError, open_client
 from gateway.cli.group import Commands
 from gateway.cli.screen import AsJson, clean, flat, print_facts, print_json, print_table
-from gateway.cli.serve import providers_here
 from gateway.cli.window import settings_of
 
 if TYPE_CHECKING:
@@ -114,6 +113,7 @@ def add(
     from rich.console import Console
 
     from gateway.engine.oneshot import open_engine
+    from gateway.engine.providers import providers_here
     from gateway.repository.add import add_version
     from gateway.repository.agreement import policy_faults
     from gateway.repository.errors import RepositoryError
@@ -138,7 +138,8 @@ def add(
                 report=lambda step: status.update(f"{name}: {step}"),
             )
         versions = [version for version in scan(models)[0] if version.model == name]
-        faults = list(policy_faults(models / name, policy, versions, providers=providers_here(policy)))
+        providers = providers_here(policy.engine.providers)
+        faults = list(policy_faults(models / name, policy, versions, providers=providers))
     except (RepositoryError, PolicyError) as error:
         raise CommandError(f"not added: {error}") from None
     if as_json:

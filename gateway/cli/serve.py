@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gateway.settings import Settings, SettingsError, load_settings
 
-if TYPE_CHECKING:
-    from gateway.repository.policy import ModelPolicy
-
-__all__ = ("admin_process", "check", "front", "monitor", "providers_here", "serve", "ship")
+__all__ = ("admin_process", "check", "front", "monitor", "serve", "ship")
 
 Config = Annotated[Path | None, typer.Option(help="Settings file; gateway.toml here is taken when there is one.")]
 Models = Annotated[Path | None, typer.Option(help="Folder of model folders.", show_default="models")]
@@ -63,6 +60,7 @@ def serve(
 def check(config: Config = None, models: Models = None, state_dir: StateDir = None) -> None:
     """Check settings, policies and model folders without starting anything."""
     settings = _load(config, models=models, state_dir=state_dir, server={})
+    from gateway.engine.providers import providers_here
     from gateway.repository.agreement import policy_doubts, policy_faults
     from gateway.repository.errors import RepositoryError
     from gateway.repository.manifest import scan, verify
@@ -88,7 +86,7 @@ def check(config: Config = None, models: Models = None, state_dir: StateDir = No
             faults += 1
             typer.echo(str(error))
             continue
-        providers = providers_here(policy)
+        providers = providers_here(policy.engine.providers)
         for doubt in policy_doubts(folder, policy, own, providers=providers):
             typer.echo(doubt)
         for fault in policy_faults(folder, policy, own, providers=providers):
@@ -201,17 +199,6 @@ def admin_process(
     if resolved is None:
         _refuse_alone(settings, admin=True)
     run_admin(settings)
-
-
-def providers_here(policy: ModelPolicy) -> list[str]:
-    """The execution providers here; onnxruntime, which is slow to import, is asked only where it may lack some."""
-    from gateway.engine.providers import CPU
-
-    if set(policy.engine.providers) == {CPU}:
-        return [CPU]
-    from gateway.engine.session import ModelSession
-
-    return ModelSession.installed_providers()
 
 
 def _load(config: Path | None, *, models: Path | None, state_dir: Path | None, server: dict[str, Any]) -> Settings:

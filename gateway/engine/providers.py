@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gateway.engine.errors import EngineStartFailed
 
-__all__ = ("CPU", "Provider", "choose_providers")
+__all__ = ("CPU", "Provider", "choose_providers", "providers_here")
 
 CPU = "CPUExecutionProvider"
 
@@ -42,3 +42,12 @@ def choose_providers(
         return chosen, ""
     verbs = ("were", "are") if len(missing) > 1 else ("was", "is")
     return chosen, f"{' and '.join(missing)} {verbs[0]} asked for but {verbs[1]} not installed"
+
+
+def providers_here(asked: Sequence[str]) -> list[str]:
+    """The execution providers here; onnxruntime, which is slow to import, is asked only where it may lack some."""
+    if set(asked) == {CPU}:
+        return [CPU]
+    from gateway.engine.session import ModelSession
+
+    return ModelSession.installed_providers()
