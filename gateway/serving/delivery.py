@@ -514,9 +514,11 @@ def _fill(stencil: Stencil, alike: Sequence[Inference], texts: Sequence[bytes], 
     """The answers of requests that share a stencil; `texts` are the elements of each row of their run's output."""
     answer, size, rows = stencil.answer, stencil.answer_bytes, alike[0].rows
     row = alike[0].row
-    answers: list[Answer] = []
-    for number in range(sequence, sequence + len(alike)):
-        text = texts[row] if rows == 1 else b",".join(texts[row : row + rows])
-        answers.append((b"", answer % (number, size + len(text), number, text), 200, True))
-        row += rows
-    return answers
+    end = row + rows * len(alike)
+    if rows == 1:
+        own = texts[row:end]
+    else:
+        own = [b",".join(texts[row : row + rows]) for row in range(row, end, rows)]
+    return [
+        (b"", answer % (number, size + len(text), number, text), 200, True) for number, text in enumerate(own, sequence)
+    ]

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
-from gateway.protocol.decode import RequestDecoder
+from gateway.protocol.decode import LONG_BYTES, RequestDecoder
 from gateway.protocol.errors import CallerError
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
@@ -89,6 +89,16 @@ def test_a_request_like_the_last_is_recognised(text: bytes) -> None:
 @pytest.mark.parametrize("text", [b"[1,2,3]", b"[1]", b"[[1,2]]", b"[1,2]]", b"[1," + b" " * 200 + b"2]", b""])
 def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
+
+
+@pytest.mark.parametrize(("count", "is_known"), [(999, False), (1000, True), (1001, False)])
+def test_many_numbers_are_counted_too(count: int, is_known: bool) -> None:
+    decoder = RequestDecoder("m", Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
+    body = b'{"inputs": [{"name": "x", "shape": [500, 2], "datatype": "FP32", "data": [%b]}]}'
+    decoder.decode(body % b",".join([b"0.123456"] * 1000))
+    text = b",".join([b"0.12345"] * count)
+    assert len(text) > LONG_BYTES
+    assert (recognised(body % text, decoder) is not None) == is_known
 
 
 @pytest.mark.parametrize("text", [b"[]", b"[ ]", b"[\t]", b"[\n]", b"[\r\n]"])
