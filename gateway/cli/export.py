@@ -92,7 +92,13 @@ def export(
 
             def lines() -> Iterator[TableLine]:
                 wanted = chosen(read(), model=model, version=version, arm=arm, failed=failed)
-                return lines_of(wanted, names, joined)
+                empty = True
+                for line in lines_of(wanted, names, joined):
+                    empty = False
+                    yield line
+                if empty and model is not None:
+                    # Before a file takes the place of one that was there.
+                    _check_known(models or settings.models, model, version)
 
             if form == "parquet" and output is not None:
                 export_parquet(lines, output, progress.add)
@@ -106,8 +112,6 @@ def export(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         raise CommandError(f"cannot write {output or 'the table'}: {error.strerror}") from None
-    if not progress.count and model is not None:
-        _check_known(models or settings.models, model, version)
     if output is not None:
         typer.echo(f"{progress.count} rows in {output}")
 

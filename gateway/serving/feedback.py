@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.events.addresses import AddressError, parse_id
 from gateway.protocol.errors import CallerError
+from gateway.protocol.mistakes import told_mistake
 
 __all__ = ("MAX_FEEDBACK", "Feedback", "read_feedback")
 
@@ -32,16 +33,15 @@ def read_feedback(body: bytes) -> list[Feedback]:
     CallerError
         The body is neither, has more than `MAX_FEEDBACK` labels, or names what cannot be a row of a prediction.
     """
+    kind: type[Feedback] | type[_FeedbackBatch] = _FeedbackBatch if b'"feedback"' in body else Feedback
     try:
-        if b'"feedback"' in body:
-            items = msgspec.json.decode(body, type=_FeedbackBatch).feedback
-        else:
-            items = [msgspec.json.decode(body, type=Feedback)]
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        why = error if body.strip() else "the body is empty"
+        read: Feedback | _FeedbackBatch = msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = told_mistake(error, kind) if body.strip() else "the body is empty"
         raise CallerError(
             f'feedback must be {{"prediction_id", "row", "label"}} or {{"feedback": [...]}} of those: {why}'
         ) from None
+    items = read.feedback if isinstance(read, _FeedbackBatch) else [read]
     if len(items) > MAX_FEEDBACK:
         raise CallerError(f"{len(items)} labels in one request, more than {MAX_FEEDBACK}")
     for item in items:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.protocol.errors import CallerError
+from gateway.protocol.mistakes import told_mistake
 
 __all__ = ("LOGGING", "keep_logging")
 
@@ -32,10 +33,11 @@ def keep_logging(body: bytes) -> dict[str, Any]:
     CallerError
         Something is to become different, or is no setting.
     """
+    kind = dict[str, bool | int | str]
     try:
-        asked = msgspec.json.decode(body or b"{}", type=dict[str, bool | int | str])
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CallerError(f"log settings must be a JSON object of them: {error}") from None
+        asked = msgspec.json.decode(body or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CallerError(f"log settings must be a JSON object of them: {told_mistake(error, kind)}") from None
     for name, value in asked.items():
         if name not in LOGGING:
             raise CallerError(f"there is no log setting '{name[:64]}'; there are {', '.join(LOGGING)}")

@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.control.errors import NotKnown, Refused, StoreAway, StoreError
 from gateway.control.store import Snapshot, VersionState
+from gateway.protocol.mistakes import told_mistake
 from gateway.serving.front import Front
 
 __all__ = ("ACTOR", "REPOSITORY", "CallRefused", "RepositoryCalls", "VersionStore", "authorize")
@@ -218,8 +219,8 @@ def _read(body: bytes, kind: type[_Request]) -> _Request:
         return kind()
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CallRefused(400, f"the body is not as expected: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CallRefused(400, f"the body is not as expected: {told_mistake(error, kind)}") from None
 
 
 def _check_repository(name: str) -> None:

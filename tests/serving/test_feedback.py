@@ -10,7 +10,15 @@ from gateway.serving.feedback import read_feedback
 
 
 @pytest.mark.parametrize(
-    ("body", "why"), [(b"", "the body is empty"), (b" \n", "the body is empty"), (b"{}", "missing")]
+    ("body", "why"),
+    [
+        (b"", "the body is empty"),
+        (b" \n", "the body is empty"),
+        (b"{}", "prediction_id is missing"),
+        (b'{"prediction_id"', "it ends too early"),
+        (b'{"prediction_id": "x", "label": "y"}', "label: expected a number or true or false"),
+        (b'{"feedback": [{"prediction_id": "x", "rows": 1}]}', "feedback[0].rows: no such key; expected one of "),
+    ],
 )
 def test_a_body_that_is_no_feedback_is_refused_with_the_reason(body: bytes, why: str) -> None:
     with pytest.raises(
