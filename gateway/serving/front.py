@@ -370,9 +370,7 @@ class Front:
             raise inference.refused
         served = inference.served
         if served.decoder is None:
-            raise EngineUnavailable(
-                f"Request for unknown model: '{served.model}' version {served.version} is not at ready state"
-            )
+            raise EngineUnavailable(served.unready)
         if self.spool.full and self._blocks:
             raise LogUnavailable("the prediction log takes no records, so no prediction can be answered")
         if inference.rank >= served.lane.line.closed_for:

@@ -80,6 +80,12 @@ class ServedVersion:
     def __repr__(self) -> str:
         return f"<ServedVersion {self.lane!r}>"
 
+    @property
+    def unready(self) -> str:
+        """What callers are told while no engine has been reached, with the reason where none will be."""
+        why = "" if self.lane.refusing is None else f": {self.lane.refusing}"
+        return f"Request for unknown model: '{self.model}' version {self.version} is not at ready state{why}"
+
     def large_decoder(self) -> RequestDecoder:
         """A decoder of its own for one large request: another thread uses it, and its memory goes with it.
 
@@ -89,7 +95,7 @@ class ServedVersion:
             No engine has been reached yet.
         """
         if self.decoder is None:
-            raise EngineUnavailable(f"model '{self.model}' version {self.version} is not at ready state")
+            raise EngineUnavailable(self.unready)
         return self.decoder.again()
 
     def greeted(self, hello: Hello) -> bool:

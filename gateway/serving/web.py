@@ -319,7 +319,7 @@ class _Web:
 
 def _check_greeted(served: ServedVersion) -> Any:
     if served.signature is None:
-        raise CallerError(f"Request for unknown model: '{served.model}' version {served.version} is not at ready state")
+        raise CallerError(served.unready)
     return served.signature
 
 

@@ -505,3 +505,19 @@ def test_a_version_that_is_taken_away_still_answers_what_it_has_taken(tmp_path: 
             assert (await waiting)[0][0] == 200
 
     run(test)
+
+
+async def test_a_version_whose_engine_never_came_says_why(tmp_path: Path) -> None:
+    async with door(tmp_path) as d:
+        d.front.follow(2, {"m": Route("m", stable=1)}, {("m", 1): "sha256:01", ("m", 2): "sha256:02"})
+        pinned = post(headers="Gateway-Version: 2\r\n")
+        metadata = get("/v2/models/m/versions/2")
+        told = "Request for unknown model: 'm' version 2 is not at ready state"
+        assert [(status, body["error"]) for status, _, body in await d.send(pinned + metadata, read=2)] == [
+            (503, told),
+            (400, told),
+        ]
+        d.front.versions["m", 2].lane.refuse_waiting("its engine ended 5 times")
+        assert [body["error"] for _, _, body in await d.send(pinned + metadata, read=2)] == [
+            f"{told}: its engine ended 5 times"
+        ] * 2

@@ -143,9 +143,7 @@ class OtherCalls:
 def _hello(served: ServedVersion) -> Hello:
     hello = served.lane.hello
     if hello is None:
-        raise EngineUnavailable(
-            f"Request for unknown model: '{served.model}' version {served.version} is not at ready state"
-        )
+        raise EngineUnavailable(served.unready)
     return hello
 
 
