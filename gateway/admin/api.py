@@ -44,7 +44,7 @@ THREADS = 8
 MAX_WAITING = 64
 MAX_TAILS = 16
 POLL_SECONDS = 0.1
-SETTLE_SECONDS = 1.0  # by then the supervisor has seen what was decided, and taken away the socket of what must end
+SETTLE_SECONDS = 3.0  # by then the supervisor of a busy machine has seen what was decided, and ended what must end
 REACH_SECONDS = 0.2  # by then every front has reached an engine that is ready
 
 _HEADERS = {
@@ -186,7 +186,8 @@ class _Admin:
         began = time.monotonic()
         while True:
             engine = self._operations.engine(model, version)
-            fresh = self._operations.engine_note_time(model, version) != stale
+            # An engine that ends loses its note first, and answers until the fronts have let go of it.
+            fresh = self._operations.engine_note_time(model, version) not in (0, stale)
             if fresh and engine.state in ("ready", "failed", "circuit_open"):
                 if engine.state == "ready":
                     await asyncio.sleep(REACH_SECONDS)

@@ -146,9 +146,11 @@ def test_approval_does_not_take_an_engine_that_is_about_to_end_for_its_own(world
     news: list[str] = []
 
     def replaced() -> None:
+        (world.settings.run_dir / "engine-m-1.json").unlink()
+        time.sleep(0.8)  # while it still answers what was taken for it
         (world.settings.run_dir / "engine-m-1.sock").unlink()
-        world.note(1, "stopped")
-        time.sleep(1.2)
+        world.note(1, "starting")
+        time.sleep(0.8)
         world.note(1, "ready")
         world.ready(1)
         news.append("ready")
