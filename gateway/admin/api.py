@@ -44,7 +44,7 @@ THREADS = 8
 MAX_WAITING = 64
 MAX_TAILS = 16
 POLL_SECONDS = 0.1
-SETTLE_SECONDS = 3.0  # by then the supervisor of a busy machine has seen what was decided, and ended what must end
+SETTLE_SECONDS = 1.0  # by then the supervisor has seen what was decided, and taken away the note of what must end
 REACH_SECONDS = 0.2  # by then every front has reached an engine that is ready
 
 _HEADERS = {
@@ -185,16 +185,17 @@ class _Admin:
     async def _engine_after(self, model: str, version: int, *, stale: int) -> EngineState:
         began = time.monotonic()
         while True:
-            engine = self._operations.engine(model, version)
             # An engine that ends loses its note first, and answers until the fronts have let go of it.
-            fresh = self._operations.engine_note_time(model, version) not in (0, stale)
-            if fresh and engine.state in ("ready", "failed", "circuit_open"):
+            noted = self._operations.engine_note_time(model, version)
+            engine = self._operations.engine(model, version)
+            if noted not in (0, stale) and engine.state in ("ready", "failed", "circuit_open"):
                 if engine.state == "ready":
                     await asyncio.sleep(REACH_SECONDS)
                 return engine
             waited = time.monotonic() - began
             # One of the past that is ready may be about to end, unless it was approved again before anybody saw.
-            if waited >= self._approve_wait_seconds or (engine.state == "ready" and waited >= SETTLE_SECONDS):
+            settled = engine.state == "ready" and noted == stale and waited >= SETTLE_SECONDS
+            if settled or waited >= self._approve_wait_seconds:
                 return engine
             await asyncio.sleep(POLL_SECONDS)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from gateway.admin.api import SETTLE_SECONDS
 from gateway.admin.endpoints import ENDPOINTS, PREFIX
 from gateway.control.store import Store, StoreAway
 from gateway.protocol.datatypes import Signature, TensorSpec
@@ -147,7 +148,7 @@ def test_approval_does_not_take_an_engine_that_is_about_to_end_for_its_own(world
 
     def replaced() -> None:
         (world.settings.run_dir / "engine-m-1.json").unlink()
-        time.sleep(0.8)  # while it still answers what was taken for it
+        time.sleep(SETTLE_SECONDS + 0.3)  # while it still answers what was taken for it
         (world.settings.run_dir / "engine-m-1.sock").unlink()
         world.note(1, "starting")
         time.sleep(0.8)
