@@ -12,7 +12,7 @@ import simdjson
 
 from gateway.events.encoding import RecordError
 from gateway.events.records import PredictionRecord, TensorRecord
-from gateway.protocol.json_tensor import READING, numbers_in
+from gateway.protocol.json_tensor import READING, numbers_in_each
 
 __all__ = ("LoggedPrediction", "LoggedTensor", "in_single", "read_numbers", "read_prediction")
 
@@ -96,8 +96,7 @@ def read_numbers(tensors: Sequence[TensorRecord | LoggedTensor]) -> Array | None
         if not isinstance(tensor, LoggedTensor) or (tensor.shape, tensor.datatype) != (shape, datatype) or not shape:
             return None
         text = bytes(tensor.text)
-        if text.count(b",") != size - 1:
+        if not (text.startswith(b"[") and text.endswith(b"]")):
             return None
-        texts.append(text)
-    numbers = numbers_in(texts, READING["FP64"], parser=simdjson.Parser())
-    return numbers if numbers is not None and numbers.size == size * len(texts) else None
+        texts.append(text[1:-1])
+    return numbers_in_each(texts, size, READING["FP64"], parser=simdjson.Parser())

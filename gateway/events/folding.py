@@ -171,7 +171,7 @@ def _elements(texts: Sequence[bytes], head: bytes, axes: bytes, *, rows: int, pa
     reading = _reading_of(head)
     if reading is None:
         return None
-    numbers = numbers_in([b"[%b]" % b",".join(texts)], reading, parser=parser)
+    numbers = numbers_in(b"[%b]" % b",".join(texts), reading, parser=parser)
     if numbers is None or numbers.size != rows * math.prod(_axes(axes)):
         return None
     with np.errstate(over="ignore"):

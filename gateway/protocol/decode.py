@@ -32,7 +32,7 @@ from gateway.protocol.json_tensor import (
     longest_text,
     nesting_of,
     numbers,
-    numbers_in,
+    numbers_in_each,
     tensor_of,
     within,
 )
@@ -48,9 +48,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _BYTE_ORDER_MARK = 0xEF
 FEW_BYTES = 512
 """Of the text of numbers that are read by themselves; for more, what reads many at once is faster."""
-LONG_BYTES = 4096
-"""Of a text whose commas numpy counts faster than bytes do."""
-_COMMA = np.uint8(ord(","))
 _MAX_HEAD = 4096
 """Of the JSON before a tensor that is kept to be recognised."""
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
@@ -59,7 +56,7 @@ _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in '
 class Usual(NamedTuple):
     """What stood before and behind the numbers of a usual request, their shape and count, and how they are read.
 
-    `most` is how many bytes the text of the numbers may have.
+    The brackets of their array belong to `before` and `after`; `most` is how many bytes their text may have.
     """
 
     before: bytes
@@ -156,8 +153,8 @@ class RequestDecoder:
     def recognise(self, read: bytes, start: int = 0) -> tuple[Usual, bytes] | None:
         """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
 
-        The text is one flat JSON array with as many commas as its numbers need; they have still to be read
-        (`numbers_of`).
+        The text is that between the brackets of their array; it has still to be read (`numbers_of`), and may be
+        anything.
 
         Parameters
         ----------
@@ -167,34 +164,29 @@ class RequestDecoder:
         usual = self._last_usual
         if usual is None:
             return None
-        before, after, _, size, most, _ = usual
+        before, after = usual.before, usual.after
         if not (read.startswith(before, start) and read.endswith(after, start)):
             return None
         text = read[start + len(before) : len(read) - len(after)]
-        length = len(text)
-        if length > most or text.rfind(b"[") or text.find(b"]") != length - 1:
-            return None
-        if (text.count(b",") if length < LONG_BYTES else _commas_in(text)) != size - 1:
-            return None
-        if size == 1 and not text.strip(b"[] \t\r\n"):
-            return None  # no number needs no comma either
-        return usual, text
+        return (usual, text) if len(text) <= usual.most else None
 
-    def numbers_of(self, texts: list[bytes], reading: Reading) -> Array | None:
-        """The numbers of texts that `recognise` gave, behind one another; None when some text has anything else.
+    def numbers_of(self, texts: list[bytes], usual: Usual) -> Array | None:
+        """The numbers of texts that `recognise` gave with `usual`, behind one another.
 
         Returns
         -------
-        array of the dtype of `reading`, flat
+        array or None
+            Flat, of the input's dtype; None when some text has anything else than the numbers it should.
         """
+        reading = usual.reading
         if len(texts) == 1 and len(texts[0]) <= FEW_BYTES:
-            few = few_numbers_in(texts[0], reading, parser=self._parser)
+            few = few_numbers_in(texts[0], usual.size, reading, parser=self._parser)
             if few is not None:
                 return few
-        wide = numbers_in(texts, reading, parser=self._parser)
+        wide = numbers_in_each(texts, usual.size, reading, parser=self._parser)
         if wide is None or (reading.limits is not None and not within(wide, reading)):
             return None
-        return wide.astype(reading.dtype)
+        return wide.astype(reading.dtype, copy=False)
 
     def again(self) -> RequestDecoder:
         """Another decoder of the same requests."""
@@ -310,7 +302,7 @@ class RequestDecoder:
             return None
         if FREE not in spec.shape[1:]:
             start = body.index(b"[", body.index(b'"data"'))
-            before, after = body[:start], body[start + len(fragment) :]
+            before, after = body[: start + 1], body[start + len(fragment) - 1 :]
             reading = READING[spec.datatype]
             self._last_usual = Usual(before, after, tuple(shape), size, longest_text(size), reading)
         return InferRequest(inputs=[array.reshape(shape)], rows=shape[0], fragments=[fragment], plain=True)
@@ -438,10 +430,6 @@ class RequestDecoder:
             self._cut_tensors.append(cut)
             return cut.array, False
         return tensor_of(data, shape, spec)
-
-
-def _commas_in(text: bytes) -> int:
-    return int(np.count_nonzero(np.equal(np.frombuffer(text, np.uint8), _COMMA)))
 
 
 def _without_frames(error: CallerError) -> CallerError:

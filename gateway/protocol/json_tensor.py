@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from struct import error as StructError
@@ -40,6 +41,7 @@ __all__ = (
     "nesting_of",
     "numbers",
     "numbers_in",
+    "numbers_in_each",
     "numbers_with_tokens",
     "tensor_of",
     "wide_numbers",
@@ -100,7 +102,10 @@ def _reading(dtype: np.dtype[Any]) -> Reading:
 
 
 _PACKED = {NUMPY_OF[name]: code for name, code in (("FP32", "f"), ("FP64", "d"), ("INT32", "i"), ("INT64", "q"))}
-_IN_NUMBERS = b"0123456789+-.eE,[] \t\r\n"
+_IN_NUMBERS = b"0123456789+-.eE, \t\r\n"
+_SECRET = secrets.randbits(53)
+"""A float has it exactly, too."""
+_BETWEEN, _BEHIND = b",%d," % _SECRET, b",%d]" % _SECRET
 READING = {datatype: _reading(dtype) for datatype, dtype in NUMPY_OF.items() if dtype.kind in "fiu"}
 _QUOTE = ord('"')
 _NO_MARKS = bytes(sorted(set(range(256)) - set(b'"[]{}')))
@@ -235,22 +240,44 @@ def narrow(wide: Array, room: Array, spec: TensorSpec) -> None:
         raise CallerError(_out_of_range(spec))
 
 
-def numbers_in(texts: Sequence[bytes], reading: Reading, *, parser: simdjson.Parser) -> Array | None:
-    """The numbers of flat JSON arrays, behind one another, of the wide dtype of `reading`; None when there is anything
-    else in some of them.
+def numbers_in(text: bytes, reading: Reading, *, parser: simdjson.Parser) -> Array | None:
+    """The numbers of a JSON array, flat, of the wide dtype of `reading`; None when there is anything else in it.
 
-    Each text has one pair of brackets, around it. In a string none could hide: a string is no number.
+    Arrays in it are passed over: its numbers are those of all of them.
     """
     try:
-        values: Any = parser.parse(b"[%b]" % b",".join(texts))
+        values: Any = parser.parse(text)
         array: Array = np.frombuffer(values.as_buffer(of_type=reading.code), reading.wide)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return None
     return array
 
 
-def few_numbers_in(text: bytes, reading: Reading, *, parser: simdjson.Parser) -> Array | None:
-    """As `numbers_in` of one text, and of the dtype of `reading`, by steps that are shorter for a few numbers.
+def numbers_in_each(texts: Sequence[bytes], size: int, reading: Reading, *, parser: simdjson.Parser) -> Array | None:
+    """The numbers of flat JSON arrays without their brackets, behind one another, of the wide dtype of `reading`.
+
+    None when some text has anything else than `size` numbers. Counting commas would cost more than reading: a number
+    that no caller can know goes behind each text, and stands where it must only if each has as many as it should.
+
+    >>> numbers_in_each([b"1,2", b"3,4.5"], 2, READING["FP64"], parser=simdjson.Parser()).tolist()
+    [1.0, 2.0, 3.0, 4.5]
+    >>> numbers_in_each([b"1,2,3", b"4"], 2, READING["FP64"], parser=simdjson.Parser()) is None
+    True
+    """
+    text = b"[%b%b" % (_BETWEEN.join(texts), _BEHIND)
+    if text.rfind(b"["):
+        return None
+    array = numbers_in(text, reading, parser=parser)
+    if array is None or array.size != len(texts) * (size + 1):
+        return None
+    table = array.reshape(-1, size + 1)
+    if np.count_nonzero(table[:, size] == _SECRET) != len(texts):
+        return None
+    return table[:, :size].reshape(-1)
+
+
+def few_numbers_in(text: bytes, size: int, reading: Reading, *, parser: simdjson.Parser) -> Array | None:
+    """As `numbers_in_each` of one text, and of the dtype of `reading`, by steps that are shorter for a few numbers.
 
     None too where a number is beyond the dtype, or the dtype is none of those that most models have.
     """
@@ -258,10 +285,10 @@ def few_numbers_in(text: bytes, reading: Reading, *, parser: simdjson.Parser) ->
     if code is None or text.translate(None, _IN_NUMBERS):
         return None
     try:
-        values: Any = parser.parse(text)
+        values: Any = parser.parse(b"[%b]" % text)
         values = values.as_list()
-        # It rounds as numpy does, and refuses what numpy would make infinite or wrap.
-        return np.frombuffer(pack(f"<{len(values)}{code}", *values), reading.dtype)
+        # It rounds as numpy does, and refuses what numpy would make infinite or wrap, and another number of them.
+        return np.frombuffer(pack(f"<{size}{code}", *values), reading.dtype)
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError, StructError):
         return None
 

@@ -512,13 +512,10 @@ def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int
 
 def _fill(stencil: Stencil, alike: Sequence[Inference], texts: Sequence[bytes], sequence: int) -> list[Answer]:
     """The answers of requests that share a stencil; `texts` are the elements of each row of their run's output."""
-    answer, size, rows = stencil.answer, stencil.answer_bytes, alike[0].rows
-    row = alike[0].row
+    rows, row = alike[0].rows, alike[0].row
     end = row + rows * len(alike)
     if rows == 1:
         own = texts[row:end]
     else:
         own = [b",".join(texts[row : row + rows]) for row in range(row, end, rows)]
-    return [
-        (b"", answer % (number, size + len(text), number, text), 200, True) for number, text in enumerate(own, sequence)
-    ]
+    return [(b"", answer, 200, True) for answer in stencil.answers(own, sequence)]

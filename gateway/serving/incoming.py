@@ -6,7 +6,6 @@ Every limit of section `[limits]` that concerns bodies in transport is kept here
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 
 import httptools
@@ -18,16 +17,15 @@ from gateway.serving.answers import error_answer, status_of
 from gateway.serving.aside import SLOW_JSON_BYTES
 from gateway.serving.front import Front
 from gateway.serving.inference import Inference
+from gateway.serving.known_head import LENGTH_FIELD
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.receiver import Receiver
 from gateway.serving.room import LARGE_BODY_BYTES, Held
 
-__all__ = ("LENGTH_FIELD", "IncomingBody")
+__all__ = ("IncomingBody",)
 
 MAX_LARGE_PIPELINED = 4
 CHUNK_LINE_BYTES = 16  # what a chunk may cost beside its content; Go's net/http: 16
-
-LENGTH_FIELD = re.compile(rb"(?i)(\r\ncontent-length: ?)[0-9]{1,8}(?=\r\n|\Z)")
 
 
 class IncomingBody(Pipeline):

@@ -30,8 +30,9 @@ from gateway.serving.head import (
     size_of,
     without_upgrade,
 )
-from gateway.serving.incoming import LENGTH_FIELD, IncomingBody
+from gateway.serving.incoming import IncomingBody
 from gateway.serving.inference import Inference, path_pin
+from gateway.serving.known_head import LENGTHS, KnownHead, known_head, length_in
 from gateway.serving.pipeline import FAULT
 from gateway.serving.room import LARGE_BODY_BYTES
 
@@ -64,7 +65,7 @@ class GatewayProtocol(IncomingBody):
         self._max_fields = self._limits.max_head_fields
         self._max_known = min(self._max_body, LARGE_BODY_BYTES)
         self._known: Inference
-        self._known_head: tuple[bytes, bytes] | None = None
+        self._known_head: KnownHead | None = None
         self._host = b""
         self._half_head = b""
 
@@ -82,7 +83,7 @@ class GatewayProtocol(IncomingBody):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         known = self._known_head
-        if known is not None and not self._reading_since and self._take_again(data, *known):
+        if known is not None and not self._reading_since and self._take_again(data, known):
             return
         size = self._read = len(data)
         self._unread += size
@@ -186,26 +187,23 @@ class GatewayProtocol(IncomingBody):
             self._learn(inference)
 
     def _learn(self, inference: Inference) -> None:
-        # Clients send the same head again and again, but for the length: what stands before and behind its digits.
         # Only where one read holds this one head and its body is it certain which bytes the parser has read.
         self._known_head = None
         head, end, _ = self._piece.partition(b"\r\n\r\n")
         if self._unread != len(self._piece) or not end or self._max_head < len(head) + 2 * LENGTH_DIGITS:
             return
-        parts = LENGTH_FIELD.split(head)
-        if len(parts) == 3:
-            before, length, after = parts
-            self._known, self._known_head = inference.again(), (before + length, after + end)
+        self._known, self._known_head = inference.again(), known_head(head, end)
 
-    def _take_again(self, data: bytes, before: bytes, after: bytes) -> bool:
+    def _take_again(self, data: bytes, known: KnownHead) -> bool:
         """Take a read that is the known head once more and a whole body; all that the head says has been checked."""
-        start = len(before)
-        end = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
-        if not (data.startswith(before) and data.startswith(after, end)):
+        before, after, size = known
+        rest = len(data) - size
+        length = LENGTHS[rest] if 0 <= rest < len(LENGTHS) else length_in(rest)
+        head = before + length + after
+        if not (length and data.startswith(head)):
             return False
-        body = end + len(after)
-        size = len(data) - body
-        if data[start:end] != b"%d" % size or size > self._max_known or self._discarding or self._stopping:
+        body = len(head)
+        if len(data) - body > self._max_known or self._discarding or self._stopping:
             return False
         inference = self._known.again()
         cycle = self.cycle

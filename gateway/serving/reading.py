@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
+from gateway.protocol.decode import Usual
 from gateway.protocol.errors import CallerError
 from gateway.serving.inference import Inference
 
@@ -25,24 +28,38 @@ def read_batch(batch: Sequence[Inference]) -> tuple[list[Array] | None, list[Inf
     list of Inference
         Those that cannot be read, and why in `failure`.
     """
-    unread = [inference for inference in batch if inference.usual is not None]
-    if not unread:
-        return None, []
-    usual, decoder = unread[0].usual, unread[0].served.decoder
-    if usual is None or decoder is None:
-        return None, []
-    numbers = decoder.numbers_of([inference.text for inference in unread], usual.reading)
+    usual = batch[0].usual
+    if usual is not None:
+        texts = [inference.text for inference in batch if inference.usual is usual]
+        if len(texts) == len(batch):
+            numbers = _numbers_of(texts, usual, batch[0])
+            return (None, _read_alone(batch)) if numbers is None else ([numbers], [])
+    refused: list[Inference] = []
+    for usual, unread in groupby(batch, key=attrgetter("usual")):
+        if usual is not None:
+            refused += _read_alike(list(unread), usual)
+    return None, refused
+
+
+def _read_alike(batch: list[Inference], usual: Usual) -> list[Inference]:
+    """Read what has been recognised by one and the same usual request; those that cannot be read."""
+    numbers = _numbers_of([inference.text for inference in batch], usual, batch[0])
     if numbers is None:
-        return None, [inference for inference in unread if not read_alone(inference)]
-    array = numbers.reshape(-1, *usual.shape[1:])
-    if len(unread) == len(batch):
-        return [array], []
-    start = 0
-    for inference in unread:
-        stop = start + inference.rows
-        _give(inference, [array[start:stop]])
-        start = stop
-    return None, []
+        return _read_alone(batch)
+    rows = usual.shape[0]
+    for place, inference in enumerate(batch):
+        _give(inference, [numbers[place * rows : (place + 1) * rows]])
+    return []
+
+
+def _read_alone(batch: Sequence[Inference]) -> list[Inference]:
+    return [inference for inference in batch if not read_alone(inference)]
+
+
+def _numbers_of(texts: list[bytes], usual: Usual, first: Inference) -> Array | None:
+    decoder = first.served.decoder
+    numbers = None if decoder is None else decoder.numbers_of(texts, usual)
+    return None if numbers is None else numbers.reshape(-1, *usual.shape[1:])
 
 
 def read_alone(inference: Inference) -> bool:

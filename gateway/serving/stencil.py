@@ -7,6 +7,7 @@ are those that `answers.py` and `records.py` make; a test holds them against eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,11 @@ from gateway.serving.answers import infer_answer
 
 __all__ = ("Stencil", "make_stencil")
 
-# Stand for what differs while the constant part is rendered; no name can hold them.
-_ID, _LENGTH = b"\x00id", b"\x00length"
+# Stands for what differs while the constant part is rendered; no name can hold it.
+_ID = b"\x00id"
+
+_LOWEST = tuple(b"%02x" % number for number in range(256))
+_DECIMAL = tuple(b"%d" % number for number in range(4096))
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,12 +29,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Stencil(NamedTuple):
     """What requests of the same rows have in common.
 
-    `answer` is a format for `%`, which takes the number of the record, the content's length, the number again and the
-    elements of the output; its content is `answer_bytes` long without those elements. The rest is what a block of the
-    log has once (`gateway.events.blocks`); `row_bytes` are those of an input's and an output's row together.
+    `answer` is what stands around what is an answer's own: the number of the record, the content's length, the number
+    again and the elements of the output. Its content is `answer_bytes` long without those elements. The rest is what a
+    block of the log has once (`gateway.events.blocks`); `row_bytes` are those of an input's and an output's row
+    together.
     """
 
-    answer: bytes
+    answer: tuple[bytes, bytes, bytes, bytes, bytes]
     answer_bytes: int
     head: bytes
     input_head: bytes
@@ -40,6 +45,38 @@ class Stencil(NamedTuple):
     input_axes: tuple[int, ...]
     output_axes: tuple[int, ...]
     row_bytes: int
+
+    def answers(self, texts: Sequence[bytes], sequence: int) -> list[bytes]:
+        """Render answers whose records are numbered from `sequence`.
+
+        Parameters
+        ----------
+        texts : sequence of bytes
+            The elements of each one's output, as JSON without brackets.
+        """
+        alike = len(_LOWEST) - sequence % len(_LOWEST)  # so many numbers differ in the last two digits only
+        if len(texts) > alike:
+            return self.answers(texts[:alike], sequence) + self.answers(texts[alike:], sequence + alike)
+        before, headers, content, behind, end = self.answer
+        high = b"%08x" % (sequence // len(_LOWEST))
+        before, content = before + high, content + high
+        size, join, most = self.answer_bytes, b"".join, len(_DECIMAL)
+        return [
+            join(
+                (
+                    before,
+                    low,
+                    headers,
+                    _DECIMAL[length] if (length := size + len(text)) < most else b"%d" % length,
+                    content,
+                    low,
+                    behind,
+                    text,
+                    end,
+                )
+            )
+            for low, text in zip(_LOWEST[sequence % len(_LOWEST) :], texts, strict=False)
+        ]
 
 
 def make_stencil(
@@ -75,10 +112,11 @@ def make_stencil(
     shape = b",".join([b"%d" % axis for axis in (rows, *outputs.shape[1:])])
     body = b'%b"parameters":{"prediction_id":"%b"},"outputs":[%b%b],"data":[' % (answer_head, _ID, output_head, shape)
     answer = infer_answer(body, prediction_id=_ID, version=version, arm=arm, keep_alive=True)
-    before, _, after = answer.partition(b"content-length: ")
-    answer = b"%bcontent-length: %b%b" % (before, _LENGTH, after.lstrip(b"0123456789"))
+    before, between, behind = answer.split(_ID)
+    headers, word, content = between.partition(b"content-length: ")
+    own = b"%b-" % boot
     return Stencil(
-        answer=answer.replace(b"%", b"%%").replace(_ID, b"%b-%%010x" % boot).replace(_LENGTH, b"%d") + b"%b]}]}",
+        answer=(before + own, headers + word, content.lstrip(b"0123456789") + own, behind, b"]}]}"),
         answer_bytes=len(body) - len(_ID) + ID_BYTES + len(b"]}]}"),
         head=head,
         input_head=input_head,

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
-from gateway.protocol.decode import LONG_BYTES, RequestDecoder
+from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
@@ -21,6 +21,7 @@ TEXTS = st.one_of(
     st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-300, 300), min_size=2, max_size=2).map(
         lambda numbers: json.dumps(numbers).encode()
     ),
+    st.lists(st.integers(0, 3), max_size=5).map(lambda numbers: json.dumps(numbers).encode()),
     st.text("019.,-eE[]{}\"'\\ nulltrueNaNInfinity:\n", max_size=12).map(lambda text: b"[%b]" % text.encode()),
     st.sampled_from(
         [b'["]', b'["]"]', b"[1,,2]", b"[1 2,3]", b"[1,2", b"[true,1]", b"[null,1]", b"[1e400,1]", b"[1e39,1]"]
@@ -59,6 +60,11 @@ def outcome_of(body: bytes, datatype: str) -> list[Any] | str:
 @example("FP32", [b'["]', b'["]'])
 @example("FP32", [b"[1,2]", b"[1e39,1]", b"[3,4]"])
 @example("INT8", [b"[1,2]", b"[1,300]", b"[3,-4]"])
+@example("FP32", [b"[1,2,3]", b"[4]"])
+@example("FP32", [b"[1]", b"[2,3,4]", b"[5,6]"])
+@example("FP32", [b"[]", b"[1,2,3,4]"])
+@example("FP32", [b"[1,[2]]", b"[[3],4]"])
+@example("FP32", [b"[1]],[[2]", b"[3,4]"])
 def test_a_batch_is_read_as_each_of_its_requests_would_be(datatype: str, texts: list[bytes]) -> None:
     decoder = decoder_of(datatype, primed=True)
     bodies = [body_of(datatype, text) for text in texts]
@@ -86,19 +92,41 @@ def test_a_request_like_the_last_is_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is not None
 
 
-@pytest.mark.parametrize("text", [b"[1,2,3]", b"[1]", b"[[1,2]]", b"[1,2]]", b"[1," + b" " * 200 + b"2]", b""])
-def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
-    assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
+def test_a_text_with_idle_blanks_is_not_recognised() -> None:
+    assert recognised(body_of("FP32", b"[1," + b" " * 200 + b"2]"), decoder_of("FP32", primed=True)) is None
 
 
-@pytest.mark.parametrize(("count", "is_known"), [(999, False), (1000, True), (1001, False)])
-def test_many_numbers_are_counted_too(count: int, is_known: bool) -> None:
+@pytest.mark.parametrize(("counts", "are_read"), [((1000, 1000), True), ((999, 1001), False), ((1001, 999), False)])
+def test_each_of_many_has_as_many_numbers_as_it_says(counts: tuple[int, ...], are_read: bool) -> None:
     decoder = RequestDecoder("m", Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
     body = b'{"inputs": [{"name": "x", "shape": [500, 2], "datatype": "FP32", "data": [%b]}]}'
     decoder.decode(body % b",".join([b"0.123456"] * 1000))
-    text = b",".join([b"0.12345"] * count)
-    assert len(text) > LONG_BYTES
-    assert (recognised(body % text, decoder) is not None) == is_known
+    batch = [recognised(body % b",".join([b"0.12345"] * count), decoder) for count in counts]
+
+    whole, refused = read_batch([each for each in batch if each is not None])
+
+    assert (whole is not None) == are_read
+    assert refused == ([] if are_read else batch)
+
+
+def test_requests_of_other_rows_are_read_each_with_its_like() -> None:
+    decoder, bodies = decoder_of("FP32", primed=False), []
+    batch = []
+    for rows in (1, 1, 2, 2, 1):
+        text = json.dumps(list(range(2 * rows)))
+        body = f'{{"inputs": [{{"name": "x", "shape": [{rows}, 2], "datatype": "FP32", "data": {text}}}]}}'.encode()
+        decoder.decode(body)
+        found = recognised(body, decoder)
+        assert found is not None
+        batch.append(found)
+        bodies.append(body)
+
+    whole, refused = read_batch(batch)
+
+    assert whole is None and not refused
+    assert [inference.inputs[0].tolist() for inference in batch] == [
+        decoder.decode(body).inputs[0].tolist() for body in bodies
+    ]
 
 
 @pytest.mark.parametrize("text", [b"[]", b"[ ]", b"[\t]", b"[\n]", b"[\r\n]"])
