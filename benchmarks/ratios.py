@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.cases import Round, Series
+from benchmarks.cases import TWO_CORES, Round, Series
 from benchmarks.ours import EVERYTHING_ON, OBSERVATION_OFF
-from benchmarks.suites import SLOW_FRONTS, TRITON, TWO_FRONTS, WITH_KAFKA, WITHOUT_DIGESTS
+from benchmarks.suites import IMAGE_ON_TWO_CORES, SLOW_FRONTS, TRITON, TWO_FRONTS, WITH_KAFKA, WITHOUT_DIGESTS
 from benchmarks.workloads import IMAGE_BINARY, IMAGE_JSON, ONE_ROW, ROWS_32, SLOW
 
 __all__ = ("ASKED", "Asked", "Verdict", "judge")
@@ -150,17 +150,26 @@ ASKED: tuple[Asked, ...] = (
     Asked("p99 / p50, the same, shipping to Kafka", _SHIPPING, _SHIPPING, _tail, 3, at_least=False),
     *[
         Asked(
-            f"{text}, {work.name}, 16 connections",
-            ("image", work.name, 16, ours),
-            ("image", work.name, 16, peer),
+            f"{text}, {work.name}, 16 connections{place}",
+            (stage, work.name, 16, ours),
+            (stage, work.name, 16, peer),
             _rate,
             limit,
         )
-        for text, ours, peer, work, limit in (
-            ("everything on / bare handler", EVERYTHING_ON, _BARE, IMAGE_BINARY, 0.9),
-            ("log.tensor_digests off / bare handler", WITHOUT_DIGESTS, _BARE, IMAGE_BINARY, 0.9),
-            ("everything on / Triton", EVERYTHING_ON, TRITON, IMAGE_BINARY, 1.2),
-            ("everything on / bare handler with orjson", EVERYTHING_ON, _BARE, IMAGE_JSON, 1.8),
+        for text, ours, peer, work, limit, stage, place in (
+            ("everything on / bare handler", EVERYTHING_ON, _BARE, IMAGE_BINARY, 0.9, "image", ""),
+            (
+                "everything on / bare handler",
+                EVERYTHING_ON,
+                _BARE,
+                IMAGE_BINARY,
+                0.9,
+                IMAGE_ON_TWO_CORES,
+                f", {TWO_CORES.name}",
+            ),
+            ("log.tensor_digests off / bare handler", WITHOUT_DIGESTS, _BARE, IMAGE_BINARY, 0.9, "image", ""),
+            ("everything on / Triton", EVERYTHING_ON, TRITON, IMAGE_BINARY, 1.2, "image", ""),
+            ("everything on / bare handler with orjson", EVERYTHING_ON, _BARE, IMAGE_JSON, 1.8, "image", ""),
         )
     ],
 )

@@ -25,12 +25,23 @@ from benchmarks.workloads import (
     rows_of,
 )
 
-__all__ = ("GRPC", "SLOW_FRONTS", "SUITES", "TRITON", "TWO_FRONTS", "WITHOUT_DIGESTS", "WITH_KAFKA", "stages_of")
+__all__ = (
+    "GRPC",
+    "IMAGE_ON_TWO_CORES",
+    "SLOW_FRONTS",
+    "SUITES",
+    "TRITON",
+    "TWO_FRONTS",
+    "WITHOUT_DIGESTS",
+    "WITH_KAFKA",
+    "stages_of",
+)
 
 TWO_FRONTS = "gateway, two fronts"
 TRITON = "Triton"
 GRPC = "gRPC"
 SLOW_FRONTS = "slow fronts"
+IMAGE_ON_TWO_CORES = "image on two cores"
 WITH_KAFKA = "gateway, shipping to Kafka"
 WITHOUT_DIGESTS = "gateway, without digests"
 _OFF = Variant(OBSERVATION_OFF, ("log", "metrics"))
@@ -119,6 +130,7 @@ def _ratios(triton: Path | None) -> tuple[Stage, ...]:
     return (
         Stage("tabular", tuple(sources), (Case(ONE_ROW, 64), Case(ROWS_32, 64), alone)),
         _images((16,), triton),
+        _images_on_two_cores(),
         *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
         _over_grpc(triton),
@@ -141,6 +153,7 @@ def _full(triton: Path | None) -> tuple[Stage, ...]:
             tuple(Case(work, count) for work in (ONE_ROW, ROWS_32) for count in (64, 1)),
         ),
         _images((64, 16, 1), triton),
+        _images_on_two_cores(),
         Stage("3 ms model", tuple(slow), tuple(Case(SLOW, count) for count in (16, 1))),
         *_fronts(),
         Stage("shipping", (_gateway("tabular", name=WITH_KAFKA, kafka=True),), (Case(ONE_ROW, 64),)),
@@ -163,6 +176,12 @@ def _images(connections: Sequence[int], triton: Path | None) -> Stage:
     cases = tuple(Case(work, count) for work in (IMAGE_BINARY, IMAGE_JSON) for count in connections)
     without = _gateway("image", name=WITHOUT_DIGESTS, settings={"GATEWAY_LOG__TENSOR_DIGESTS": "false"})
     return Stage("image", (_gateway("image"), without, _peer(_BARE, "image"), *_triton("image", triton)), cases)
+
+
+def _images_on_two_cores() -> Stage:
+    # A front and its engine are two processes: on one core they take turns.
+    case = Case(IMAGE_BINARY, 16, placement=TWO_CORES)
+    return Stage(IMAGE_ON_TWO_CORES, (_gateway("image"), _peer(_BARE, "image")), (case,))
 
 
 def _over_grpc(triton: Path | None) -> Stage:
