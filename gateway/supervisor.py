@@ -13,8 +13,10 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import setproctitle
@@ -45,6 +47,8 @@ POLL_SECONDS = 0.2
 SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
 INDEX_SECONDS = 0.2
+WORKERS = 4
+"""Threads for what would hold up the loop: looking through models, indexing the log, removing files, asking the store."""
 ONE_WORD_SECONDS = 0.5
 """SIGTERM that comes again so soon is the same one: timeout(1), and runners at Ctrl-C, pass on what all have got."""
 
@@ -113,6 +117,7 @@ class Supervisor:
         setproctitle.setproctitle("gateway: supervisor")
         take_loggers(self._log)
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(_begun_workers(WORKERS))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._be_stopped)
         with contextlib.ExitStack() as held:
@@ -378,6 +383,15 @@ class Supervisor:
         """What reads the log; engines are to be the last."""
         others = [child for child in self._children if not child.name.startswith("front")]
         await asyncio.gather(*[child.stop(seconds=2 * STOP_SECONDS) for child in others])
+
+
+def _begun_workers(count: int) -> ThreadPoolExecutor:
+    # All at once: else one more would begin whenever as many tasks as there are happened to meet, months later.
+    executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
+    meeting = threading.Barrier(count)
+    for _ in range(count):
+        executor.submit(meeting.wait)
+    return executor
 
 
 def _version() -> str:
