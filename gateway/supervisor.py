@@ -48,7 +48,7 @@ SCAN_SECONDS = 1.0
 SWEEP_SECONDS = 1.0
 INDEX_SECONDS = 0.2
 WORKERS = 4
-"""Threads for what would hold up the loop: looking through models, indexing the log, removing files, asking the store."""
+"""Threads for what would hold up the loop: looking through models, indexing the log, removing files."""
 ONE_WORD_SECONDS = 0.5
 """SIGTERM that comes again so soon is the same one: timeout(1), and runners at Ctrl-C, pass on what all have got."""
 
