@@ -389,8 +389,11 @@ def _begun_workers(count: int) -> ThreadPoolExecutor:
     # All at once: else one more would begin whenever as many tasks as there are happened to meet, months later.
     executor = ThreadPoolExecutor(count, thread_name_prefix="worker")
     meeting = threading.Barrier(count)
-    for _ in range(count):
-        executor.submit(meeting.wait)
+    try:
+        for _ in range(count):
+            executor.submit(meeting.wait)
+    except RuntimeError:  # there may be no more threads: fewer will do
+        meeting.abort()
     return executor
 
 

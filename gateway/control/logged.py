@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import simdjson
 
 from gateway.events.encoding import RecordError
 from gateway.events.records import PredictionRecord, TensorRecord
-from gateway.protocol.json_tensor import READING, numbers_in_each
+from gateway.protocol.json_tensor import READING, SECRET_BITS, numbers_in_each
 
 __all__ = ("LoggedPrediction", "LoggedTensor", "in_single", "read_numbers", "read_prediction")
 
@@ -99,4 +100,5 @@ def read_numbers(tensors: Sequence[TensorRecord | LoggedTensor]) -> Array | None
         if not (text.startswith(b"[") and text.endswith(b"]")):
             return None
         texts.append(text[1:-1])
-    return numbers_in_each(texts, size, READING["FP64"], parser=simdjson.Parser())
+    secret = secrets.randbits(SECRET_BITS)
+    return numbers_in_each(texts, size, READING["FP64"], secret=secret, parser=simdjson.Parser())

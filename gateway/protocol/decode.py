@@ -46,6 +46,7 @@ __all__ = ("InferRequest", "RequestDecoder", "Usual")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _BYTE_ORDER_MARK = 0xEF
+_CLOSING = ord("]")
 FEW_BYTES = 512
 """Of the text of numbers that are read by themselves; for more, what reads many at once is faster."""
 _MAX_HEAD = 4096
@@ -94,11 +95,20 @@ class RequestDecoder:
     batchable : bool
         Requests may share a run.
     limits : Limits
+    secret : int, optional
+        A number of `json_tensor.SECRET_BITS` that no caller can know. None: no request is recognised.
     """
 
     def __init__(
-        self, model: str, signature: Signature, *, batchable: bool = False, limits: Limits | None = None
+        self,
+        model: str,
+        signature: Signature,
+        *,
+        batchable: bool = False,
+        limits: Limits | None = None,
+        secret: int | None = None,
     ) -> None:
+        self._secret = secret
         self._batchable = batchable
         self._cut: Cut | None = None
         self._cut_tensors: list[CutTensor] = []
@@ -153,8 +163,8 @@ class RequestDecoder:
     def recognise(self, read: bytes, start: int = 0) -> tuple[Usual, bytes] | None:
         """Whether a body is the last usual one with other numbers in it, byte for byte; and the text of these numbers.
 
-        The text is that between the brackets of their array; it has still to be read (`numbers_of`), and may be
-        anything.
+        The text is all that stands between the brackets of their array. It has still to be read (`numbers_of`): it may
+        be no numbers, or too few or too many.
 
         Parameters
         ----------
@@ -168,7 +178,9 @@ class RequestDecoder:
         if not (read.startswith(before, start) and read.endswith(after, start)):
             return None
         text = read[start + len(before) : len(read) - len(after)]
-        return (usual, text) if len(text) <= usual.most else None
+        if _CLOSING in text or len(text) > usual.most:
+            return None  # with the bracket, it might leave its array and say whatever a body can
+        return usual, text
 
     def numbers_of(self, texts: list[bytes], usual: Usual) -> Array | None:
         """The numbers of texts that `recognise` gave with `usual`, behind one another.
@@ -183,7 +195,10 @@ class RequestDecoder:
             few = few_numbers_in(texts[0], usual.size, reading, parser=self._parser)
             if few is not None:
                 return few
-        wide = numbers_in_each(texts, usual.size, reading, parser=self._parser)
+        secret = self._secret
+        wide = None
+        if secret is not None:
+            wide = numbers_in_each(texts, usual.size, reading, secret=secret, parser=self._parser)
         if wide is None or (reading.limits is not None and not within(wide, reading)):
             return None
         return wide.astype(reading.dtype, copy=False)
@@ -300,7 +315,7 @@ class RequestDecoder:
             size *= axis
         if size != array.size or not shape or size > self._usual_elements:
             return None
-        if FREE not in spec.shape[1:]:
+        if FREE not in spec.shape[1:] and self._secret is not None:
             start = body.index(b"[", body.index(b'"data"'))
             before, after = body[: start + 1], body[start + len(fragment) - 1 :]
             reading = READING[spec.datatype]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from struct import error as StructError
@@ -26,6 +25,7 @@ __all__ = (
     "MAX_TOKEN_BYTES",
     "NESTING_BLOCK_BYTES",
     "READING",
+    "SECRET_BITS",
     "Reading",
     "check_flat",
     "check_nesting",
@@ -58,6 +58,9 @@ NESTING_BLOCK_BYTES = 64 * 1024
 
 MAX_TOKEN_BYTES = 2 * 2**20
 """Of JSON with NaN or Infinity: Python's parser reads it at a go, as simdjson knows neither."""
+
+SECRET_BITS = 53
+"""Of a number that goes between those of callers; a float has it exactly, too."""
 
 _BUFFER_OF_KIND = {"f": ("d", np.dtype("<f8")), "i": ("i", np.dtype("<i8")), "u": ("u", np.dtype("<u8"))}
 _ALLOWED: Mapping[str, frozenset[type]] = {
@@ -103,9 +106,6 @@ def _reading(dtype: np.dtype[Any]) -> Reading:
 
 _PACKED = {NUMPY_OF[name]: code for name, code in (("FP32", "f"), ("FP64", "d"), ("INT32", "i"), ("INT64", "q"))}
 _IN_NUMBERS = b"0123456789+-.eE, \t\r\n"
-_SECRET = secrets.randbits(53)
-"""A float has it exactly, too."""
-_BETWEEN, _BEHIND = b",%d," % _SECRET, b",%d]" % _SECRET
 READING = {datatype: _reading(dtype) for datatype, dtype in NUMPY_OF.items() if dtype.kind in "fiu"}
 _QUOTE = ord('"')
 _NO_MARKS = bytes(sorted(set(range(256)) - set(b'"[]{}')))
@@ -253,25 +253,33 @@ def numbers_in(text: bytes, reading: Reading, *, parser: simdjson.Parser) -> Arr
     return array
 
 
-def numbers_in_each(texts: Sequence[bytes], size: int, reading: Reading, *, parser: simdjson.Parser) -> Array | None:
+def numbers_in_each(
+    texts: Sequence[bytes], size: int, reading: Reading, *, secret: int, parser: simdjson.Parser
+) -> Array | None:
     """The numbers of flat JSON arrays without their brackets, behind one another, of the wide dtype of `reading`.
 
-    None when some text has anything else than `size` numbers. Counting commas would cost more than reading: a number
-    that no caller can know goes behind each text, and stands where it must only if each has as many as it should.
+    None when some text has anything else than `size` numbers.
 
-    >>> numbers_in_each([b"1,2", b"3,4.5"], 2, READING["FP64"], parser=simdjson.Parser()).tolist()
+    Parameters
+    ----------
+    secret : int
+        Of `SECRET_BITS`, which nobody can know who wrote a text. Counting commas would cost more than reading: it
+        goes behind each text, and stands where it must only if each has as many numbers as it should.
+
+    >>> parser = simdjson.Parser()
+    >>> numbers_in_each([b"1,2", b"3,4.5"], 2, READING["FP64"], secret=8731, parser=parser).tolist()
     [1.0, 2.0, 3.0, 4.5]
-    >>> numbers_in_each([b"1,2,3", b"4"], 2, READING["FP64"], parser=simdjson.Parser()) is None
+    >>> numbers_in_each([b"1,2,3", b"4"], 2, READING["FP64"], secret=8731, parser=parser) is None
     True
     """
-    text = b"[%b%b" % (_BETWEEN.join(texts), _BEHIND)
+    text = b"[%b,%d]" % ((b",%d," % secret).join(texts), secret)
     if text.rfind(b"["):
         return None
     array = numbers_in(text, reading, parser=parser)
     if array is None or array.size != len(texts) * (size + 1):
         return None
     table = array.reshape(-1, size + 1)
-    if np.count_nonzero(table[:, size] == _SECRET) != len(texts):
+    if np.count_nonzero(table[:, size] == secret) != len(texts):
         return None
     return table[:, :size].reshape(-1)
 

@@ -290,11 +290,11 @@ class Delivery:
     def _finish(
         self, inference: Inference, event_id: bytes, *, now: float, stamp: bytes, sequence: int
     ) -> tuple[bytes, bytes, int]:
-        served, choice = inference.served, inference.choice
-        failure, prepared = inference.failure, inference.prepared
         if inference.usual is not None:
             # It has not come as far as a batch; the log shall have what it asked all the same.
             read_alone(inference)
+        served, choice = inference.served, inference.choice
+        failure, prepared = inference.failure, inference.prepared
         inputs = outputs = b"[]"
         error = None
         key = None if inference.key is None else hash_key(inference.key)

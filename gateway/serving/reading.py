@@ -28,38 +28,17 @@ def read_batch(batch: Sequence[Inference]) -> tuple[list[Array] | None, list[Inf
     list of Inference
         Those that cannot be read, and why in `failure`.
     """
-    usual = batch[0].usual
+    usual = batch[0].usual if batch else None
     if usual is not None:
         texts = [inference.text for inference in batch if inference.usual is usual]
         if len(texts) == len(batch):
             numbers = _numbers_of(texts, usual, batch[0])
-            return (None, _read_alone(batch)) if numbers is None else ([numbers], [])
+            return ([numbers], []) if numbers is not None else (None, _read_apart(batch, usual))
     refused: list[Inference] = []
     for usual, unread in groupby(batch, key=attrgetter("usual")):
         if usual is not None:
             refused += _read_alike(list(unread), usual)
     return None, refused
-
-
-def _read_alike(batch: list[Inference], usual: Usual) -> list[Inference]:
-    """Read what has been recognised by one and the same usual request; those that cannot be read."""
-    numbers = _numbers_of([inference.text for inference in batch], usual, batch[0])
-    if numbers is None:
-        return _read_alone(batch)
-    rows = usual.shape[0]
-    for place, inference in enumerate(batch):
-        _give(inference, [numbers[place * rows : (place + 1) * rows]])
-    return []
-
-
-def _read_alone(batch: Sequence[Inference]) -> list[Inference]:
-    return [inference for inference in batch if not read_alone(inference)]
-
-
-def _numbers_of(texts: list[bytes], usual: Usual, first: Inference) -> Array | None:
-    decoder = first.served.decoder
-    numbers = None if decoder is None else decoder.numbers_of(texts, usual)
-    return None if numbers is None else numbers.reshape(-1, *usual.shape[1:])
 
 
 def read_alone(inference: Inference) -> bool:
@@ -71,12 +50,47 @@ def read_alone(inference: Inference) -> bool:
         _give(inference, [array[inference.row : inference.row + inference.rows] for array in run.inputs])
         return True
     try:
-        _give(inference, decoder.decode(b"%b%b%b" % (usual.before, inference.text, usual.after)).inputs)
+        request = decoder.decode(b"%b%b%b" % (usual.before, inference.text, usual.after))
+        if request.rows != inference.rows:
+            raise CallerError(f"the request has {request.rows} rows where its like had {inference.rows}")
     except CallerError as error:
-        inference.failure = inference.failure or error
+        # Whatever else became of it: it could never have been answered.
+        inference.failure = error
         inference.usual = None
         return False
+    _give(inference, request.inputs)
     return True
+
+
+def _read_alike(batch: list[Inference], usual: Usual) -> list[Inference]:
+    """Read what has been recognised by one and the same usual request; those that cannot be read."""
+    numbers = _numbers_of([inference.text for inference in batch], usual, batch[0])
+    if numbers is None:
+        return _read_apart(batch, usual)
+    rows = usual.shape[0]
+    for place, inference in enumerate(batch):
+        _give(inference, [numbers[place * rows : (place + 1) * rows]])
+    return []
+
+
+def _read_apart(batch: Sequence[Inference], usual: Usual) -> list[Inference]:
+    """Read what cannot be read together: those with too few or too many numbers, or all of them, each alone."""
+    commas = usual.size - 1
+    odd = [inference for inference in batch if inference.text.count(b",") != commas]
+    if not odd:
+        return _read_each(batch)
+    others = [inference for inference in batch if inference.text.count(b",") == commas]
+    return [*_read_each(odd), *(_read_alike(others, usual) if others else ())]
+
+
+def _read_each(batch: Sequence[Inference]) -> list[Inference]:
+    return [inference for inference in batch if not read_alone(inference)]
+
+
+def _numbers_of(texts: list[bytes], usual: Usual, first: Inference) -> Array | None:
+    decoder = first.served.decoder
+    numbers = None if decoder is None else decoder.numbers_of(texts, usual)
+    return None if numbers is None else numbers.reshape(-1, *usual.shape[1:])
 
 
 def _give(inference: Inference, inputs: list[Array]) -> None:

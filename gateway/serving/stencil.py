@@ -1,8 +1,8 @@
 """Answers and records of requests that differ in little: what they have in common is rendered once.
 
 Most traffic is one input of numbers in, one output of numbers back, again and again. For such requests on one arm, with
-tensors of the same shapes, an answer is one formatting, and the records of a batch are one block of the log. The bytes
-are those that `answers.py` and `records.py` make; a test holds them against each other.
+tensors of the same shapes, an answer is joined from parts, and the records of a batch are one block of the log. The
+bytes are those that `answers.py` and `records.py` make; a test holds them against each other.
 """
 
 from __future__ import annotations

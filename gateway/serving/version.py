@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.encode import encode_string, tensor_head
 from gateway.protocol.errors import EngineUnavailable
+from gateway.protocol.json_tensor import SECRET_BITS
 from gateway.protocol.limits import Limits
 from gateway.routing.table import Choice
 from gateway.serving.answers import outcome_of
@@ -116,7 +118,13 @@ class ServedVersion:
         self._stencils.clear()
         self.labels = hello.labels
         self.omitted = hello.omitted
-        self.decoder = RequestDecoder(self.model, hello.signature, batchable=hello.batchable, limits=self._limits)
+        self.decoder = RequestDecoder(
+            self.model,
+            hello.signature,
+            batchable=hello.batchable,
+            limits=self._limits,
+            secret=secrets.randbits(SECRET_BITS),
+        )
         self.output_specs = hello.signature.outputs
         self.answer_head = b'{"model_name":%b,"model_version":"%b",' % (encode_string(self.model), self.label)
         self.output_heads = tuple(tensor_head(spec) for spec in hello.signature.outputs)

@@ -83,7 +83,7 @@ def test_the_nesting_of_a_large_text_takes_little_memory(text: bytes) -> None:
 def test_a_few_numbers_are_read_as_many_are(datatype: str, texts: list[str]) -> None:
     reading, parser, text = READING[datatype], simdjson.Parser(), f" {' , '.join(texts)}\n".encode()
     few = few_numbers_in(text, len(texts), reading, parser=parser)
-    many = numbers_in_each([text], len(texts), reading, parser=parser)
+    many = numbers_in_each([text], len(texts), reading, secret=8731, parser=parser)
     if few is not None:
         assert many is not None and (reading.limits is None or within(many, reading))
         narrow = many.astype(reading.dtype)

@@ -14,7 +14,7 @@ from gateway.protocol.decode import RequestDecoder
 from gateway.protocol.errors import CallerError
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
-from tests.serving.fronts import door, post
+from tests.serving.fronts import door, post, read_answer
 
 NUMBERS = [name for name, dtype in NUMPY_OF.items() if dtype.kind in "fiu" and name not in ("FP16", "BF16")]
 TEXTS = st.one_of(
@@ -29,15 +29,23 @@ TEXTS = st.one_of(
 )
 
 
-def decoder_of(datatype: str, *, primed: bool) -> RequestDecoder:
-    decoder = RequestDecoder("m", Signature((TensorSpec("x", datatype, (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
+SIGNATURES = {
+    datatype: Signature((TensorSpec("x", datatype, (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),))
+    for datatype in NUMBERS
+}
+
+
+def decoder_of(datatype: str, *, primed: bool, data_first: bool = False) -> RequestDecoder:
+    decoder = RequestDecoder("m", SIGNATURES[datatype], secret=8_675_309_012_345)
     if primed:
-        decoder.decode(body_of(datatype, b"[1, 2]"))
+        decoder.decode(body_of(datatype, b"[1, 2]", data_first=data_first))
     return decoder
 
 
-def body_of(datatype: str, text: bytes) -> bytes:
-    return b'{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "%b", "data": %b}]}' % (datatype.encode(), text)
+def body_of(datatype: str, text: bytes, *, data_first: bool = False) -> bytes:
+    rest = b'"name": "x", "shape": [1, 2], "datatype": "%b"' % datatype.encode()
+    members = (b'"data": %b' % text, rest) if data_first else (rest, b'"data": %b' % text)
+    return b'{"inputs": [{%b, %b}]}' % members
 
 
 def recognised(body: bytes, decoder: RequestDecoder) -> Inference | None:
@@ -56,18 +64,20 @@ def outcome_of(body: bytes, datatype: str) -> list[Any] | str:
     return [array.dtype, array.tolist()]
 
 
-@given(st.sampled_from(NUMBERS), st.lists(TEXTS, min_size=1, max_size=6))
-@example("FP32", [b'["]', b'["]'])
-@example("FP32", [b"[1,2]", b"[1e39,1]", b"[3,4]"])
-@example("INT8", [b"[1,2]", b"[1,300]", b"[3,-4]"])
-@example("FP32", [b"[1,2,3]", b"[4]"])
-@example("FP32", [b"[1]", b"[2,3,4]", b"[5,6]"])
-@example("FP32", [b"[]", b"[1,2,3,4]"])
-@example("FP32", [b"[1,[2]]", b"[[3],4]"])
-@example("FP32", [b"[1]],[[2]", b"[3,4]"])
-def test_a_batch_is_read_as_each_of_its_requests_would_be(datatype: str, texts: list[bytes]) -> None:
-    decoder = decoder_of(datatype, primed=True)
-    bodies = [body_of(datatype, text) for text in texts]
+@given(st.sampled_from(NUMBERS), st.lists(TEXTS, max_size=6), st.booleans())
+@example("FP32", [b'["]', b'["]'], False)
+@example("FP32", [b"[1,2]", b"[1e39,1]", b"[3,4]"], False)
+@example("INT8", [b"[1,2]", b"[1,300]", b"[3,-4]"], False)
+@example("FP32", [b"[1,2,3]", b"[4]"], False)
+@example("FP32", [b"[1]", b"[2,3,4]", b"[5,6]"], False)
+@example("FP32", [b"[]", b"[1,2,3,4]"], False)
+@example("FP32", [b"[1,[2]]", b"[[3],4]"], False)
+@example("FP32", [b"[1]],[[2]", b"[3,4]"], False)
+@example("FP32", [b'[1]}],"q":[{"r":[]', b'[1,2,3,4]}],"q":[{"r":[]'], False)
+@example("FP32", [b'[1,2,3,4],"name":"x","shape":[2,2],"datatype":"FP32"}],"q":[{"r":[]', b"[1,2]"], True)
+def test_a_batch_is_read_as_each_of_its_requests_would_be(datatype: str, texts: list[bytes], data_first: bool) -> None:
+    decoder = decoder_of(datatype, primed=True, data_first=data_first)
+    bodies = [body_of(datatype, text, data_first=data_first) for text in texts]
     batch = [found for body in bodies if (found := recognised(body, decoder)) is not None]
     asked = [body for body in bodies if recognised(body, decoder) is not None]
 
@@ -92,13 +102,20 @@ def test_a_request_like_the_last_is_recognised(text: bytes) -> None:
     assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is not None
 
 
-def test_a_text_with_idle_blanks_is_not_recognised() -> None:
-    assert recognised(body_of("FP32", b"[1," + b" " * 200 + b"2]"), decoder_of("FP32", primed=True)) is None
+@pytest.mark.parametrize("text", [b"[1," + b" " * 200 + b"2]", b"[[1,2]]", b"[1,2]]", b'[1,2],"x":[]', b""])
+def test_what_may_be_another_request_is_not_recognised(text: bytes) -> None:
+    assert recognised(body_of("FP32", text), decoder_of("FP32", primed=True)) is None
+
+
+def test_without_a_secret_nothing_is_recognised() -> None:
+    decoder = RequestDecoder("m", SIGNATURES["FP32"])
+    decoder.decode(body_of("FP32", b"[1, 2]"))
+    assert recognised(body_of("FP32", b"[1, 2]"), decoder) is None
 
 
 @pytest.mark.parametrize(("counts", "are_read"), [((1000, 1000), True), ((999, 1001), False), ((1001, 999), False)])
 def test_each_of_many_has_as_many_numbers_as_it_says(counts: tuple[int, ...], are_read: bool) -> None:
-    decoder = RequestDecoder("m", Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
+    decoder = decoder_of("FP32", primed=False)
     body = b'{"inputs": [{"name": "x", "shape": [500, 2], "datatype": "FP32", "data": [%b]}]}'
     decoder.decode(body % b",".join([b"0.123456"] * 1000))
     batch = [recognised(body % b",".join([b"0.12345"] * count), decoder) for count in counts]
@@ -155,3 +172,40 @@ async def test_requests_of_other_lengths_are_never_read_or_run_as_one(tmp_path: 
     async with door(tmp_path, engine_options={"signature": signature}) as d:
         answers = await d.send(b"".join(ask_for(*numbers) for numbers in asked), read=len(asked))
         assert [body["outputs"][0]["data"] for _, _, body in answers] == [[2 * n for n in numbers] for numbers in asked]
+
+
+def lead_out_of_array(rows: int, number: int) -> bytes:
+    """A request of so many rows that ends as one of two rows does."""
+    numbers = ",".join([str(number)] * 3 * rows)
+    tensor = f'{{"data":[{numbers}],"name":"x","shape":[{rows},3],"datatype":"FP32"}}'
+    return f'{{"inputs":[{tensor}],"q":[{{"r":[],"name":"x","shape":[2,3],"datatype":"FP32"}}]}}'.encode()
+
+
+async def test_a_request_that_ends_as_the_last_one_but_has_other_rows_gets_no_row_of_others(tmp_path: Path) -> None:
+    def ask(*numbers: int) -> bytes:
+        return b'{"inputs":[{"data":[%b],"name":"x","shape":[2,3],"datatype":"FP32"}]}' % b",".join(
+            b"%d" % number for number in numbers
+        )
+
+    asked = [lead_out_of_array(3, 100), ask(*range(6)), lead_out_of_array(1, 200), ask(*range(6))]
+    async with door(tmp_path) as d:
+        await d.send(post(ask(*range(6))), read=1)
+        answers = await d.send(b"".join(post(body) for body in asked), read=len(asked))
+    doubled = [2 * number for number in range(6)]
+    assert [body["outputs"][0]["data"] for _, _, body in answers] == [[200] * 9, doubled, [400] * 3, doubled]
+
+
+@pytest.mark.promise("P7")
+async def test_a_request_with_too_few_numbers_is_its_callers_fault_though_no_engine_is_there(tmp_path: Path) -> None:
+    body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[%b]}]}'
+    async with door(tmp_path, limits={"request_timeout_ms": 400}) as d:
+        await d.send(post(body % b"1,2,3"), read=1)
+        d.engine.hold.clear()
+        held, waiting = await d.connect(), await d.connect()
+        for (_, writer), numbers in zip((held, waiting), (b"1,2,3", b"1,2"), strict=True):
+            writer.write(post(body % numbers))
+        statuses = [(await read_answer(reader))[0] for reader, _ in (held, waiting)]
+        d.engine.hold.set()
+        for _, writer in (held, waiting):
+            writer.close()
+    assert statuses == [504, 400]
