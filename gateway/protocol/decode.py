@@ -26,6 +26,7 @@ from gateway.protocol.json_tensor import (
     few_numbers_in,
     fragment_of,
     is_array,
+    is_number_beyond,
     is_object,
     is_splittable,
     loads_with_tokens,
@@ -516,6 +517,8 @@ def _parse_fault(body: bytes, error: Exception) -> str:
         return "the request body is empty, expected a JSON object"
     if isinstance(error, RecursionError) or "DEPTH" in str(error):
         return "the request body nests too deeply"
-    if "NUMBER" in str(error) or "BIGINT" in str(error):
+    if len(body) > MAX_TOKEN_BYTES:
+        return "the request body is not valid JSON, or has a number that no datatype holds"
+    if is_number_beyond(body, error):
         return "the request body has a number that no datatype holds"
     return "the request body is not valid JSON"

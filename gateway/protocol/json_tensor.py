@@ -32,6 +32,7 @@ __all__ = (
     "few_numbers_in",
     "fragment_of",
     "is_array",
+    "is_number_beyond",
     "is_object",
     "is_splittable",
     "loads_with_tokens",
@@ -341,6 +342,26 @@ def loads_with_tokens(text: str | bytes, **hooks: Any) -> Any:
     [nan, 18446744073709551615]
     """
     return json.loads(text, parse_float=_finite_number, parse_int=_whole_number, **hooks)
+
+
+def is_number_beyond(text: bytes, error: Exception) -> bool:
+    """Whether a parser refused a text, of no more than `MAX_TOKEN_BYTES`, for a number that no datatype holds.
+
+    Its word is not taken for it: where a text is not closed, simdjson reads on in what the text before, of somebody
+    else, has left in its memory.
+
+    >>> [is_number_beyond(text, ValueError("NUMBER_ERROR")) for text in (b"[1e400]", b"[{}")]
+    [True, False]
+    """
+    if not any([word in str(error) for word in ("NUMBER", "BIGINT")]):
+        return False
+    try:
+        loads_with_tokens(text.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 def _finite_number(text: str) -> float:

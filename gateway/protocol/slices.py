@@ -19,6 +19,7 @@ from gateway.protocol.encode import encode_flat, encode_flat_with_tokens
 from gateway.protocol.errors import CallerError
 from gateway.protocol.json_tensor import (
     MAX_TOKEN_BYTES,
+    is_number_beyond,
     narrow,
     nested_otherwise,
     numbers_with_tokens,
@@ -273,6 +274,6 @@ def _is_rows(piece: bytes, inner: tuple[int, ...], count: int) -> bool:
 def _fault(piece: bytes, error: Exception, spec: TensorSpec) -> str:
     if b"[" in piece[1:].lstrip():
         return f"'data' of input '{spec.name}' begins flat and then nests"
-    if "NUMBER" in str(error) or "BIGINT" in str(error):
+    if len(piece) <= MAX_TOKEN_BYTES and is_number_beyond(piece, error):
         return f"'data' of input '{spec.name}' has a number that no datatype holds"
     return f"'data' of input '{spec.name}' is not valid JSON"

@@ -54,9 +54,10 @@ def read_alone(inference: Inference) -> bool:
         if request.rows != inference.rows:
             raise CallerError(f"the request has {request.rows} rows where its like had {inference.rows}")
     except CallerError as error:
-        # Whatever else became of it: it could never have been answered.
-        inference.failure = error
+        # Whatever else became of it: it could never have been answered. The frames of the error would hold the request.
+        inference.failure = error.with_traceback(None)
         inference.usual = None
+        inference.rows = 1
         return False
     _give(inference, request.inputs)
     return True

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -108,6 +109,17 @@ def test_a_model_without_inputs_takes_a_request_without_inputs() -> None:
 def test_nesting_of_a_hundred_is_taken_where_nobody_reads_it() -> None:
     deep = b'{"x":%b,"inputs":[%b]}' % (b"[" * 99 + b'"[{"' + b"]" * 99, orjson.dumps(tensor()))
     assert RequestDecoder("m", MODEL).decode(deep).rows == 1
+
+
+@pytest.mark.promise("P7")
+@pytest.mark.parametrize("before", ["11111,22,333,4,5,6", "1,22222,3,44,5,6", '{"a":'])
+def test_a_refusal_tells_nothing_of_the_request_before(before: str) -> None:
+    chosen = decoder(("x", "FP32", (-1,)))
+    for length in range(7, 120):
+        with contextlib.suppress(CallerError):
+            chosen.decode(f'{{"inputs":[{{"name":"x","shape":[6],"datatype":"FP32","data":[{before}]}}]}}'.encode())
+        for unclosed in (b'{"":[{}', b"[[]", b'{"a":1'):
+            refused(unclosed.ljust(length), "^the request body is not valid JSON$", by=chosen)
 
 
 def test_text_that_is_not_unicode_is_refused_beside_a_token_too() -> None:
