@@ -11,6 +11,7 @@ import math
 from collections.abc import Generator
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import simdjson
 
@@ -55,7 +56,7 @@ _MAX_HEAD = 4096
 _WAYS = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
 
 
-class Usual(NamedTuple):
+class Usual(msgspec.Struct, frozen=True, gc=False):
     """What stood before and behind the numbers of a usual request, their shape and count, and how they are read.
 
     The brackets of their array belong to `before` and `after`; `most` is how many bytes their text may have.
