@@ -387,7 +387,8 @@ async def test_what_is_wrong_with_a_large_body_is_said_and_the_next_is_read(tmp_
             b'"binary_data_size": 720000', b'"binary_data_size": 719999'
         ),
         "no FP32": in_json().replace(b" 0.125,", b" false,", 1),
-        "no datatype holds": in_json().replace(b" 0.125,", b" 0.1.5,", 1),
+        "no datatype holds": in_json().replace(b" 0.125,", b" 1e400,", 1),
+        "is not valid JSON": in_json().replace(b" 0.125,", b" 0.1.5,", 1),
         "inference header size": in_binary().replace(b"Content-Length: 1", b"Content-Length: 99999991"),
     }
     async with door(tmp_path) as d:
