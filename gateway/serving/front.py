@@ -252,8 +252,15 @@ class Front:
             inference.body.append(read[start:])
             self._let_in(inference)
             return
-        inference.take_usual(found, len(read) - start)
-        self._limit_time(inference)
+        # What `take_usual` and `_limit_time` do, without a call for each: most requests of a busy front come this way.
+        usual, inference.text = found
+        inference.usual = usual
+        inference.size = len(read) - start
+        inference.rows = usual.shape[0]
+        inference.plain = inference.accepts is None
+        inference.deadline = inference.arrived + self._timeout_seconds
+        if inference.timeout_ms:
+            self._limit_time(inference)
         try:
             lane.submit(inference)
         except GatewayError as error:
