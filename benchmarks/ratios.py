@@ -150,26 +150,25 @@ ASKED: tuple[Asked, ...] = (
     Asked("p99 / p50, the same, shipping to Kafka", _SHIPPING, _SHIPPING, _tail, 3, at_least=False),
     *[
         Asked(
-            f"{text}, {work.name}, 16 connections{place}",
+            f"{text}, {work.name}, 16 connections",
             (stage, work.name, 16, ours),
             (stage, work.name, 16, peer),
             _rate,
             limit,
         )
-        for text, ours, peer, work, limit, stage, place in (
-            ("everything on / bare handler", EVERYTHING_ON, _BARE, IMAGE_BINARY, 0.9, "image", ""),
+        for text, ours, peer, work, limit, stage in (
+            ("everything on / bare handler", EVERYTHING_ON, _BARE, IMAGE_BINARY, 0.9, "image"),
             (
-                "everything on / bare handler",
+                f"everything on / bare handler, {TWO_CORES.name}",
                 EVERYTHING_ON,
                 _BARE,
                 IMAGE_BINARY,
                 0.9,
                 IMAGE_ON_TWO_CORES,
-                f", {TWO_CORES.name}",
             ),
-            ("log.tensor_digests off / bare handler", WITHOUT_DIGESTS, _BARE, IMAGE_BINARY, 0.9, "image", ""),
-            ("everything on / Triton", EVERYTHING_ON, TRITON, IMAGE_BINARY, 1.2, "image", ""),
-            ("everything on / bare handler with orjson", EVERYTHING_ON, _BARE, IMAGE_JSON, 1.8, "image", ""),
+            ("log.tensor_digests off / bare handler", WITHOUT_DIGESTS, _BARE, IMAGE_BINARY, 0.9, "image"),
+            ("everything on / Triton", EVERYTHING_ON, TRITON, IMAGE_BINARY, 1.2, "image"),
+            ("everything on / bare handler with orjson", EVERYTHING_ON, _BARE, IMAGE_JSON, 1.8, "image"),
         )
     ],
 )

@@ -68,6 +68,7 @@ class Usual(msgspec.Struct, frozen=True, gc=False):
     size: int
     most: int
     reading: Reading
+    secret: int
 
 
 class UsualHead(NamedTuple):
@@ -197,10 +198,7 @@ class RequestDecoder:
             few = few_numbers_in(texts[0], usual.size, reading, parser=self._parser)
             if few is not None:
                 return few
-        secret = self._secret
-        wide = None
-        if secret is not None:
-            wide = numbers_in_each(texts, usual.size, reading, secret=secret, parser=self._parser)
+        wide = numbers_in_each(texts, usual.size, reading, secret=usual.secret, parser=self._parser)
         if wide is None or (reading.limits is not None and not within(wide, reading)):
             return None
         return wide.astype(reading.dtype, copy=False)
@@ -321,7 +319,7 @@ class RequestDecoder:
             start = body.index(b"[", body.index(b'"data"'))
             before, after = body[: start + 1], body[start + len(fragment) - 1 :]
             reading = READING[spec.datatype]
-            self._last_usual = Usual(before, after, tuple(shape), size, longest_text(size), reading)
+            self._last_usual = Usual(before, after, tuple(shape), size, longest_text(size), reading, self._secret)
         return InferRequest(inputs=[array.reshape(shape)], rows=shape[0], fragments=[fragment], plain=True)
 
     def _decode_with_tokens(self, text: bytes, tail: Tail | None, error: Exception) -> InferRequest:

@@ -17,7 +17,7 @@ from gateway.serving.answers import error_answer, status_of
 from gateway.serving.aside import SLOW_JSON_BYTES
 from gateway.serving.front import Front
 from gateway.serving.inference import Inference
-from gateway.serving.known_head import LENGTH_FIELD
+from gateway.serving.known_head import known_head
 from gateway.serving.pipeline import Pipeline
 from gateway.serving.receiver import Receiver
 from gateway.serving.room import LARGE_BODY_BYTES, Held
@@ -241,7 +241,7 @@ class IncomingBody(Pipeline):
         # Of a head that came twice, in a read that began with it.
         piece, receiver = self._piece, self._receiver
         head = piece[: piece.find(b"\r\n\r\n") + 4]
-        whole = self._unread == len(piece) and len(LENGTH_FIELD.split(head)) == 3
+        whole = self._unread == len(piece) and known_head(head) is not None
         if receiver is None or not whole or not self._plain or inference.refused is not None:
             return
         if head == self._large_head:

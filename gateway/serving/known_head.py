@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
-__all__ = ("LENGTHS", "LENGTH_FIELD", "KnownHead", "known_head", "length_in")
+__all__ = ("KnownHead", "known_head", "length_in")
 
-LENGTH_FIELD = re.compile(rb"(?i)(\r\ncontent-length: ?)[0-9]{1,8}(?=\r\n|\Z)")
+_LENGTH_FIELD = re.compile(rb"(?i)(\r\ncontent-length: ?)[0-9]{1,8}(?=\r\n)")
 
 
 class KnownHead(NamedTuple):
@@ -18,26 +19,20 @@ class KnownHead(NamedTuple):
     size: int
 
 
-def known_head(head: bytes, end: bytes) -> KnownHead | None:
+def known_head(head: bytes) -> KnownHead | None:
     """What is the same in heads like this one; None where no length can be told in it.
 
-    Parameters
-    ----------
-    head : bytes
-        Without its last line.
-    end : bytes
-        Of its last two lines.
-
-    >>> known_head(b"POST / HTTP/1.1\\r\\nContent-Length: 12\\r\\nHost: a", b"\\r\\n\\r\\n")
+    >>> known_head(b"POST / HTTP/1.1\\r\\nContent-Length: 12\\r\\nHost: a\\r\\n\\r\\n")
     KnownHead(before=b'POST / HTTP/1.1\\r\\nContent-Length: ', after=b'\\r\\nHost: a\\r\\n\\r\\n', size=46)
     """
-    parts = LENGTH_FIELD.split(head)
+    parts = _LENGTH_FIELD.split(head)
     if len(parts) != 3:
         return None
     before, length, after = parts
-    return KnownHead(before + length, after + end, len(before) + len(length) + len(after) + len(end))
+    return KnownHead(before + length, after, len(before) + len(length) + len(after))
 
 
+@functools.lru_cache(maxsize=4096)
 def length_in(rest: int) -> bytes:
     """The digits of a body's length, where they and the body take `rest` bytes; empty where no length does.
 
@@ -50,7 +45,3 @@ def length_in(rest: int) -> bytes:
         if len(length) == digits and rest >= digits:
             return length
     return b""
-
-
-LENGTHS = tuple(length_in(rest) for rest in range(4096))
-"""`length_in` of most requests."""

@@ -32,7 +32,7 @@ from gateway.serving.head import (
 )
 from gateway.serving.incoming import IncomingBody
 from gateway.serving.inference import Inference, path_pin
-from gateway.serving.known_head import LENGTHS, KnownHead, known_head, length_in
+from gateway.serving.known_head import KnownHead, known_head, length_in
 from gateway.serving.pipeline import FAULT
 from gateway.serving.room import LARGE_BODY_BYTES
 
@@ -192,13 +192,12 @@ class GatewayProtocol(IncomingBody):
         head, end, _ = self._piece.partition(b"\r\n\r\n")
         if self._unread != len(self._piece) or not end or self._max_head < len(head) + 2 * LENGTH_DIGITS:
             return
-        self._known, self._known_head = inference.again(), known_head(head, end)
+        self._known, self._known_head = inference.again(), known_head(head + end)
 
     def _take_again(self, data: bytes, known: KnownHead) -> bool:
         """Take a read that is the known head once more and a whole body; all that the head says has been checked."""
         before, after, size = known
-        rest = len(data) - size
-        length = LENGTHS[rest] if 0 <= rest < len(LENGTHS) else length_in(rest)
+        length = length_in(len(data) - size)
         head = before + length + after
         if not (length and data.startswith(head)):
             return False

@@ -28,16 +28,18 @@ def read_batch(batch: Sequence[Inference]) -> tuple[list[Array] | None, list[Inf
     list of Inference
         Those that cannot be read, and why in `failure`.
     """
-    usual = batch[0].usual if batch else None
-    if usual is not None:
-        texts = [inference.text for inference in batch if inference.usual is usual]
-        if len(texts) == len(batch):
-            numbers = _numbers_of(texts, usual, batch[0])
-            return ([numbers], []) if numbers is not None else (None, _read_apart(batch, usual))
     refused: list[Inference] = []
-    for usual, unread in groupby(batch, key=attrgetter("usual")):
-        if usual is not None:
-            refused += _read_alike(list(unread), usual)
+    for usual, alike in groupby(batch, key=attrgetter("usual")):
+        if usual is None:
+            continue
+        unread = list(alike)
+        numbers = _numbers_of(unread, usual)
+        if numbers is None:
+            refused += _read_apart(unread, usual)
+        elif len(unread) == len(batch):
+            return [numbers], []
+        else:
+            _share(numbers, unread)
     return None, refused
 
 
@@ -63,35 +65,32 @@ def read_alone(inference: Inference) -> bool:
     return True
 
 
-def _read_alike(batch: list[Inference], usual: Usual) -> list[Inference]:
-    """Read what has been recognised by one and the same usual request; those that cannot be read."""
-    numbers = _numbers_of([inference.text for inference in batch], usual, batch[0])
-    if numbers is None:
-        return _read_apart(batch, usual)
-    rows = usual.shape[0]
-    for place, inference in enumerate(batch):
-        _give(inference, [numbers[place * rows : (place + 1) * rows]])
-    return []
-
-
 def _read_apart(batch: Sequence[Inference], usual: Usual) -> list[Inference]:
     """Read what cannot be read together: those with too few or too many numbers, or all of them, each alone."""
-    commas = usual.size - 1
-    odd = [inference for inference in batch if inference.text.count(b",") != commas]
-    if not odd:
-        return _read_each(batch)
-    others = [inference for inference in batch if inference.text.count(b",") == commas]
-    return [*_read_each(odd), *(_read_alike(others, usual) if others else ())]
+    odd: list[Inference] = []
+    others: list[Inference] = []
+    for inference in batch:
+        (others if inference.text.count(b",") == usual.size - 1 else odd).append(inference)
+    numbers = _numbers_of(others, usual) if odd and others else None
+    if numbers is None:
+        odd = list(batch)
+    else:
+        _share(numbers, others)
+    return [inference for inference in odd if not read_alone(inference)]
 
 
-def _read_each(batch: Sequence[Inference]) -> list[Inference]:
-    return [inference for inference in batch if not read_alone(inference)]
-
-
-def _numbers_of(texts: list[bytes], usual: Usual, first: Inference) -> Array | None:
-    decoder = first.served.decoder
-    numbers = None if decoder is None else decoder.numbers_of(texts, usual)
+def _numbers_of(batch: Sequence[Inference], usual: Usual) -> Array | None:
+    decoder = batch[0].served.decoder
+    numbers = None if decoder is None else decoder.numbers_of([inference.text for inference in batch], usual)
     return None if numbers is None else numbers.reshape(-1, *usual.shape[1:])
+
+
+def _share(numbers: Array, batch: Sequence[Inference]) -> None:
+    start = 0
+    for inference in batch:
+        stop = start + inference.rows
+        _give(inference, [numbers[start:stop]])
+        start = stop
 
 
 def _give(inference: Inference, inputs: list[Array]) -> None:

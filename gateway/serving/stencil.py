@@ -21,7 +21,6 @@ __all__ = ("Stencil", "make_stencil")
 _ID = b"\x00id"
 
 _LOWEST = tuple(b"%02x" % number for number in range(256))
-_DECIMAL = tuple(b"%d" % number for number in range(4096))
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -60,21 +59,9 @@ class Stencil(NamedTuple):
         before, headers, content, behind, end = self.answer
         high = b"%08x" % (sequence // len(_LOWEST))
         before, content = before + high, content + high
-        size, join, most = self.answer_bytes, b"".join, len(_DECIMAL)
+        size, join = self.answer_bytes, b"".join
         return [
-            join(
-                (
-                    before,
-                    low,
-                    headers,
-                    _DECIMAL[length] if (length := size + len(text)) < most else b"%d" % length,
-                    content,
-                    low,
-                    behind,
-                    text,
-                    end,
-                )
-            )
+            join((before, low, headers, b"%d" % (size + len(text)), content, low, behind, text, end))
             for low, text in zip(_LOWEST[sequence % len(_LOWEST) :], texts, strict=False)
         ]
 
