@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from gateway.protocol.binary import Packed
 from gateway.protocol.errors import GatewayError
 
-__all__ = ("DEFAULT_PRIORITY", "HIGH", "LOW", "LOWEST_PRIORITY", "NORMAL", "Job", "Run", "rank_of")
+__all__ = ("DEFAULT_PRIORITY", "HIGH", "LOW", "LOWEST_PRIORITY", "NORMAL", "Job", "Run", "each_apart", "rank_of")
 
 HIGH, NORMAL, LOW = -1, 0, 1
 DEFAULT_PRIORITY, LOWEST_PRIORITY = 2, 3
@@ -86,7 +86,7 @@ class Run:
 
 
 class Job:
-    """One request on its way through an engine.
+    """One request on its way through an engine, or several as one.
 
     A plain object with slots: thousands a second are made, and each attribute of theirs is set once.
 
@@ -97,6 +97,8 @@ class Job:
     rows : int
     size : int
         Bytes it takes while it waits; its body is a good measure.
+    requests : int
+        How many it is.
     rank : int
         `HIGH`, `NORMAL` or `LOW`.
     queued_at : float
@@ -114,6 +116,8 @@ class Job:
 
     __slots__ = ("abandoned", "deadline", "failure", "inputs", "queued_at", "rank", "row", "rows", "run", "size")
 
+    requests: int = 1
+
     def __init__(self) -> None:
         self.inputs: Sequence[Array] = ()
         self.rows = 1
@@ -125,6 +129,10 @@ class Job:
         self.failure: GatewayError | None = None
         self.abandoned = False
 
+    def apart(self) -> Sequence[Job]:
+        """Each of its requests as a job of its own, with what has become of it so far."""
+        return (self,)
+
     @property
     def outputs(self) -> list[Array]:
         """The job's own part of its run's results."""
@@ -134,6 +142,11 @@ class Job:
         if self.rows == run.rows:
             return run.results
         return [result[self.row : self.row + self.rows] for result in run.results]
+
+
+def each_apart(jobs: Iterable[Any]) -> list[Any]:
+    """The requests of jobs, in order, each as a job of its own."""
+    return [each for job in jobs for each in job.apart()]
 
 
 def rank_of(priority: int) -> int:

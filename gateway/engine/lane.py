@@ -24,7 +24,7 @@ import numpy as np
 from gateway.engine.address import short_address
 from gateway.engine.arena import Arena
 from gateway.engine.errors import WireError
-from gateway.engine.job import Job, Run
+from gateway.engine.job import Job, Run, each_apart
 from gateway.engine.pace import SHORT_SECONDS
 from gateway.engine.waiting import QueueLimits, WaitingLine
 from gateway.engine.wire import (
@@ -63,8 +63,8 @@ SILENT_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
-def _nothing_to_read(_: list[Any]) -> tuple[None, list[Any]]:
-    return None, []
+def _nothing_to_read(jobs: list[Any]) -> tuple[list[Any], None, list[Any]]:
+    return jobs, None, []
 
 
 class Lane:
@@ -80,8 +80,8 @@ class Lane:
         Called with the jobs of a finished frame, answered or failed, in order.
     read : callable
         Called with the jobs of a batch before it goes, to make ready what is not in their `inputs` yet. It returns
-        the inputs of the whole batch, in the signature's order, where it has them joined, and the jobs that cannot
-        be made ready, with their `failure`.
+        those that can go; the inputs of all of them, in the signature's order, where it has them joined, or None; and
+        those that cannot be made ready, with their `failure`.
     greeted : callable
         Called with the engine's greeting each time one is reached, before anything is sent to it; an engine that is
         not the one asked for (False) is left alone.
@@ -101,7 +101,7 @@ class Lane:
         *,
         socket_paths: Sequence[Path],
         done: Callable[[list[Any]], None],
-        read: Callable[[list[Any]], tuple[list[Array] | None, list[Any]]] = _nothing_to_read,
+        read: Callable[[list[Any]], tuple[list[Any], list[Array] | None, list[Any]]] = _nothing_to_read,
         greeted: Callable[[Hello], bool],
         limits: QueueLimits,
         frames_in_flight: int,
@@ -290,7 +290,7 @@ class Lane:
 
     def _ask(self, jobs: list[Job], link: _Link, *, now: float) -> None:
         try:
-            whole, refused = self._read(jobs)
+            jobs, whole, refused = self._read(jobs)
         except Exception:
             # They are in no queue any more: without this nobody would ever answer them.
             _log.exception("a batch for model '%s' version %d could not be read", self.model, self.version)
@@ -301,7 +301,6 @@ class Lane:
             return
         if refused:
             self._done(refused)
-            jobs = [job for job in jobs if job.failure is None]
         if jobs:
             self._send(jobs, link, now=now, whole=whole)
 
@@ -365,7 +364,8 @@ class Lane:
         run.results = outputs
         run.inference_ns = nanoseconds
         jobs, rows, now = run.end(), run.rows, time.perf_counter()
-        mixed = len(jobs) > 1 and any([output.ndim == 0 or len(output) != rows for output in outputs])
+        shared = len(jobs) > 1 or jobs[0].requests > 1
+        mixed = shared and any([output.ndim == 0 or len(output) != rows for output in outputs])
         if run.late or mixed:
             jobs = [job for job in jobs if job.failure is None]
         if jobs and not mixed:
@@ -373,11 +373,11 @@ class Lane:
         # Callers have their answers before anything is done for later ones.
         self._learn(frame_id, rows, sent_at=run.sent_at, run_seconds=nanoseconds / 1e9, now=now)
         if mixed:
-            self._stop_joining(jobs)
+            self._stop_joining(each_apart(jobs))
         self._flush()
 
     def _failed(self, frame_id: int, text: str) -> None:
-        jobs = self._in_flight.pop(frame_id).end()
+        jobs = each_apart(self._in_flight.pop(frame_id).end())
         self._pressed.discard(frame_id)
         if len(jobs) > 1:
             self._halve(jobs)
@@ -388,7 +388,7 @@ class Lane:
         self._flush()
 
     def _stopped(self, frame_id: int) -> None:
-        jobs, now = self._in_flight.pop(frame_id).end(), time.perf_counter()
+        jobs, now = each_apart(self._in_flight.pop(frame_id).end()), time.perf_counter()
         self._pressed.discard(frame_id)
         left = [job for job in jobs if job.failure is None]
         in_time = [job for job in left if job.deadline > now]

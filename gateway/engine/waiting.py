@@ -46,6 +46,9 @@ class WaitingLine:
     ----------
     rows : int
         That wait; 0 only when nothing waits (a request without rows counts as one).
+    requests : int
+    newest : Job or None
+        The job that was put last, as long as nothing has left the line since.
     closed_for : int
         Requests of this rank and below it are refused until something leaves the line.
     displaced : list of Job
@@ -53,13 +56,15 @@ class WaitingLine:
     """
 
     def __init__(self, name: str, *, limits: QueueLimits) -> None:
-        self.rows = 0
+        self.rows = self.requests = 0
+        self.newest: Job | None = None
         self.closed_for = OPEN
         self.displaced: list[Job] = []
         self.pace = Pace(max_rows=1, batch_seconds=limits.batch_seconds, few=limits.max_requests)
         self.name = name
         self._limits = limits
         self._max_bytes = limits.max_bytes
+        self._few_bytes = min(limits.max_bytes, limits.batch_bytes)
         self.size_bytes = 0
         self._refusal = ""
         self._normal: deque[Job] = deque()
@@ -72,7 +77,7 @@ class WaitingLine:
         return f"<WaitingLine {len(self)} requests, {self.rows} rows, {self.size_bytes} bytes | {self.pace!r}>"
 
     def __len__(self) -> int:
-        return len(self._normal) + self._others
+        return self.requests
 
     def __iter__(self) -> Iterator[Job]:
         for queue in self._ranked.values():
@@ -113,6 +118,19 @@ class WaitingLine:
             self._normal.append(job)
         self.rows = rows
         self.size_bytes = size
+        self.requests += job.requests
+        self.newest = job
+
+    def grow(self, rows: int, size: int) -> bool:
+        """Let the newest job be one request more, of so many rows and bytes, if all that waits still fits one batch."""
+        rows += self.rows
+        size += self.size_bytes
+        if rows > self.pace.few_rows or size > self._few_bytes:
+            return False
+        self.rows = rows
+        self.size_bytes = size
+        self.requests += 1
+        return True
 
     def refusal(self) -> Overloaded:
         """What a request of a rank that the line is closed for is told."""
@@ -139,17 +157,21 @@ class WaitingLine:
             wanted = [job for job in self._normal if job.deadline >= horizon and not job.abandoned]
             if len(wanted) == len(self._normal):
                 self._normal.clear()
-                self._let_go(self.rows, self.size_bytes)
+                self._let_go(self.rows, self.size_bytes, self.requests)
                 return wanted, []
         batch: list[Job] = []
         late: list[Job] = []
         passed: list[Job] = []
         rows = size = 0  # of the batch
-        gone_rows = gone_bytes = 0
+        gone_rows = gone_bytes = gone = 0
         while self._normal or self._others:
             queue = self._leading() if self._others else self._normal
             job = queue[0]
             weight = job.rows or 1
+            if weight > most and job.requests > 1:  # it was to fit a batch, and batches have become smaller since
+                queue.popleft()
+                queue.extendleft(reversed(job.apart()))
+                continue
             if batch and (rows + weight > most or size + job.size > most_bytes):
                 break
             queue.popleft()
@@ -170,10 +192,11 @@ class WaitingLine:
                 size += job.size
             gone_rows += weight
             gone_bytes += job.size
+            gone += job.requests
         for job in reversed(passed):
             self._others += job.rank != NORMAL
             self._ranked[job.rank].appendleft(job)
-        self._let_go(gone_rows, gone_bytes)
+        self._let_go(gone_rows, gone_bytes, gone)
         return batch, late
 
     def expire(self, now: float) -> list[Job]:
@@ -187,6 +210,7 @@ class WaitingLine:
             self._ranked[job.rank].append(job)
         self._others = len(kept) - len(self._normal)
         self.rows = sum(job.rows or 1 for job in kept)
+        self.requests = sum(job.requests for job in kept)
         self.size_bytes = sum(job.size for job in kept)
         return late
 
@@ -196,7 +220,7 @@ class WaitingLine:
         for queue in self._ranked.values():
             queue.clear()
         self._others = 0
-        self._let_go(self.rows, self.size_bytes)
+        self._let_go(self.rows, self.size_bytes, self.requests)
         return left
 
     def release_at(self, delay: float) -> float:
@@ -208,9 +232,11 @@ class WaitingLine:
             return 0.0
         return min(min(job.queued_at + delay, (job.queued_at + job.deadline) / 2) for job in self)
 
-    def _let_go(self, rows: int, size: int) -> None:
+    def _let_go(self, rows: int, size: int, requests: int) -> None:
         self.rows -= rows
         self.size_bytes -= size
+        self.requests -= requests
+        self.newest = None
         self.closed_for = OPEN
 
     def _leading(self) -> deque[Job]:
@@ -241,6 +267,8 @@ class WaitingLine:
                     self.closed_for = min(self.closed_for, job.rank)
                     self._refusal = refusal
                 raise Overloaded(refusal)
+            if queue[-1].requests > 1:
+                queue.extend(queue.pop().apart())
             pushed_out.append(queue.pop())
             self._weigh(pushed_out[-1], -1)
         if self.rows > self.pace.rows and job.rank != HIGH:
@@ -253,6 +281,8 @@ class WaitingLine:
         self._others += sign * (job.rank != NORMAL)
         self.rows += sign * (job.rows or 1)
         self.size_bytes += sign * job.size
+        self.requests += sign * job.requests
+        self.newest = None
 
     def _lacking(self, job: Job) -> str | None:
         limits = self._limits

@@ -178,12 +178,15 @@ class RequestDecoder:
         if usual is None:
             return None
         before, after = usual.before, usual.after
-        if not (read.startswith(before, start) and read.endswith(after, start)):
+        begin, end = start + len(before), len(read) - len(after)
+        # With another bracket the text might leave its array and say whatever a body can.
+        if (
+            end - begin > usual.most
+            or read.find(_CLOSING, begin) != end
+            or not (read.startswith(before, start) and read.endswith(after, start))
+        ):
             return None
-        text = read[start + len(before) : len(read) - len(after)]
-        if _CLOSING in text or len(text) > usual.most:
-            return None  # with the bracket, it might leave its array and say whatever a body can
-        return usual, text
+        return usual, read[begin:end]
 
     def numbers_of(self, texts: list[bytes], usual: Usual) -> Array | None:
         """The numbers of texts that `recognise` gave with `usual`, behind one another.

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from array import array
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
-from struct import Struct
+from typing import Any
 
 import numpy as np
 
-from gateway.engine.job import Run
-from gateway.events.blocks import MAX_BLOCK, NO_KEY, PredictionBlock, encode_block
+from gateway.engine.job import Run, each_apart
+from gateway.events.blocks import MAX_BLOCK, NO_KEY
 from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
@@ -25,7 +24,8 @@ from gateway.protocol.encode import can_encode_rows, encode_flat, encode_rows, e
 from gateway.protocol.errors import GatewayError, LogUnavailable, ModelFailed, Overloaded
 from gateway.routing.table import hash_key
 from gateway.serving.answers import status_of
-from gateway.serving.aside import SideThread, are_slow_to_answer, prepare_answers
+from gateway.serving.aside import SLOW_PLAIN_BYTES, SideThread, are_slow_to_answer, prepare_answers
+from gateway.serving.bundle import Bundle
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_alone
 from gateway.serving.records import (
@@ -38,6 +38,7 @@ from gateway.serving.records import (
 )
 from gateway.serving.room import Room
 from gateway.serving.stencil import Stencil
+from gateway.serving.version import ServedVersion
 from gateway.telemetry.cells import CellFile
 
 __all__ = ("Answer", "Delivery")
@@ -45,12 +46,11 @@ __all__ = ("Answer", "Delivery")
 Answer = tuple[bytes, bytes, int, bool]
 """Event id, body, HTTP status, and whether the body is the whole answer, head and all (its id is not needed then)."""
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 _log = logging.getLogger(__name__)
-_U32 = Struct("<I")
 IN_WORDS, IN_BINARY = 4, 2
 """Bytes that an answer takes while it waits, for each of its tensors: these, and in JSON most often two to three."""
-BLOCK_BYTES = 2**20
-"""Of the tensors in one block of the log."""
 UNWRITTEN = "the answer could not be written"
 
 
@@ -104,21 +104,24 @@ class Delivery:
     def __repr__(self) -> str:
         return f"<Delivery to {self._spool!r}>"
 
-    def deliver(self, inferences: Sequence[Inference]) -> None:
+    def deliver(self, jobs: Sequence[Inference | Bundle]) -> None:
         """Log finished requests of one version in one write, then release their answers."""
-        if inferences and are_slow_to_answer(inferences):
-            self._hold(inferences)
-            prepare = partial(prepare_answers, inferences, kept=self._kept)
-            self._side.write(prepare, partial(self._prepared, inferences))
-            return
-        now = time.perf_counter()
-        batch = self._write_down(inferences, now=now, stamp=record_time(time.time()))
+        now, stamp = time.perf_counter(), record_time(time.time())
+        batch = self._write_bundle(jobs[0], now=now, stamp=stamp) if len(jobs) == 1 else None
+        if batch is None:
+            inferences: list[Inference] = each_apart(jobs)
+            if inferences and are_slow_to_answer(inferences):
+                self._hold(inferences)
+                prepare = partial(prepare_answers, inferences, kept=self._kept)
+                self._side.write(prepare, partial(self._prepared, inferences))
+                return
+            batch = self._write_down(inferences, now=now, stamp=stamp)
         dropped = self._spool.dropped
         try:
             self._append(batch)
         except SpoolError as error:
             # Nothing that is not in the log is answered as a prediction; what was written of the batch is.
-            self.refuse(inferences[error.written :])
+            self.refuse(batch.apart()[error.written :])
             batch = batch.cut(error.written)
             if not batch.inferences:
                 return
@@ -128,6 +131,29 @@ class Delivery:
         else:
             self._commit.after(partial(self._committed, batch), records=len(batch.inferences))
         self._count_spooled(batch, dropped=dropped)
+
+    def _write_bundle(self, bundle: Inference | Bundle, *, now: float, stamp: bytes) -> _Batch | None:
+        """The record and the answers of a bundle; None of one that must be taken apart, and of what is none."""
+        run = bundle.run
+        if not isinstance(bundle, Bundle) or run is None or run.inputs is None or run.nbytes > SLOW_PLAIN_BYTES:
+            return None
+        rows, count = bundle.usual.shape[0], bundle.requests
+        try:
+            texts = _texts_of(run, written=True) if bundle.is_usual else None
+            stencil = self._stencil_of(bundle, run, run.inputs[0], rows=rows) if texts is not None else None
+            if texts is None or stencil is None or count > stencil.most_in_block(rows):
+                return None
+            arrived = bundle.arrived
+            block = stencil.block(
+                run, run.inputs[0], run.results[0], rows=rows, arrived=arrived, queued=arrived, now=now, stamp=stamp
+            )
+            batch = _Batch(bundle.likes, bundle=bundle)
+            batch.answers = _fill(stencil, texts, sequence=self._spool.next_sequence, row=0, rows=rows, count=count)
+        except Exception:
+            self._note_apart(bundle)
+            return None
+        batch.records.append((KIND_BLOCK, block))
+        return batch
 
     def _write_down(self, inferences: Sequence[Inference], *, now: float, stamp: bytes) -> _Batch:
         """Records and answers of finished requests: those that differ in little together, the others one by one."""
@@ -171,25 +197,28 @@ class Delivery:
         if first.has_stencil not in batch.texts:
             batch.texts[first.has_stencil] = _texts_of(run, written=first.has_stencil)
         texts = batch.texts[first.has_stencil]
-        stencil = self._stencil_of(first, run) if texts is not None else None
+        stencil = None
+        if texts is not None:
+            inputs = run.inputs if run.inputs is not None else first.inputs
+            stencil = self._stencil_of(first, run, inputs[0], rows=first.rows)
         if stencil is None or texts is None:
             return place
         end = place + 1
         if end < len(batch.inferences):  # one that comes alone is spared the look
-            end = _end_of_alike(batch.inferences, place, row_bytes=stencil.row_bytes)
+            end = _end_of_alike(batch.inferences, place, most=stencil.most_in_block(first.rows))
         alike = batch.inferences[place:end]
-        records = self._block_of(stencil, alike, run=run, now=now, stamp=stamp)
+        block = _block_of(stencil, alike, run=run, now=now, stamp=stamp)
         if first.has_stencil:
-            batch.answers += _fill(stencil, alike, texts, sequence)
+            batch.answers += _fill(stencil, texts, sequence=sequence, row=first.row, rows=first.rows, count=len(alike))
         else:
             numbers = range(sequence, sequence + len(alike))
             batch.answers += [(b"%b-%010x" % (self._boot, number), b"", 200, False) for number in numbers]
-        batch.records += records
+        batch.records.append((KIND_BLOCK, block))
         return end
 
-    def _note_apart(self, inference: Inference) -> None:
+    def _note_apart(self, job: Inference | Bundle) -> None:
         # Said once: it may be so with every batch.
-        served = inference.served
+        served = job.served
         if (served.model, served.version) not in self._apart:
             self._apart.add((served.model, served.version))
             text = "predictions of model '%s' version %d cannot be written down together, only one by one"
@@ -198,52 +227,10 @@ class Delivery:
     def _append(self, batch: _Batch) -> None:
         self._spool.append(batch.records)
 
-    def _stencil_of(self, inference: Inference, run: Run) -> Stencil | None:
-        inputs = run.inputs if run.inputs is not None else inference.inputs
-        return inference.served.stencil(
-            inference.choice,
-            inference.route.weight,
-            boot=self._boot,
-            rows=inference.rows,
-            inputs=inputs[0],
-            outputs=run.results[0],
+    def _stencil_of(self, like: Inference | Bundle, run: Run, inputs: Array, *, rows: int) -> Stencil | None:
+        return like.served.stencil(
+            like.choice, like.route.weight, boot=self._boot, rows=rows, inputs=inputs, outputs=run.results[0]
         )
-
-    def _block_of(
-        self, stencil: Stencil, alike: Sequence[Inference], *, run: Run, now: float, stamp: bytes
-    ) -> list[tuple[int, bytes]]:
-        """The records of requests that share a stencil and follow one another in their run."""
-        first, count = alike[0], len(alike)
-        rows = first.rows
-        begin, end = first.row, first.row + count * rows
-        if run.inputs is not None:
-            inputs = run.inputs[0][begin:end]
-        elif count == 1:
-            inputs = first.inputs[0]
-        else:
-            inputs = np.concatenate([inference.inputs[0] for inference in alike])
-        sent_at = run.sent_at
-        key = b""
-        if any([inference.key is not None for inference in alike]):
-            key = b"".join([NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])
-        block = PredictionBlock(
-            stencil.head,
-            stencil.input_head,
-            stencil.output_head,
-            stencil.input_dtype,
-            stencil.output_dtype,
-            stencil.input_axes,
-            stencil.output_axes,
-            stamp,
-            run.inference_ns // 1000,
-            b"" if rows == 1 else _column([rows] * count),
-            _column([int((sent_at - inference.queued_at) * 1e6) for inference in alike]),
-            _column([int((now - inference.arrived) * 1e6) for inference in alike]),
-            key,
-            inputs.tobytes(),
-            run.results[0][begin:end].tobytes(),
-        )
-        return [(KIND_BLOCK, encode_block(block, count))]
 
     def _prepared(self, inferences: Sequence[Inference], written: Future[None]) -> None:
         fault = written.exception()
@@ -268,7 +255,7 @@ class Delivery:
         self._spooled.inc(count)
         if dropped:
             self._dropped.inc(dropped)
-        if count and batch.inferences[0].served.sample < 1:
+        if count and batch.served.sample < 1:
             # Of such a version each prediction is a record by itself.
             self._sampled_out.inc(sum(is_sampled_out(record) for _, record in batch.records[:count]))
 
@@ -355,30 +342,32 @@ class Delivery:
         return record, body, status
 
     def _count(self, batch: _Batch, *, now: float) -> None:
-        inferences = batch.inferences
+        bundle, inferences = batch.bundle, batch.inferences
+        if bundle is not None:
+            arrived = bundle.arrived
+            _count_alike(bundle, bundle.run, status=200, rows=bundle.rows, arrived=arrived, queued=arrived, now=now)
         for begin, end in batch.spans:
             alike = inferences[begin:end]
-            first = alike[0]
-            served, arm, run = first.served, first.choice.arm, first.run
-            served.requests(arm, batch.answers[begin][2]).inc(len(alike))
-            arrived = [inference.arrived for inference in alike]
-            served.durations(arm).observe_many([now - at for at in arrived])
-            if run is not None:
-                queued, sent_at = [inference.queued_at for inference in alike], run.sent_at
-                served.queue_seconds.observe_many([sent_at - at for at in queued])
-                if run.inference_ns:
-                    rows = sum([inference.rows for inference in alike])
-                    served.tally.add(run, len(alike), rows, arrived=sum(arrived), queued=sum(queued), now=now)
-        last = inferences[-1].run if inferences else None
+            run = alike[0].run
+            _count_alike(
+                alike[0],
+                run,
+                status=batch.answers[begin][2],
+                rows=sum([inference.rows for inference in alike]),
+                arrived=[inference.arrived for inference in alike],
+                queued=() if run is None else [inference.queued_at for inference in alike],
+                now=now,
+            )
+        last = (bundle or inferences[-1]).run if inferences else None
         if last is not None and last.inference_ns:
-            served = inferences[-1].served
+            served = batch.served
             served.inference_seconds.observe(last.inference_ns / 1e9)
             served.batch_rows.observe(last.rows)
             served.tally.count_run(last, time=time.time())
 
     def _committed(self, batch: _Batch, error: SpoolError | None) -> None:
         if error is not None and self.count_unsynced(len(batch.inferences)):
-            for inference in batch.inferences:
+            for inference in batch.apart():
                 inference.served.requests(inference.choice.arm, 503).inc()
                 _refuse(inference, LogUnavailable("the prediction may not survive in the log, so it is not answered"))
         else:
@@ -417,22 +406,34 @@ class _Batch:
 
     Attributes
     ----------
+    bundle : Bundle or None
+        Whose they are, all of them; `inferences` then only stand for them at their connections.
     spans : list of (int, int)
-        From and to: of each, all have one version, arm, status and run.
+        From and to: of each, all have one version, arm, status and run. None of a bundle.
     texts : dict
         Of the run `texts_of`, once asked for: for answers that are written from a stencil and for others, as
         `_texts_of` has it.
     """
 
-    __slots__ = ("answers", "inferences", "records", "spans", "texts", "texts_of")
+    __slots__ = ("answers", "bundle", "inferences", "records", "spans", "texts", "texts_of")
 
-    def __init__(self, inferences: Sequence[Inference]) -> None:
+    def __init__(self, inferences: Sequence[Inference], *, bundle: Bundle | None = None) -> None:
         self.inferences = inferences
+        self.bundle = bundle
         self.records: list[tuple[int, bytes]] = []
         self.answers: list[Answer] = []
         self.spans: list[tuple[int, int]] = []
         self.texts: dict[bool, Sequence[bytes] | None] = {}
         self.texts_of: Run | None = None
+
+    @property
+    def served(self) -> ServedVersion:
+        """Whose requests they are."""
+        return (self.bundle or self.inferences[0]).served
+
+    def apart(self) -> Sequence[Inference]:
+        """The requests, each by itself."""
+        return self.inferences if self.bundle is None else self.bundle.apart()
 
     def add_span(self, begin: int, end: int) -> None:
         """Add those that have been written down now, all alike, to the span before them if they are like that too."""
@@ -450,7 +451,7 @@ class _Batch:
 
     def cut(self, count: int) -> _Batch:
         """The first so many requests."""
-        batch = _Batch(self.inferences[:count])
+        batch = _Batch(self.inferences[:count], bundle=self.bundle)
         batch.records, batch.answers = self.records, self.answers[:count]
         batch.spans = [(begin, min(end, count)) for begin, end in self.spans if begin < count]
         return batch
@@ -470,10 +471,6 @@ def _refuse(inference: Inference, error: GatewayError) -> None:
         _log.exception("a caller of model '%s' could not be told", inference.model)
 
 
-def _column(numbers: Sequence[int]) -> bytes:
-    return _U32.pack(numbers[0]) if len(numbers) == 1 else array("I", numbers).tobytes()
-
-
 def _texts_of(run: Run, *, written: bool) -> Sequence[bytes] | None:
     """The elements of each row of the run's output, as JSON, or nothing where they are not to be written.
 
@@ -487,12 +484,11 @@ def _texts_of(run: Run, *, written: bool) -> Sequence[bytes] | None:
     return () if can_encode_rows(results[0]) else None
 
 
-def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int) -> int:
+def _end_of_alike(inferences: Sequence[Inference], place: int, *, most: int) -> int:
     """Where those end that share a stencil and a block with the one at `place`, and follow it in their run."""
     first = inferences[place]
     choice, route, run, rows, has_stencil = first.choice, first.route, first.run, first.rows, first.has_stencil
     row = first.row
-    most = min(MAX_BLOCK, max(1, BLOCK_BYTES // (row_bytes * rows)))
     for end in range(place, min(len(inferences), place + most)):
         each = inferences[end]
         if (
@@ -510,12 +506,58 @@ def _end_of_alike(inferences: Sequence[Inference], place: int, *, row_bytes: int
     return min(len(inferences), place + most)
 
 
-def _fill(stencil: Stencil, alike: Sequence[Inference], texts: Sequence[bytes], sequence: int) -> list[Answer]:
+def _block_of(stencil: Stencil, alike: Sequence[Inference], *, run: Run, now: float, stamp: bytes) -> bytes:
+    """The record of requests that share a stencil and follow one another in their run."""
+    first, count = alike[0], len(alike)
+    begin, end = first.row, first.row + count * first.rows
+    if run.inputs is not None:
+        inputs = run.inputs[0][begin:end]
+    elif count == 1:
+        inputs = first.inputs[0]
+    else:
+        inputs = np.concatenate([inference.inputs[0] for inference in alike])
+    keys = b""
+    if any([inference.key is not None for inference in alike]):
+        keys = b"".join([NO_KEY if each.key is None else hash_key(each.key).encode() for each in alike])
+    return stencil.block(
+        run,
+        inputs,
+        run.results[0][begin:end],
+        rows=first.rows,
+        arrived=[inference.arrived for inference in alike],
+        queued=[inference.queued_at for inference in alike],
+        keys=keys,
+        now=now,
+        stamp=stamp,
+    )
+
+
+def _fill(stencil: Stencil, texts: Sequence[bytes], *, sequence: int, row: int, rows: int, count: int) -> list[Answer]:
     """The answers of requests that share a stencil; `texts` are the elements of each row of their run's output."""
-    rows, row = alike[0].rows, alike[0].row
-    end = row + rows * len(alike)
+    end = row + rows * count
     if rows == 1:
         own = texts[row:end]
     else:
         own = [b",".join(texts[row : row + rows]) for row in range(row, end, rows)]
     return [(b"", answer, 200, True) for answer in stencil.answers(own, sequence)]
+
+
+def _count_alike(
+    like: Inference | Bundle,
+    run: Run | None,
+    *,
+    status: int,
+    rows: int,
+    arrived: Sequence[float],
+    queued: Sequence[float],
+    now: float,
+) -> None:
+    """Count requests of one version and arm that ended with one status, of one run if any; else none was queued."""
+    served, arm, count = like.served, like.choice.arm, len(arrived)
+    served.requests(arm, status).inc(count)
+    served.durations(arm).observe_many([now - at for at in arrived])
+    if run is not None:
+        sent_at = run.sent_at
+        served.queue_seconds.observe_many([sent_at - at for at in queued])
+        if run.inference_ns:
+            served.tally.add(run, count, rows, arrived=sum(arrived), queued=sum(queued), now=now)

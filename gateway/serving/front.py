@@ -7,6 +7,7 @@ then releases each answer. Nothing here awaits, and nothing waits for Kafka, the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.engine.arena import open_arena
-from gateway.engine.job import rank_of
+from gateway.engine.job import NORMAL, rank_of
 from gateway.engine.lane import Lane, QueueLimits
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolWriter
@@ -42,6 +43,7 @@ from gateway.serving.aside import (
     result_of,
     too_late,
 )
+from gateway.serving.bundle import Bundle
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_batch
@@ -211,63 +213,76 @@ class Front:
     def accept(self, inference: Inference) -> None:
         """Take a request whose body is complete; its connection is told when it is answered, perhaps at once."""
         inference.arrived = time.perf_counter()
-        try:
-            self._route(inference)
-        except GatewayError as error:
-            inference.refuse(_without_frames(error))
-            return
-        self._let_in(inference)
-
-    def accept_again(self, inference: Inference, read: bytes, start: int) -> None:
-        """As `accept`, in fewer steps where it can be, of a request whose head its connection has sent before.
-
-        Parameters
-        ----------
-        inference : Inference
-            Without its body.
-        read : bytes
-            The body begins at `start` and goes to the end.
-        """
-        inference.arrived = inference.queued_at = time.perf_counter()
-        sole = self._sole.get(inference.model)
-        if sole is not None and inference.pinned is None:
-            inference.route, inference.choice, inference.served = sole
-        else:
+        if inference.served is None:
             try:
-                self._route(inference)
+                if isinstance(inference.refused, UnknownModel):
+                    raise inference.refused
+                routed = self._routed(inference.model, key=inference.key, pinned=inference.pinned)
             except GatewayError as error:
                 inference.refuse(_without_frames(error))
                 return
-        served = inference.served
-        decoder, lane = served.decoder, served.lane
+            inference.route, inference.choice, inference.served = routed
+        self._let_in(inference)
+
+    def take_along(self, like: Inference, read: bytes, start: int) -> Inference | None:
+        """Take a request whose head its connection has sent before, with others that differ from it in numbers only.
+
+        Parameters
+        ----------
+        like : Inference
+            With that head, and `is_bare`; no request of its connection is due. It is answered in this one's place.
+        read : bytes
+            The body begins at `start` and goes to the end.
+
+        Returns
+        -------
+        Inference or None
+            The request, which has still to be accepted, where it cannot be taken so.
+        """
+        now = time.perf_counter()
+        routed = self._sole.get(like.model)
+        if routed is None:
+            try:
+                routed = self._routed(like.model)
+            except GatewayError:
+                return like.with_body(read[start:])
+        route, choice, served = routed
+        decoder, line = served.decoder, served.lane.line
         found = None
-        if decoder is not None and inference.json_length is None and inference.encoding is None:
-            found = decoder.recognise(read, start)
         if (
-            found is None
-            or inference.rank >= lane.line.closed_for
-            or self.commit is not None
-            or (self.spool.full and self._blocks)
+            decoder is not None
+            and served.takes_bundles
+            and line.rows < line.pace.few_rows
+            and line.closed_for > NORMAL
+            and not (self.commit is not None and self.commit.full)
+            and not (self.spool.full and self._blocks)
         ):
-            inference.body.append(read[start:])
-            self._let_in(inference)
-            return
-        # What `take_usual` and `_limit_time` do, without a call for each: most requests of a busy front come this way.
-        usual, inference.text = found
-        inference.usual = usual
-        inference.size = len(read) - start
-        inference.rows = usual.shape[0]
-        inference.plain = inference.accepts is None
-        inference.deadline = inference.arrived + self._timeout_seconds
-        if inference.timeout_ms:
-            self._limit_time(inference)
-        try:
-            lane.submit(inference)
-        except GatewayError as error:
-            self._fail(inference, error)
+            found = decoder.recognise(read, start)
+        if found is not None:
+            usual, text = found
+            rows, size = usual.shape[0], len(read) - start
+            bundle = line.newest
+            if (
+                type(bundle) is Bundle
+                and bundle.usual is usual
+                and bundle.choice is choice
+                and bundle.route is route
+                and now < bundle.open_until
+                and line.grow(rows, size)
+            ):
+                bundle.add(like, text, size, now)
+                return None
+            if line.rows + rows <= line.pace.few_rows:
+                bundle = Bundle(usual, route, choice, served, now=now, seconds=self._timeout_seconds)
+                bundle.add(like, text, size, now)
+                with contextlib.suppress(GatewayError):
+                    served.lane.submit(bundle)
+                    return None
+        alone = like.with_body(read[start:])
+        alone.route, alone.choice, alone.served = routed
+        return alone
 
     def _let_in(self, inference: Inference) -> None:
-        # Of a request that has been routed.
         if self.commit is not None and self.commit.full:
             self.delivery.refuse([inference], "the disk of the prediction log does not keep up")
             return
@@ -352,25 +367,29 @@ class Front:
                 labels = {"model": model, "version": str(version), "arm": arm}
                 self.cells.gauge("gateway_route_weight", labels).set(weight)
 
-    def _route(self, inference: Inference) -> None:
-        if isinstance(inference.refused, UnknownModel):
-            raise inference.refused
-        route = self.routes.get(inference.model)
+    def _routed(
+        self, model: str, *, key: str | None = None, pinned: int | None = None
+    ) -> tuple[Route, Choice, ServedVersion]:
+        """Where one request goes.
+
+        Raises
+        ------
+        UnknownModel
+        """
+        route = self.routes.get(model)
         if route is None:
-            self.version(inference.model, inference.pinned)
-            route = Route(inference.model, stable=inference.pinned or 0)
-        key = inference.key
+            self.version(model, pinned)
+            route = Route(model, stable=pinned or 0)
         point = self._draw() if key is None else point_of(key, route.salt)
-        inference.route = route
-        inference.choice = choose(route, point, sticky=key is not None, pinned=inference.pinned)
-        served = self.versions.get((inference.model, inference.choice.version))
-        if inference.choice.arm == "canary" and (served is None or served.decoder is None):
+        choice = choose(route, point, sticky=key is not None, pinned=pinned)
+        served = self.versions.get((model, choice.version))
+        if choice.arm == "canary" and (served is None or served.decoder is None):
             # Its engine has not been reached yet. The stable version answers, with no weight on the canary in the
             # record, so that a slow start is no evidence against it.
-            inference.route = self._alone[inference.model]
-            inference.choice = Choice(route.stable, "stable", "canary_not_ready")
-            served = self.versions.get((inference.model, route.stable))
-        inference.served = served or self.version(inference.model, inference.choice.version)
+            route = self._alone[model]
+            choice = Choice(route.stable, "stable", "canary_not_ready")
+            served = self.versions.get((model, route.stable))
+        return route, choice, served or self.version(model, choice.version)
 
     def _admit(self, inference: Inference) -> None:
         if inference.refused is not None:

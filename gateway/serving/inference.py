@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from gateway.engine.job import Job
+from gateway.engine.job import NORMAL, Job
 from gateway.protocol.binary import Octets
 from gateway.protocol.classification import classify
 from gateway.protocol.compression import inflate
@@ -117,6 +117,18 @@ class Inference(Job):
         again.encoding = self.encoding
         again.accepts = self.accepts
         return again
+
+    def with_body(self, body: bytes) -> Inference:
+        """Another inference with the same head, and this body."""
+        another = self.again()
+        another.body.append(body)
+        return another
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether its head asks for a model and for nothing else."""
+        asked = (self.pinned, self.key, self.json_length, self.encoding, self.accepts, self.refused)
+        return not self.timeout_ms and self.rank == NORMAL and all([each is None for each in asked])
 
     def read(self, decoder: RequestDecoder) -> InferRequest:
         """The request, for the version it was routed to; asked for once.

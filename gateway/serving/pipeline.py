@@ -119,10 +119,11 @@ class Pipeline(HttpToolsProtocol):
         if len(due) == 1 and due[0] is inference and inference.keep_alive and not self._unusual:
             # One request at a time is the usual case.
             due.clear()
-            transport = self.transport
+            transport, answer = self.transport, inference.answer
+            inference.answer = b""  # it may be due again
             if not transport.is_closing():
-                self._written += len(inference.answer)
-                transport.write(inference.answer)
+                self._written += len(answer)
+                transport.write(answer)
             self._quiet_since = 0.0
             if self._behind or self.pipeline or self._stopping or self.flow.read_paused:
                 self._hold_untaken(inference)
@@ -130,18 +131,25 @@ class Pipeline(HttpToolsProtocol):
             return
         while due and due[0].answer:
             first = due.popleft()
+            answer, first.answer = first.answer, b""
             if self._unusual:
                 self._let_go(first)
             if self.transport.is_closing():
                 continue
-            self._written += len(first.answer)
-            self.transport.write(first.answer)
+            self._written += len(answer)
+            self.transport.write(answer)
             self._hold_untaken(first)
             if not first.keep_alive:
                 self._finish()
                 return
         if not due:
             self._caught_up()
+
+    def replace(self, inference: Inference, another: Inference) -> None:
+        """Another one is answered in the place of one that is due."""
+        due = self._due
+        if inference in due:
+            due[due.index(inference)] = another
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

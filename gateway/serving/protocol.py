@@ -32,7 +32,7 @@ from gateway.serving.head import (
 )
 from gateway.serving.incoming import IncomingBody
 from gateway.serving.inference import Inference, path_pin
-from gateway.serving.known_head import KnownHead, known_head, length_in
+from gateway.serving.known_head import KnownHead, known_head
 from gateway.serving.pipeline import FAULT
 from gateway.serving.room import LARGE_BODY_BYTES
 
@@ -65,6 +65,7 @@ class GatewayProtocol(IncomingBody):
         self._max_fields = self._limits.max_head_fields
         self._max_known = min(self._max_body, LARGE_BODY_BYTES)
         self._known: Inference
+        self._is_bare = False
         self._known_head: KnownHead | None = None
         self._host = b""
         self._half_head = b""
@@ -193,30 +194,36 @@ class GatewayProtocol(IncomingBody):
         if self._unread != len(self._piece) or not end or self._max_head < len(head) + 2 * LENGTH_DIGITS:
             return
         self._known, self._known_head = inference.again(), known_head(head + end)
+        self._is_bare = self._known.is_bare
 
     def _take_again(self, data: bytes, known: KnownHead) -> bool:
         """Take a read that is the known head once more and a whole body; all that the head says has been checked."""
-        before, after, size = known
-        length = length_in(len(data) - size)
-        head = before + length + after
-        if not (length and data.startswith(head)):
+        head = known[len(data)]
+        if not (head and data.startswith(head)):
             return False
         body = len(head)
         if len(data) - body > self._max_known or self._discarding or self._stopping:
             return False
-        inference = self._known.again()
-        cycle = self.cycle
-        if self._behind or self.pipeline or (cycle is not None and not cycle.response_complete):
-            inference.body.append(data[body:])
-            self._behind.append(inference)
-        else:
-            self._due.append(inference)
+        like, cycle = self._known, self.cycle
+        if (
+            self._is_bare
+            and not (self._due or self._behind or self.pipeline)
+            and (cycle is None or cycle.response_complete)
+        ):
             try:
-                self._front.accept_again(inference, data, body)
+                alone = self._front.take_along(like, data, body)
             except Exception:  # a fault of ours fails this request and no other
-                self._fail(inference)
-        waiting = len(self._due) + len(self._behind)
-        if waiting > 1 and waiting > self._limits.max_pipelined:
+                alone = like.again()
+                self._due.append(alone)
+                self._fail(alone)
+                return True
+            if alone is None:
+                self._due.append(like)
+            else:
+                self._submit(alone)
+            return True
+        self._enqueue(like.with_body(data[body:]))
+        if len(self._due) + len(self._behind) > self._limits.max_pipelined:
             self.flow.pause_reading()
         return True
 

@@ -7,18 +7,26 @@ bytes are those that `answers.py` and `records.py` make; a test holds them again
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gateway.engine.job import Run
 from gateway.events.addresses import ID_BYTES
+from gateway.events.blocks import MAX_BLOCK, PredictionBlock, encode_block
 from gateway.serving.answers import infer_answer
 
 __all__ = ("Stencil", "make_stencil")
 
 # Stands for what differs while the constant part is rendered; no name can hold it.
 _ID = b"\x00id"
+
+_U32 = Struct("<I")
+BLOCK_BYTES = 2**20
+"""Of the tensors in one block of the log."""
 
 _LOWEST = tuple(b"%02x" % number for number in range(256))
 
@@ -45,6 +53,60 @@ class Stencil(NamedTuple):
     output_axes: tuple[int, ...]
     row_bytes: int
 
+    def most_in_block(self, rows: int) -> int:
+        """How many requests of so many rows one block of the log may hold."""
+        return min(MAX_BLOCK, max(1, BLOCK_BYTES // (self.row_bytes * rows)))
+
+    def block(
+        self,
+        run: Run,
+        inputs: Array,
+        outputs: Array,
+        *,
+        rows: int,
+        arrived: Sequence[float],
+        queued: Sequence[float],
+        keys: bytes = b"",
+        now: float,
+        stamp: bytes,
+    ) -> bytes:
+        """Render the record of requests that follow one another in their run.
+
+        Parameters
+        ----------
+        inputs, outputs : arrays
+            Of all of them.
+        rows : int
+            Of each.
+        arrived, queued : sequence of float
+            When each arrived and was queued, in seconds of `time.perf_counter()`.
+        keys : bytes
+            The hash of each one's routing key, or `NO_KEY`; empty where none has one.
+        now : float
+            When they are answered.
+        stamp : bytes
+            The same, from `record_time`.
+        """
+        count, sent_at = len(arrived), run.sent_at
+        block = PredictionBlock(
+            self.head,
+            self.input_head,
+            self.output_head,
+            self.input_dtype,
+            self.output_dtype,
+            self.input_axes,
+            self.output_axes,
+            stamp,
+            run.inference_ns // 1000,
+            b"" if rows == 1 else _column([rows] * count),
+            _column([int((sent_at - at) * 1e6) for at in queued]),
+            _column([int((now - at) * 1e6) for at in arrived]),
+            keys,
+            inputs.tobytes(),
+            outputs.tobytes(),
+        )
+        return encode_block(block, count)
+
     def answers(self, texts: Sequence[bytes], sequence: int) -> list[bytes]:
         """Render answers whose records are numbered from `sequence`.
 
@@ -64,6 +126,10 @@ class Stencil(NamedTuple):
             join((before, low, headers, b"%d" % (size + len(text)), content, low, behind, text, end))
             for low, text in zip(_LOWEST[sequence % len(_LOWEST) :], texts, strict=False)
         ]
+
+
+def _column(numbers: Sequence[int]) -> bytes:
+    return _U32.pack(numbers[0]) if len(numbers) == 1 else array("I", numbers).tobytes()
 
 
 def make_stencil(

@@ -58,6 +58,7 @@ class ServedVersion:
         self.redacted: frozenset[int] = frozenset()
         self.redacted_columns: dict[int, dict[str, int]] = {}
         self.sample = 1.0
+        self.takes_bundles = False
         self.takes_texts = False
         self.input_heads: tuple[bytes, ...] = ()
         self.answer_head = b""
@@ -113,6 +114,8 @@ class ServedVersion:
             if spec.name in hello.redact_columns
         }
         self.sample = hello.sample
+        # A full bundle would have to tell the lane, which may hold a batch back until then.
+        self.takes_bundles = self._is_logged_alike() and not hello.max_delay_us
         self.takes_texts = any(spec.datatype == "BYTES" for spec in inputs)
         self.input_heads = tuple(tensor_head(spec) for spec in inputs)
         self._stencils.clear()
@@ -200,8 +203,11 @@ class ServedVersion:
             )
         return histogram
 
+    def _is_logged_alike(self) -> bool:
+        return not (self.redacted or self.redacted_columns or self.sample < 1)
+
     def _is_logged_whole(self, rows: int, inputs: Array, outputs: Array) -> bool:
-        if self.signature is None or self.redacted or self.redacted_columns or self.sample < 1:
+        if self.signature is None or not self._is_logged_alike():
             return False
         if inputs.dtype.kind == "f" and inputs.dtype.itemsize == 2:
             return False

@@ -299,3 +299,76 @@ def test_a_queue_whose_frames_are_small_takes_as_long_as_its_frames(free_axes: b
         for _ in range(1000):
             made.put(job(size=size))
     assert 280 <= len(made) <= 420
+
+
+class Several(Job):
+    """Requests of one row each as one job."""
+
+    __slots__ = ("parts", "requests")
+
+    def __init__(self, requests: int, *, at: float = 0.0) -> None:
+        super().__init__()
+        self.rows = self.requests = requests
+        self.size, self.queued_at, self.deadline = 10 * requests, at, FAR
+        self.parts = [job(size=10, at=at) for _ in range(requests)]
+
+    def apart(self) -> list[Job]:
+        return self.parts
+
+
+def test_the_newest_grows_as_long_as_all_that_waits_fits_one_batch() -> None:
+    made = line(8, batch_bytes=60)
+    [several] = filled(made, Several(2))
+    assert made.newest is several and len(made) == 2
+    assert made.grow(3, 10) and (len(made), made.rows, made.size_bytes) == (3, 5, 30)
+    assert not made.grow(4, 10) and not made.grow(1, 40)
+    assert (len(made), made.rows, made.size_bytes) == (3, 5, 30)
+
+
+@pytest.mark.parametrize("how", ["take", "expire", "clear", "another"])
+def test_none_is_the_newest_once_the_line_has_moved(how: str) -> None:
+    made = line()
+    filled(made, job(deadline=1.0), Several(2))
+    match how:
+        case "take":
+            made.take(horizon=0.0)
+        case "expire":
+            made.expire(2.0)
+        case "clear":
+            made.clear()
+        case _:
+            [another] = filled(made, job(rank=HIGH))
+            assert made.newest is another
+            return
+    assert made.newest is None
+
+
+def test_several_that_no_longer_fit_a_batch_go_in_parts() -> None:
+    made = line(8)
+    first, several = filled(made, job(), Several(6))
+    assert isinstance(several, Several)
+    made.pace.add(rows=8, run_seconds=1.0, seconds=1.0, pressed=False)  # halved
+    assert made.pace.rows == 4
+    assert made.take(horizon=0.0)[0] == [first, *several.parts[:3]]
+    assert (len(made), made.rows, made.size_bytes) == (3, 3, 30)
+    assert made.take(horizon=0.0)[0] == several.parts[3:]
+    assert len(made) == made.rows == made.size_bytes == 0
+
+
+def test_one_of_several_is_pushed_out_not_all() -> None:
+    made = line(4, max_requests=4)
+    [several] = filled(made, Several(4))
+    assert isinstance(several, Several)
+    [high] = filled(made, job(rank=HIGH, size=10))
+    assert made.displaced == several.parts[3:]
+    assert (len(made), made.rows) == (4, 4)
+    assert made.take(horizon=0.0)[0] == [high, *several.parts[:3]]
+
+
+def test_a_line_counts_requests_not_jobs() -> None:
+    made = line(8, max_requests=4)
+    filled(made, Several(3), job())
+    with pytest.raises(Overloaded, match="4 requests wait"):
+        made.put(job())
+    made.expire(FAR * 2)
+    assert len(made) == 0

@@ -81,7 +81,7 @@ def test_a_batch_is_read_as_each_of_its_requests_would_be(datatype: str, texts: 
     batch = [found for body in bodies if (found := recognised(body, decoder)) is not None]
     asked = [body for body in bodies if recognised(body, decoder) is not None]
 
-    whole, refused = read_batch(batch)
+    _, whole, refused = read_batch(batch)
 
     for inference, body in zip(batch, asked, strict=True):
         if inference.failure is not None:
@@ -120,7 +120,7 @@ def test_each_of_many_has_as_many_numbers_as_it_says(counts: tuple[int, ...], ar
     decoder.decode(body % b",".join([b"0.123456"] * 1000))
     batch = [recognised(body % b",".join([b"0.12345"] * count), decoder) for count in counts]
 
-    whole, refused = read_batch([each for each in batch if each is not None])
+    _, whole, refused = read_batch([each for each in batch if each is not None])
 
     assert (whole is not None) == are_read
     assert refused == ([] if are_read else batch)
@@ -138,7 +138,7 @@ def test_requests_of_other_rows_are_read_each_with_its_like() -> None:
         batch.append(found)
         bodies.append(body)
 
-    whole, refused = read_batch(batch)
+    _, whole, refused = read_batch(batch)
 
     assert whole is None and not refused
     assert [inference.inputs[0].tolist() for inference in batch] == [

@@ -21,7 +21,7 @@ from gateway.protocol.datatypes import NUMPY_OF, Signature, TensorSpec
 from gateway.protocol.encode import can_encode_rows, encode_flat, encode_rows
 from gateway.protocol.limits import Limits
 from gateway.routing.table import Choice, Route
-from gateway.serving import delivery
+from gateway.serving import stencil
 from gateway.serving.delivery import Delivery
 from gateway.serving.inference import Inference
 from gateway.serving.records import Kept
@@ -120,7 +120,7 @@ def test_what_makes_no_block_is_logged_one_by_one_and_that_is_said_once(
     def fails(*given: Any) -> bytes:
         raise fault
 
-    monkeypatch.setattr(delivery, "encode_block", fails)
+    monkeypatch.setattr(stencil, "encode_block", fails)
     front = _Front(tmp_path, Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 1)),)))
     answers = front.answers(batch_of(front, [None, "rider-7", None], [1, 2, 1], alike=True))
     answers += front.answers(batch_of(front, [None], [3], alike=True))
