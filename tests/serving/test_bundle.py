@@ -18,8 +18,8 @@ from gateway.engine.waiting import WaitingLine
 from gateway.predictions.disk import FakeDisk, Fault
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.routing.table import Route
+from gateway.serving.batch import BatchWriter
 from gateway.serving.bundle import Bundle
-from gateway.serving.delivery import Delivery
 from tests.predictions.test_commit import SlowDisk
 from tests.serving.fronts import Door, door, post, read_answer
 
@@ -127,7 +127,7 @@ async def test_it_is_logged_and_answered_as_requests_by_themselves_are(
     seen = []
     for apart in (False, True):
         if apart:
-            monkeypatch.setattr(Delivery, "_write_bundle", lambda *given, **named: None)
+            monkeypatch.setattr(BatchWriter, "write_bundle", lambda *given, **named: None)
         async with door(tmp_path / str(apart)) as d, clients(d, 3) as those:
             await waiting(d, those, [row(value) for value in (1, 2, 3)])
             d.engine.hold.set()

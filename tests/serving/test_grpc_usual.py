@@ -91,7 +91,7 @@ async def test_calls_of_one_batch_each_get_their_own_tensor(tmp_path: Path) -> N
 
 async def test_a_raw_answer_is_not_written_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Any] = []
-    monkeypatch.setattr("gateway.serving.delivery.encode_rows", written.append)
+    monkeypatch.setattr("gateway.serving.batch.encode_rows", written.append)
     async with two_doors(tmp_path) as two:
         for _ in range(2):
             assert outputs_of(await two.call("ModelInfer", row()))["y"].tolist() == [[2, 4, 6]]
