@@ -20,6 +20,7 @@ from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.routing.table import Route
 from gateway.serving.batch import BatchWriter
 from gateway.serving.bundle import Bundle
+from gateway.serving.front import Front
 from tests.predictions.test_commit import SlowDisk
 from tests.serving.fronts import Door, door, post, read_answer
 
@@ -394,3 +395,22 @@ async def test_many_rows_each_are_told_apart(tmp_path: Path) -> None:
             assert answer[2]["outputs"][0]["data"] == [20 * value + number for number in range(4)]
             client.writer.close()
         assert [record["rows"] for record in d.log()] == [2] * 6
+
+
+async def test_a_fault_on_the_way_in_fails_its_own_request_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(front: Front, like: Any, read: bytes, start: int) -> None:
+        if b"[7.0" in read:
+            raise ZeroDivisionError
+        return take(front, like, read, start)  # type: ignore[return-value]
+
+    take = Front.take_along
+    monkeypatch.setattr(Front, "take_along", fails)
+    async with door(tmp_path) as d, clients(d, 2) as those:
+        those[0].writer.write(row(7.0))
+        status, headers, _ = await those[0].answer()
+        assert (status, headers["connection"]) == (500, "close")
+        those[1].writer.write(row(8))
+        assert doubled(await those[1].answer()) == 8.0
+        assert "could not be taken" in caplog.text

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.serving.known_head import MAX_HELD_BYTES, known_head
 from gateway.serving.protocol import GatewayProtocol
 from tests.serving.fronts import Door, door, get, post, run
 
@@ -152,3 +153,21 @@ def test_nothing_known_is_taken_once_the_front_is_told_to_stop(tmp_path: Path, t
             writer.close()
 
     run(test)
+
+
+def test_heads_of_many_lengths_are_told_and_few_are_kept() -> None:
+    known = known_head(b"POST / HTTP/1.1\r\nContent-Length: 1\r\nHost: a\r\n\r\n")
+    assert known is not None
+    for length in [*range(1200), 9_999, 10_000, 99_999_999]:
+        head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: a\r\n\r\n" % length
+        assert known[len(head) + length] == head
+        assert sum(map(len, known.values())) <= MAX_HELD_BYTES
+    assert known[0] == known[len(b"POST / HTTP/1.1\r\n")] == b""
+
+
+def test_connections_with_the_same_head_share_what_is_kept_of_it() -> None:
+    first, second, another = (
+        known_head(b"POST / HTTP/1.1\r\nContent-Length: %d\r\nHost: %b\r\n\r\n" % each)
+        for each in ((1, b"a"), (20, b"a"), (1, b"b"))
+    )
+    assert first is second and first is not another
