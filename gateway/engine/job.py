@@ -99,6 +99,8 @@ class Job:
         Bytes it takes while it waits; its body is a good measure.
     requests : int
         How many it is.
+    is_joint : bool
+        Whether it has to be taken apart before any of its requests can be told from the others.
     rank : int
         `HIGH`, `NORMAL` or `LOW`.
     queued_at : float
@@ -117,6 +119,7 @@ class Job:
     __slots__ = ("abandoned", "deadline", "failure", "inputs", "queued_at", "rank", "row", "rows", "run", "size")
 
     requests: int = 1
+    is_joint: bool = False
 
     def __init__(self) -> None:
         self.inputs: Sequence[Array] = ()
@@ -128,6 +131,11 @@ class Job:
         self.row = 0
         self.failure: GatewayError | None = None
         self.abandoned = False
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether the caller, or one of several, has gone."""
+        return self.abandoned
 
     def apart(self) -> Sequence[Job]:
         """Each of its requests as a job of its own, with what has become of it so far."""

@@ -168,7 +168,8 @@ class WaitingLine:
             queue = self._leading() if self._others else self._normal
             job = queue[0]
             weight = job.rows or 1
-            if weight > most and job.requests > 1:  # it was to fit a batch, and batches have become smaller since
+            if job.is_joint and (job.deadline < horizon or (weight > most and job.requests > 1)):
+                # It was to fit a batch, and batches have become smaller since; or its first is late.
                 queue.popleft()
                 queue.extendleft(reversed(job.apart()))
                 continue
@@ -201,10 +202,13 @@ class WaitingLine:
 
     def expire(self, now: float) -> list[Job]:
         """Take out the jobs whose deadline is past, and drop those whose callers have gone."""
-        if not any(job.abandoned or job.deadline < now for job in self):
+        if not any(job.is_deserted or job.deadline < now for job in self):
             return []
-        late = [job for job in self if job.deadline < now and not job.abandoned]
-        kept = [job for job in self if job.deadline >= now and not job.abandoned]
+        jobs: list[Job] = []
+        for job in self:
+            jobs += job.apart() if job.is_deserted or job.deadline < now else (job,)
+        late = [job for job in jobs if job.deadline < now and not job.abandoned]
+        kept = [job for job in jobs if job.deadline >= now and not job.abandoned]
         self.clear()
         for job in kept:
             self._ranked[job.rank].append(job)
@@ -267,7 +271,7 @@ class WaitingLine:
                     self.closed_for = min(self.closed_for, job.rank)
                     self._refusal = refusal
                 raise Overloaded(refusal)
-            if queue[-1].requests > 1:
+            if queue[-1].is_joint:
                 queue.extend(queue.pop().apart())
             pushed_out.append(queue.pop())
             self._weigh(pushed_out[-1], -1)

@@ -14,7 +14,7 @@ from gateway.events.records import KIND_BLOCK, KIND_PREDICTION
 from gateway.protocol.encode import can_encode_rows, encode_flat, encode_rows, encode_string
 from gateway.routing.table import hash_key
 from gateway.serving.answers import status_of
-from gateway.serving.aside import SLOW_PLAIN_BYTES
+from gateway.serving.aside import SLOW_JSON_BYTES
 from gateway.serving.bundle import Bundle
 from gateway.serving.inference import Inference
 from gateway.serving.reading import read_alone
@@ -39,6 +39,8 @@ class Batch:
     ----------
     bundle : Bundle or None
         Whose they are, all of them; `inferences` then only stand for them at their connections.
+    is_last : bool
+        Of the batches that one run has answered: the run is counted with it.
     spans : list of (int, int)
         From and to: of each, all have one version, arm, status and run. None of a bundle.
     texts : dict
@@ -46,11 +48,12 @@ class Batch:
         `_texts_of` has it.
     """
 
-    __slots__ = ("answers", "bundle", "inferences", "records", "spans", "texts", "texts_of")
+    __slots__ = ("answers", "bundle", "inferences", "is_last", "records", "spans", "texts", "texts_of")
 
     def __init__(self, inferences: Sequence[Inference], *, bundle: Bundle | None = None) -> None:
         self.inferences = inferences
         self.bundle = bundle
+        self.is_last = True
         self.records: list[tuple[int, bytes]] = []
         self.answers: list[Answer] = []
         self.spans: list[tuple[int, int]] = []
@@ -81,10 +84,11 @@ class Batch:
         self.spans.append((begin, end))
 
     def cut(self, count: int) -> Batch:
-        """The first so many requests."""
-        batch = Batch(self.inferences[:count], bundle=self.bundle)
+        """The first so many requests, each by itself."""
+        batch = Batch(self.apart()[:count])
         batch.records, batch.answers = self.records, self.answers[:count]
-        batch.spans = [(begin, min(end, count)) for begin, end in self.spans if begin < count]
+        spans = self.spans if self.bundle is None else [(0, self.bundle.requests)]
+        batch.spans = [(begin, min(end, count)) for begin, end in spans if begin < count]
         return batch
 
 
@@ -110,24 +114,30 @@ class BatchWriter:
     def write_bundle(self, bundle: Bundle, *, sequence: int, now: float, stamp: bytes) -> Batch | None:
         """The record and the answers of a bundle; None of one that must be taken apart."""
         run = bundle.run
-        if run is None or run.inputs is None or run.nbytes > SLOW_PLAIN_BYTES:
+        if run is None or not bundle.inputs or run.nbytes > SLOW_JSON_BYTES or run.is_unread or not bundle.is_usual:
             return None
         rows, count = bundle.usual.shape[0], bundle.requests
+        batch = Batch(bundle.likes, bundle=bundle)
         try:
-            texts = _texts_of(run, written=True) if bundle.is_usual else None
-            stencil = self._stencil_of(bundle, run, run.inputs[0], rows=rows) if texts is not None else None
-            if texts is None or stencil is None or count > stencil.most_in_block(rows):
+            outputs = _rows_of(run)
+            if outputs is None:
                 return None
-            arrived = bundle.arrived
-            block = stencil.block(
-                run, run.inputs[0], run.results[0], rows=rows, arrived=arrived, queued=arrived, now=now, stamp=stamp
-            )
-            batch = Batch(bundle.likes, bundle=bundle)
+            inputs, outputs = bundle.inputs[0], outputs[bundle.row : bundle.row + bundle.rows]
+            texts = encode_rows(outputs)
+            stencil = None if texts is None else self._stencil_of(bundle, run, inputs, rows=rows)
+            if texts is None or stencil is None:
+                return None
+            most = stencil.most_in_block(rows)
+            for begin in range(0, count, most):
+                arrived, own = bundle.arrived[begin : begin + most], slice(begin * rows, (begin + most) * rows)
+                block = stencil.block(
+                    run, inputs[own], outputs[own], rows=rows, arrived=arrived, queued=arrived, now=now, stamp=stamp
+                )
+                batch.records.append((KIND_BLOCK, block))
             batch.answers = _fill(stencil, texts, sequence=sequence, row=0, rows=rows, count=count)
         except Exception:
             self._note_apart(bundle)
             return None
-        batch.records.append((KIND_BLOCK, block))
         return batch
 
     def write(self, inferences: Sequence[Inference], *, sequence: int, now: float, stamp: bytes) -> Batch:
@@ -276,12 +286,18 @@ def _texts_of(run: Run, *, written: bool) -> Sequence[bytes] | None:
 
     None where no such rows are, or are no plain numbers.
     """
-    results = run.results
-    if len(results) != 1 or not results[0].ndim or len(results[0]) != run.rows:
+    outputs = _rows_of(run)
+    if outputs is None:
         return None
     if written:
-        return encode_rows(results[0])
-    return () if can_encode_rows(results[0]) else None
+        return encode_rows(outputs)
+    return () if can_encode_rows(outputs) else None
+
+
+def _rows_of(run: Run) -> Array | None:
+    """The run's output, if it has one and a row for each row of the run."""
+    results = run.results
+    return results[0] if len(results) == 1 and results[0].ndim and len(results[0]) == run.rows else None
 
 
 def _end_of_alike(inferences: Sequence[Inference], place: int, *, most: int) -> int:

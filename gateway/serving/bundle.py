@@ -26,8 +26,8 @@ class Standing(Connection, Protocol):
         """Another one is answered in the place of one that is due."""
 
 
-OPEN_SECONDS = 0.005
-"""So long a bundle takes others in: they share the deadline of its first."""
+OPEN_SECONDS, OPEN_SHARE = 0.005, 0.05
+"""So long a bundle takes others in, and for no larger share of the time they have: they share the first's deadline."""
 
 
 class Bundle(Job):
@@ -56,6 +56,8 @@ class Bundle(Job):
         Whoever comes later, by the same clock, is none of it.
     """
 
+    is_joint = True
+
     __slots__ = ("_parts", "arrived", "choice", "likes", "open_until", "requests", "route", "served", "texts", "usual")
 
     def __init__(
@@ -67,7 +69,7 @@ class Bundle(Job):
         self.choice = choice
         self.served = served
         self.queued_at = now
-        self.open_until = now + OPEN_SECONDS
+        self.open_until = now + min(OPEN_SECONDS, OPEN_SHARE * seconds)
         self.deadline = now + seconds
         self.rows = self.requests = 0
         self.likes: list[Inference] = []
@@ -92,6 +94,10 @@ class Bundle(Job):
         """Whether all of them may still be answered as one: nobody has gone, and no connection is to be closed."""
         return self.failure is None and all([like.keep_alive and not like.abandoned for like in self.likes])
 
+    @property
+    def is_deserted(self) -> bool:
+        return any([like.abandoned for like in self.likes])
+
     def apart(self) -> Sequence[Inference]:
         """Each of its requests as an inference of its own, which its connection knows from now on."""
         if self._parts is None:
@@ -112,5 +118,7 @@ class Bundle(Job):
         part.deadline = arrived + (self.deadline - self.queued_at)
         part.run = self.run
         part.row = self.row + place * part.rows
+        if self.inputs:
+            part.take_inputs([array[place * part.rows : (place + 1) * part.rows] for array in self.inputs])
         cast(Standing, like.connection).replace(like, part)
         return part

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from gateway.engine.job import Run, each_apart
+from gateway.engine.job import Run
 from gateway.predictions.commit import GroupCommit
 from gateway.predictions.spool import SpoolError, SpoolWriter
 from gateway.protocol.errors import GatewayError, LogUnavailable, ModelFailed, Overloaded
@@ -82,20 +82,33 @@ class Delivery:
         return f"<Delivery to {self._spool!r}>"
 
     def deliver(self, jobs: Sequence[Inference | Bundle]) -> None:
-        """Log finished requests of one version in one write, then release their answers."""
+        """Log finished requests of one version, then release their answers.
+
+        Those of a bundle are one write, all others are another.
+        """
         now, stamp = time.perf_counter(), record_time(time.time())
-        sequence, first = self._spool.next_sequence, jobs[0] if len(jobs) == 1 else None
-        batch = None
-        if isinstance(first, Bundle):
-            batch = self._writer.write_bundle(first, sequence=sequence, now=now, stamp=stamp)
-        if batch is None:
-            inferences: list[Inference] = each_apart(jobs)
-            if inferences and are_slow_to_answer(inferences):
-                self._hold(inferences)
-                prepare = partial(prepare_answers, inferences, kept=self._kept)
-                self._side.write(prepare, partial(self._prepared, inferences))
-                return
-            batch = self._writer.write(inferences, sequence=sequence, now=now, stamp=stamp)
+        singles: list[Inference] = []
+        left = len(jobs)
+        for job in jobs:
+            left -= 1
+            sequence = self._spool.next_sequence
+            batch = None
+            if isinstance(job, Bundle):
+                batch = self._writer.write_bundle(job, sequence=sequence, now=now, stamp=stamp)
+            if batch is None:
+                singles += job.apart()
+            else:
+                self._log(batch, now=now, is_last=not (left or singles))
+        if singles and are_slow_to_answer(singles):
+            self._hold(singles)
+            prepare = partial(prepare_answers, singles, kept=self._kept)
+            self._side.write(prepare, partial(self._prepared, singles))
+        elif singles:
+            batch = self._writer.write(singles, sequence=self._spool.next_sequence, now=now, stamp=stamp)
+            self._log(batch, now=now, is_last=True)
+
+    def _log(self, batch: Batch, *, now: float, is_last: bool) -> None:
+        """Log a batch and answer it; `is_last` of those that one run has answered."""
         dropped = self._spool.dropped
         try:
             self._append(batch)
@@ -105,6 +118,7 @@ class Delivery:
             batch = batch.cut(error.written)
             if not batch.inferences:
                 return
+        batch.is_last = is_last
         dropped = self._spool.dropped - dropped
         if self._commit is None:
             self._release(batch, now)
@@ -174,8 +188,8 @@ class Delivery:
                 queued=() if run is None else [inference.queued_at for inference in alike],
                 now=now,
             )
-        last = (bundle or inferences[-1]).run if inferences else None
-        if last is not None and last.inference_ns:
+        last = (bundle or inferences[-1]).run
+        if last is not None and last.inference_ns and batch.is_last:
             served = batch.served
             served.inference_seconds.observe(last.inference_ns / 1e9)
             served.batch_rows.observe(last.rows)

@@ -112,7 +112,7 @@ class Front:
         self.revision = -1
         self._was_ready = False
         self._leaving: dict[ServedVersion, float] = {}
-        self._alone: dict[str, Route] = {}
+        self._alone: dict[str, tuple[Route, Choice]] = {}
         self._sole: dict[str, tuple[Route, Choice, ServedVersion]] = {}
         self.routes: dict[str, Route] = {}
         self.versions: dict[tuple[str, int], ServedVersion] = {}
@@ -186,7 +186,10 @@ class Front:
             for model, route in routes.items()
             if route.canary is None and (model, route.stable) in self.versions
         }
-        self._alone = {model: msgspec.structs.replace(route, weight=0.0) for model, route in routes.items()}
+        self._alone = {
+            model: (msgspec.structs.replace(route, weight=0.0), Choice(route.stable, "stable", "canary_not_ready"))
+            for model, route in routes.items()
+        }
         self.revision = revision
 
     def version(self, model: str, pinned: int | None) -> ServedVersion:
@@ -386,8 +389,7 @@ class Front:
         if choice.arm == "canary" and (served is None or served.decoder is None):
             # Its engine has not been reached yet. The stable version answers, with no weight on the canary in the
             # record, so that a slow start is no evidence against it.
-            route = self._alone[model]
-            choice = Choice(route.stable, "stable", "canary_not_ready")
+            route, choice = self._alone[model]
             served = self.versions.get((model, route.stable))
         return route, choice, served or self.version(model, choice.version)
 

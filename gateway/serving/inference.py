@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import numpy as np
+
 from gateway.engine.job import NORMAL, Job
 from gateway.protocol.binary import Octets
 from gateway.protocol.classification import classify
@@ -19,6 +21,8 @@ from gateway.routing.table import Choice, Route
 from gateway.serving.answers import error_answer, infer_answer, status_of
 from gateway.serving.room import Held
 from gateway.serving.version import ServedVersion
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 __all__ = ("Connection", "Inference", "Prepared", "parse_pin", "path_pin")
 
@@ -118,6 +122,9 @@ class Inference(Job):
         again.accepts = self.accepts
         return again
 
+    def apart(self) -> Sequence[Inference]:
+        return (self,)
+
     def with_body(self, body: bytes) -> Inference:
         """Another inference with the same head, and this body."""
         another = self.again()
@@ -183,6 +190,12 @@ class Inference(Job):
         self.rows = self.usual.shape[0]
         self.plain = self.accepts is None
         return True
+
+    def take_inputs(self, inputs: list[Array]) -> None:
+        """Take what was read of its text."""
+        self.inputs = inputs
+        self.fragments = [None] * len(inputs)
+        self.usual = None
 
     def said(self) -> Sequence[int] | None:
         """Positions of the outputs that `outputs_of` wants as flat JSON arrays; None for all of them."""

@@ -35,11 +35,13 @@ class KnownHead(dict[int, bytes]):
     def __missing__(self, size: int) -> bytes:
         length = _length_in(size - len(self._before) - len(self._after))
         head = self._before + length + self._after if length else b""
-        if self._held > MAX_HELD_BYTES:
+        held = getsizeof(head) + getsizeof(size)
+        if self._held + held > MAX_HELD_BYTES:
             self.clear()
             self._held = 0
-        self._held += getsizeof(head) + getsizeof(size)
-        self[size] = head
+        if held <= MAX_HELD_BYTES:
+            self._held += held
+            self[size] = head
         return head
 
 

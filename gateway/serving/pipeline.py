@@ -119,11 +119,10 @@ class Pipeline(HttpToolsProtocol):
         if len(due) == 1 and due[0] is inference and inference.keep_alive and not self._unusual:
             # One request at a time is the usual case.
             due.clear()
-            transport, answer = self.transport, inference.answer
-            inference.answer = b""  # it may be due again
+            transport = self.transport
             if not transport.is_closing():
-                self._written += len(answer)
-                transport.write(answer)
+                self._written += len(inference.answer)
+                transport.write(inference.answer)
             self._quiet_since = 0.0
             if self._behind or self.pipeline or self._stopping or self.flow.read_paused:
                 self._hold_untaken(inference)
@@ -131,13 +130,12 @@ class Pipeline(HttpToolsProtocol):
             return
         while due and due[0].answer:
             first = due.popleft()
-            answer, first.answer = first.answer, b""
             if self._unusual:
                 self._let_go(first)
             if self.transport.is_closing():
                 continue
-            self._written += len(answer)
-            self.transport.write(answer)
+            self._written += len(first.answer)
+            self.transport.write(first.answer)
             self._hold_untaken(first)
             if not first.keep_alive:
                 self._finish()

@@ -218,6 +218,7 @@ class GatewayProtocol(IncomingBody):
                 self._fail(alone)
                 return True
             if alone is None:
+                like.answer = b""  # of the request that it stood for before
                 self._due.append(like)
             else:
                 self._submit(alone)

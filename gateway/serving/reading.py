@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.engine.job import each_apart
 from gateway.protocol.decode import Usual
 from gateway.protocol.errors import CallerError
 from gateway.serving.bundle import Bundle
@@ -27,21 +26,33 @@ def read_batch(jobs: list[Inference | Bundle]) -> tuple[list[Any], list[Array] |
     Returns
     -------
     list of Inference or Bundle
-        Those that can be run. A bundle is one of them only where it is all there is and can be read as one.
+        Those that can be run; a bundle only if it could be read as one.
     list of arrays, or None
         The inputs of all of them, where all were read now; each request keeps its text until it is answered.
     list of Inference
         Those that cannot be read, and why in `failure`.
     """
-    first = jobs[0] if len(jobs) == 1 else None
-    bundle = first if isinstance(first, Bundle) and first.is_usual else None
-    if bundle is not None:
-        numbers = _numbers_of(bundle.texts, bundle.usual, bundle.served)
-        if numbers is not None:
-            return jobs, [numbers], []
-    batch: list[Inference] = [each for each in each_apart(jobs) if not each.abandoned]
-    whole, refused = _read_each(batch) if bundle is None else (None, _read_apart(batch, bundle.usual))
-    return [each for each in batch if each.failure is None] if refused else batch, whole, refused
+    bundles: list[Bundle] = []
+    read: list[Inference] = []
+    unread: list[Inference] = []
+    refused: list[Inference] = []
+    for job in jobs:
+        if not isinstance(job, Bundle) or not job.is_usual:
+            unread += [each for each in job.apart() if not each.abandoned]
+        elif (numbers := _numbers_of(job.texts, job.usual, job.served)) is not None:
+            job.inputs = [numbers]
+            bundles.append(job)
+        else:
+            refused += _read_apart(job.apart(), job.usual)
+            read += [each for each in job.apart() if each.failure is None]
+    if len(bundles) == len(jobs) == 1:
+        return jobs, list(bundles[0].inputs), []
+    whole, others = _read_each(unread)
+    refused += others
+    if whole is not None and (bundles or read):
+        _share(whole[0], unread)
+        whole = None
+    return [*bundles, *read, *[each for each in unread if each.failure is None]], whole, refused
 
 
 def _read_each(batch: Sequence[Inference]) -> tuple[list[Array] | None, list[Inference]]:
@@ -66,7 +77,7 @@ def read_alone(inference: Inference) -> bool:
     if usual is None or decoder is None:
         return False
     if run is not None and run.inputs is not None:
-        _give(inference, [array[inference.row : inference.row + inference.rows] for array in run.inputs])
+        inference.take_inputs([array[inference.row : inference.row + inference.rows] for array in run.inputs])
         return True
     try:
         request = decoder.decode(b"%b%b%b" % (usual.before, inference.text, usual.after))
@@ -78,7 +89,7 @@ def read_alone(inference: Inference) -> bool:
         inference.usual = None
         inference.rows = 1
         return False
-    _give(inference, request.inputs)
+    inference.take_inputs(request.inputs)
     return True
 
 
@@ -107,11 +118,5 @@ def _share(numbers: Array, batch: Sequence[Inference]) -> None:
     start = 0
     for inference in batch:
         stop = start + inference.rows
-        _give(inference, [numbers[start:stop]])
+        inference.take_inputs([numbers[start:stop]])
         start = stop
-
-
-def _give(inference: Inference, inputs: list[Array]) -> None:
-    inference.inputs = inputs
-    inference.fragments = [None] * len(inputs)
-    inference.usual = None

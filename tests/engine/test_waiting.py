@@ -304,6 +304,8 @@ def test_a_queue_whose_frames_are_small_takes_as_long_as_its_frames(free_axes: b
 class Several(Job):
     """Requests of one row each as one job."""
 
+    is_joint = True
+
     __slots__ = ("parts", "requests")
 
     def __init__(self, requests: int, *, at: float = 0.0) -> None:
@@ -311,6 +313,10 @@ class Several(Job):
         self.rows = self.requests = requests
         self.size, self.queued_at, self.deadline = 10 * requests, at, FAR
         self.parts = [job(size=10, at=at) for _ in range(requests)]
+
+    @property
+    def is_deserted(self) -> bool:
+        return any(part.abandoned for part in self.parts)
 
     def apart(self) -> list[Job]:
         return self.parts
@@ -363,6 +369,28 @@ def test_one_of_several_is_pushed_out_not_all() -> None:
     assert made.displaced == several.parts[3:]
     assert (len(made), made.rows) == (4, 4)
     assert made.take(horizon=0.0)[0] == [high, *several.parts[:3]]
+
+
+def test_of_several_those_that_are_late_or_have_gone_leave_and_the_others_stay() -> None:
+    made = line(8)
+    several = Several(4)
+    gone, late, *others = several.parts
+    gone.abandoned, late.deadline = True, 1.0
+    several.deadline = 1.0
+    filled(made, several, Several(2))
+    assert made.expire(2.0) == [late]
+    assert (len(made), made.rows, made.size_bytes) == (4, 4, 40)
+    assert made.take(horizon=2.0)[0][:2] == others
+    assert len(made) == made.rows == made.size_bytes == 0
+
+
+def test_several_whose_first_is_late_are_looked_at_one_by_one() -> None:
+    made = line(8)
+    several = Several(3)
+    several.deadline = several.parts[0].deadline = 1.0
+    filled(made, several)
+    assert made.take(horizon=2.0) == (several.parts[1:], several.parts[:1])
+    assert len(made) == made.rows == made.size_bytes == 0
 
 
 def test_a_line_counts_requests_not_jobs() -> None:

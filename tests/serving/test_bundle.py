@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from gateway.engine.errors import RunStopped
 from gateway.engine.waiting import WaitingLine
+from gateway.events.blocks import MAX_BLOCK
 from gateway.predictions.disk import FakeDisk, Fault
 from gateway.protocol.datatypes import Signature, TensorSpec
 from gateway.routing.table import Route
@@ -59,6 +61,7 @@ class Clients(list[Client]):
 @pytest.fixture(autouse=True)
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.serving.bundle.OPEN_SECONDS", 60.0)
+    monkeypatch.setattr("gateway.serving.bundle.OPEN_SHARE", 60.0)
 
 
 @contextlib.asynccontextmanager
@@ -82,19 +85,24 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.002)
 
 
-async def waiting(d: Door, those: Clients, requests: Sequence[bytes]) -> Bundle:
-    """Their requests, in a bundle that waits behind one which the engine holds."""
+async def waiting(d: Door, those: Clients, requests: Sequence[bytes], *, held: bytes | None = None) -> Bundle:
+    """Requests of the first of them, in a bundle that waits behind one which the engine holds."""
     lane = d.front.versions["m", 1].lane
     d.engine.hold.clear()
-    those.blocker.writer.write(row(0))
+    those.blocker.writer.write(row(0) if held is None else held)
     await until(lambda: lane._in_flight)
-    for client, request in zip(those, requests, strict=True):
+    for client, request in zip(those, requests, strict=False):
         before = len(lane.line)
         client.writer.write(request)
         await until(partial(_has_grown, lane.line, before))
     bundle = lane.line.newest
     assert isinstance(bundle, Bundle) and bundle.requests == len(requests)
     return bundle
+
+
+def _came(line: WaitingLine, before: int, client: Client) -> bool:
+    """Whether a request waits, or has been refused already."""
+    return len(line) > before or bool(client.reader._buffer)  # type: ignore[attr-defined]
 
 
 def _has_grown(line: WaitingLine, before: int) -> bool:
@@ -176,10 +184,10 @@ async def test_one_whose_caller_has_gone_costs_no_run(tmp_path: Path) -> None:
 
 async def test_one_whose_caller_leaves_while_it_runs_is_logged_and_the_others_are_answered(tmp_path: Path) -> None:
     async with door(tmp_path) as d, clients(d, 3) as those:
-        lane, logged = d.front.versions["m", 1].lane, len(d.log())
+        logged = len(d.log())
         bundle = await waiting(d, those, [row(1), row(2), row(3)])
         await until(lambda: d.engine.batches[-1:] == [1])
-        d.engine.run = _held(d, lane)
+        d.engine.run = _held(d)
         d.engine.hold.set()
         await until(lambda: bundle.run is not None)
         those[1].writer.transport.abort()
@@ -189,7 +197,7 @@ async def test_one_whose_caller_leaves_while_it_runs_is_logged_and_the_others_ar
         assert [record["inputs"][0]["data"][0] for record in d.log()[logged:]] == [0.0, 1.0, 2.0, 3.0]
 
 
-def _held(d: Door, lane: Any) -> Any:
+def _held(d: Door) -> Any:
     """The engine's work, which holds what comes behind the next run."""
 
     def run(inputs: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
@@ -395,6 +403,220 @@ async def test_many_rows_each_are_told_apart(tmp_path: Path) -> None:
             assert answer[2]["outputs"][0]["data"] == [20 * value + number for number in range(4)]
             client.writer.close()
         assert [record["rows"] for record in d.log()] == [2] * 6
+
+
+async def test_callers_who_have_gone_leave_the_line(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 3) as those:
+        lane = d.front.versions["m", 1].lane
+        bundle = await waiting(d, those, [row(1), row(2), row(3)])
+        for client in those[:2]:
+            client.writer.transport.abort()
+        await until(lambda: [like.abandoned for like in bundle.likes] == [True, True, False])
+        d.front.tick(time.perf_counter())
+        assert (len(lane.line), lane.line.rows) == (1, 1)
+        d.engine.hold.set()
+        assert doubled(await those[2].answer()) == 3.0
+
+
+async def test_what_stood_for_one_request_says_nothing_of_it_of_the_next(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 1) as those:
+        [client] = those
+        await waiting(d, those, [row(1)])
+        client.writer.write(post(b"{"))  # refused at once, behind one that waits
+        await until(lambda: not client.reader._buffer)  # type: ignore[attr-defined]
+        await asyncio.sleep(0.02)
+        client.writer.write(row(3))
+        await until(lambda: len(d.front.versions["m", 1].lane.line) == 2)
+        d.engine.hold.set()
+        first, refused, last = [await client.answer() for _ in range(3)]
+        assert (doubled(first), refused[0], doubled(last)) == (1.0, 400, 3.0)
+
+
+async def test_of_two_that_a_connection_sends_one_after_the_other_one_is_bundled(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 2) as those:
+        lane = d.front.versions["m", 1].lane
+        bundle = await waiting(d, those, [row(1), row(2)])
+        for value in (3, 4):
+            before = len(lane.line)
+            those[0].writer.write(row(value))
+            await until(partial(_has_grown, lane.line, before))
+        assert bundle.requests == 2
+        d.engine.hold.set()
+        assert [doubled(await those[0].answer()) for _ in range(3)] == [1.0, 3.0, 4.0]
+
+
+async def test_requests_of_other_shapes_are_not_of_it(tmp_path: Path) -> None:
+    two = post(
+        b'{"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": [9, 0.5, 0.25, 8, 0.5, 0.25]}]}'
+    )
+    async with door(tmp_path) as d, clients(d, 4) as those:
+        bundle = await waiting(d, those, [row(1), row(2)])
+        line = d.front.versions["m", 1].lane.line
+        for client, request in ((those[2], two), (those[3], two)):
+            before = len(line)
+            client.writer.write(request)
+            await until(partial(_has_grown, line, before))
+        assert bundle.requests == 2
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those[:2]] == [1.0, 2.0]
+        for client in those[2:]:
+            _, _, content = await client.answer()
+            assert content["outputs"][0]["data"] == [18.0, 1.0, 0.5, 16.0, 1.0, 0.5]
+
+
+async def test_a_new_route_begins_another(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 4) as those:
+        bundle = await waiting(d, those, [row(1), row(2)])
+        d.front.follow(2, {"m": Route("m", stable=1, canary=2, weight=0.0, salt="s")}, {("m", 1): "sha256:01"})
+        line = d.front.versions["m", 1].lane.line
+        for value, client in ((3, those[2]), (4, those[3])):
+            before = len(line)
+            client.writer.write(row(value))
+            await until(partial(_has_grown, line, before))
+        newest = line.newest
+        assert isinstance(newest, Bundle) and (bundle.requests, newest.requests) == (2, 2)
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those] == [1.0, 2.0, 3.0, 4.0]
+        assert [record["reason"] for record in d.log()[-4:]] == ["stable", "stable", "weight", "weight"]
+
+
+async def test_one_that_comes_later_is_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.serving.bundle.OPEN_SECONDS", 0.0)
+    async with door(tmp_path) as d, clients(d, 2) as those:
+        line = d.front.versions["m", 1].lane.line
+        await waiting(d, those, [row(1)])
+        those[1].writer.write(row(2))
+        await until(lambda: len(line) == 2)
+        newest = line.newest
+        assert isinstance(newest, Bundle) and newest.requests == 1
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those] == [1.0, 2.0]
+
+
+def test_it_is_open_for_a_small_share_of_the_time_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    given: Any = None
+    hasty, usual = (Bundle(given, given, given, given, now=1.0, seconds=seconds) for seconds in (0.004, 10.0))
+    assert hasty.open_until == pytest.approx(1.0002)
+    assert usual.open_until - usual.queued_at <= 0.05 * 10
+
+
+async def test_where_batches_are_held_back_for_company_requests_go_by_themselves(tmp_path: Path) -> None:
+    async with door(tmp_path, engine_options={"logging": {"max_delay_us": 20_000}}) as d, clients(d, 2) as those:
+        assert not d.front.versions["m", 1].takes_bundles
+        for client in those:
+            client.writer.write(row(1))
+        assert [doubled(await client.answer()) for client in those] == [1.0, 1.0]
+
+
+async def test_a_canary_is_drawn_once_for_one_that_cannot_be_bundled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    async with door(tmp_path, route=Route("m", stable=1, canary=2, weight=0.0, salt="s")) as d, clients(d, 1) as those:
+        monkeypatch.setattr(d.front, "_draw", lambda: drawn.append(1) or 0.5)
+        those[0].writer.write(row(0, text="[1.0,    0.5, [0.25]]"))
+        assert (await those[0].answer())[0] == 400
+        assert drawn == [1]
+
+
+async def test_while_the_engine_will_not_come_back_they_are_told_so(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 2) as those:
+        lane = d.front.versions["m", 1].lane
+        d.engine.die()
+        await until(lambda: not lane.ready)
+        lane.refuse_waiting("it crashed again and again")
+        for client in those:
+            client.writer.write(row(1))
+            status, _, content = await client.answer()
+            assert status == 503 and "again and again" in content["error"]
+
+
+async def test_while_the_log_is_full_they_are_told_so(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 2) as those:
+        for client in those:
+            d.front.spool.full = True
+            client.writer.write(row(1))
+            status, _, content = await client.answer()
+            assert status == 503 and "prediction log" in content["error"]
+
+
+async def test_of_rows_that_are_taken_apart_each_gets_its_own(tmp_path: Path) -> None:
+    def asked(value: int) -> bytes:
+        data = b"[%d, 0, 0, %d, 0, 0]" % (value, value + 1)
+        return post(b'{"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": %b}]}' % data)
+
+    async with door(tmp_path) as d, clients(d, 3) as those:
+        for client in those:
+            for _ in range(2):
+                client.writer.write(asked(0))
+                await client.answer()
+        bundle = await waiting(d, those, [asked(10 * place) for place in range(3)], held=asked(0))
+        await until(lambda: d.engine.batches[-1:] == [2])
+        d.engine.run = _held(d)
+        d.engine.hold.set()
+        await until(lambda: bundle.run is not None)
+        bundle.likes[1].keep_alive = False  # as when a front shuts down
+        d.engine.hold.set()
+        for place, client in enumerate(those):
+            _, _, content = await client.answer()
+            assert content["outputs"][0]["data"] == [20 * place, 0, 0, 20 * place + 2, 0, 0]
+        assert [record["inputs"][0]["data"][0] for record in d.log()[-3:]] == [0, 10, 20]
+
+
+async def test_it_stays_one_beside_others_in_its_run(tmp_path: Path) -> None:
+    others = [
+        post(row(8).partition(b"\r\n\r\n")[2], headers="Gateway-Routing-Key: rider-7\r\n"),
+        post({"id": "nine", "inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0.5, 0.25]}]}),
+        post(b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [7, 0.5]}]}'),
+    ]
+    async with door(tmp_path) as d, clients(d, 6) as those:
+        served = d.front.versions["m", 1]
+        line, runs, rows = served.lane.line, served.batch_rows.count, served.batch_rows.sum
+        bundle = await waiting(d, those, [row(1), row(2), row(3)])
+        for client, request in zip(those[3:], others, strict=True):
+            before = len(line)
+            client.writer.write(request)
+            await until(partial(_came, line, before, client))
+        before = len(d.engine.batches)
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those[:5]] == [1.0, 2.0, 3.0, 8.0, 9.0]
+        assert (await those[5].answer())[0] == 400
+        assert d.engine.batches[before:] == [5] and bundle._parts is None
+        await until(lambda: served.batch_rows.count == runs + 2)
+        assert served.batch_rows.sum == rows + 6
+        records = {record["inputs"][0]["data"][0]: record for record in d.log()[-6:] if record["inputs"]}
+        assert records[8.0]["key"] and records[9.0]["request_id"] == "nine" and "key" not in records[1.0]
+        assert all(record["outputs"][0]["data"][0] == 2 * value for value, record in records.items())
+
+
+async def test_a_disk_that_refuses_to_sync_answers_none(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    disk = SlowDisk(tmp_path / "spool")
+    disk.gate.set()
+    async with door(tmp_path, disk=disk, spool={"fsync": "always"}) as d, clients(d, 2) as those:
+        await waiting(d, those, [row(1), row(2)])
+        disk.gate.clear()
+        d.engine.hold.set()
+        await until(lambda: d.front.commit is not None and d.front.commit.waiting == 3)
+        disk.fault = Fault(disk.steps + 1, errno.EIO, steps=1_000_000)
+        disk.gate.set()
+        answers = [await client.answer() for client in those]
+        assert [status for status, _, _ in answers] == [503] * 2
+        assert d.front.versions["m", 1].requests("stable", 503).value >= 2
+        disk.fault = None
+
+
+async def test_more_than_a_block_of_the_log_holds_are_several_blocks(tmp_path: Path) -> None:
+    async with door(tmp_path, engine_options={"max_rows": 1024}) as d, clients(d, MAX_BLOCK + 9) as those:
+        lane = d.front.versions["m", 1].lane
+        lane.line.pace.add(rows=8, run_seconds=1e-6, seconds=1e-6, pressed=False)
+        bundle = await waiting(d, those, [row(value) for value in range(MAX_BLOCK + 9)])
+        before = len(d.engine.batches)
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those] == list(range(MAX_BLOCK + 9))
+        assert d.engine.batches[before:] == [MAX_BLOCK + 9] and bundle._parts is None
+        assert [record["inputs"][0]["data"][0] for record in d.log()[-MAX_BLOCK - 9 :]] == list(range(MAX_BLOCK + 9))
 
 
 async def test_a_fault_on_the_way_in_fails_its_own_request_and_no_other(
