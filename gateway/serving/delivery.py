@@ -88,17 +88,14 @@ class Delivery:
         """
         now, stamp = time.perf_counter(), record_time(time.time())
         singles: list[Inference] = []
-        left = len(jobs)
         for job in jobs:
-            left -= 1
-            sequence = self._spool.next_sequence
             batch = None
             if isinstance(job, Bundle):
-                batch = self._writer.write_bundle(job, sequence=sequence, now=now, stamp=stamp)
+                batch = self._writer.write_bundle(job, sequence=self._spool.next_sequence, now=now, stamp=stamp)
             if batch is None:
                 singles += job.apart()
             else:
-                self._log(batch, now=now, is_last=not (left or singles))
+                self._log(batch, now=now, is_last=job is jobs[-1] and not singles)
         if singles and are_slow_to_answer(singles):
             self._hold(singles)
             prepare = partial(prepare_answers, singles, kept=self._kept)
