@@ -92,7 +92,9 @@ class Bundle(Job):
     @property
     def is_usual(self) -> bool:
         """Whether all of them may still be answered as one: nobody has gone, and no connection is to be closed."""
-        return self.failure is None and all([like.keep_alive and not like.abandoned for like in self.likes])
+        if self._parts is not None or self.failure is not None:
+            return False
+        return all([like.keep_alive and not like.abandoned for like in self.likes])
 
     @property
     def is_deserted(self) -> bool:

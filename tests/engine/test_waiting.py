@@ -384,6 +384,15 @@ def test_of_several_those_that_are_late_or_have_gone_leave_and_the_others_stay()
     assert len(made) == made.rows == made.size_bytes == 0
 
 
+def test_of_several_only_those_that_are_late_leave() -> None:
+    made = line(8)
+    several = Several(3)
+    several.deadline = several.parts[0].deadline = 1.0
+    filled(made, several)
+    assert made.expire(2.0) == several.parts[:1]
+    assert made.take(horizon=2.0)[0] == several.parts[1:]
+
+
 def test_several_whose_first_is_late_are_looked_at_one_by_one() -> None:
     made = line(8)
     several = Several(3)

@@ -350,19 +350,22 @@ async def test_one_that_asks_for_more_than_the_model_goes_by_itself(tmp_path: Pa
     body = row(1).partition(b"\r\n\r\n")[2]
     async with door(tmp_path) as d:
         lane = d.front.versions["m", 1].lane
-        reader, writer = await d.connect()
-        for _ in range(2):
-            writer.write(post(body, headers=headers))
-            assert doubled(await read_answer(reader)) == 1.0
+        those = [Client(*await d.connect()) for _ in range(2)]
+        for client in those:
+            for _ in range(2):
+                client.writer.write(post(body, headers=headers))
+                assert doubled(await client.answer()) == 1.0
         d.engine.hold.clear()
-        writer.write(post(body, headers=headers))
+        those[0].writer.write(post(body, headers=headers))
         await until(lambda: lane._in_flight)
-        writer.write(post(body, headers=headers))
+        those[1].writer.write(post(body, headers=headers))
         await until(lambda: len(lane.line) == 1)
         assert not isinstance(lane.line.newest, Bundle)
         d.engine.hold.set()
-        assert [doubled(await read_answer(reader)) for _ in range(2)] == [1.0, 1.0]
-        writer.close()
+        assert [doubled(await client.answer()) for client in those] == [1.0, 1.0]
+        assert all(("key" in record) == ("Key" in headers) for record in d.log())
+        for client in those:
+            client.writer.close()
 
 
 async def test_what_is_redacted_or_sampled_goes_by_itself(tmp_path: Path) -> None:
@@ -480,6 +483,21 @@ async def test_a_new_route_begins_another(tmp_path: Path) -> None:
         assert [record["reason"] for record in d.log()[-4:]] == ["stable", "stable", "weight", "weight"]
 
 
+async def test_of_each_the_record_has_the_weight_that_it_was_drawn_by(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 3) as those:
+        for revision, weight in ((2, 0.0), (3, 1e-9)):
+            route = Route("m", stable=1, canary=2, weight=weight, salt="s")
+            d.front.follow(revision, {"m": route}, {("m", 1): "sha256:01"})
+            if revision == 2:
+                await waiting(d, those, [row(1), row(2)])
+        line = d.front.versions["m", 1].lane.line
+        those[2].writer.write(row(3))
+        await until(lambda: len(line) == 3)
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those] == [1.0, 2.0, 3.0]
+        assert [record["weight"] for record in d.log()[-3:]] == [0.0, 0.0, 1e-9]
+
+
 async def test_one_that_comes_later_is_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.serving.bundle.OPEN_SECONDS", 0.0)
     async with door(tmp_path) as d, clients(d, 2) as those:
@@ -564,30 +582,65 @@ async def test_of_rows_that_are_taken_apart_each_gets_its_own(tmp_path: Path) ->
         assert [record["inputs"][0]["data"][0] for record in d.log()[-3:]] == [0, 10, 20]
 
 
-async def test_it_stays_one_beside_others_in_its_run(tmp_path: Path) -> None:
-    others = [
-        post(row(8).partition(b"\r\n\r\n")[2], headers="Gateway-Routing-Key: rider-7\r\n"),
-        post({"id": "nine", "inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0.5, 0.25]}]}),
-        post(b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [7, 0.5]}]}'),
-    ]
-    async with door(tmp_path) as d, clients(d, 6) as those:
+@pytest.mark.parametrize("with_others", [False, True])
+async def test_it_stays_one_beside_others_in_its_run(tmp_path: Path, with_others: bool) -> None:
+    key = "Gateway-Routing-Key: rider-7\r\n"
+    requests = [post(row(value).partition(b"\r\n\r\n")[2], headers=key) for value in (7, 8)]
+    if with_others:  # which are not read together with these
+        requests += [
+            post(
+                {"id": "nine", "inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [9, 0.5, 0.25]}]}
+            ),
+            post(b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [7, 0.5]}]}'),
+        ]
+    async with door(tmp_path) as d, clients(d, 3 + len(requests)) as those:
         served = d.front.versions["m", 1]
         line, runs, rows = served.lane.line, served.batch_rows.count, served.batch_rows.sum
         bundle = await waiting(d, those, [row(1), row(2), row(3)])
-        for client, request in zip(those[3:], others, strict=True):
+        for client, request in zip(those[3:], requests, strict=True):
             before = len(line)
             client.writer.write(request)
             await until(partial(_came, line, before, client))
         before = len(d.engine.batches)
         d.engine.hold.set()
-        assert [doubled(await client.answer()) for client in those[:5]] == [1.0, 2.0, 3.0, 8.0, 9.0]
-        assert (await those[5].answer())[0] == 400
-        assert d.engine.batches[before:] == [5] and bundle._parts is None
+        values = [1.0, 2.0, 3.0, 7.0, 8.0, 9.0][: 6 if with_others else 5]
+        assert [doubled(await client.answer()) for client in those[: len(values)]] == values
+        if with_others:
+            assert (await those[-1].answer())[0] == 400
+        assert d.engine.batches[before:] == [len(values)] and bundle._parts is None
         await until(lambda: served.batch_rows.count == runs + 2)
-        assert served.batch_rows.sum == rows + 6
-        records = {record["inputs"][0]["data"][0]: record for record in d.log()[-6:] if record["inputs"]}
-        assert records[8.0]["key"] and records[9.0]["request_id"] == "nine" and "key" not in records[1.0]
+        assert served.batch_rows.sum == rows + 1 + len(values)
+        records = {record["inputs"][0]["data"][0]: record for record in d.log()[-7:] if record["status"] == 200}
+        assert records[8.0]["key"] and "key" not in records[1.0]
         assert all(record["outputs"][0]["data"][0] == 2 * value for value, record in records.items())
+
+
+async def test_taken_apart_each_has_the_time_that_it_came_with(tmp_path: Path) -> None:
+    async with door(tmp_path) as d, clients(d, 2) as those:
+        bundle = await waiting(d, those, [row(1), row(2)])
+        first, second = bundle.apart()
+        assert bundle.apart() == [first, second]
+        assert first.arrived < second.arrived
+        assert [part.deadline - part.arrived for part in (first, second)] == pytest.approx([10.0, 10.0])
+        d.engine.hold.set()
+        assert [doubled(await client.answer()) for client in those] == [1.0, 2.0]
+
+
+async def test_where_the_disk_does_not_keep_up_they_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    disk = SlowDisk(tmp_path / "spool")
+    disk.gate.set()
+    spool = {"fsync": "always", "max_waiting_answers": 2}
+    async with door(tmp_path, disk=disk, spool=spool) as d, clients(d, 3) as those:
+        disk.gate.clear()
+        for client in those[:2]:
+            client.writer.write(row(1))
+        await until(lambda: d.front.commit is not None and d.front.commit.waiting == 2)
+        those[2].writer.write(row(3))
+        status, _, content = await those[2].answer()
+        assert status == 503 and "does not keep up" in content["error"]
+        disk.gate.set()
+        assert [doubled(await client.answer()) for client in those[:2]] == [1.0, 1.0]
 
 
 async def test_a_disk_that_refuses_to_sync_answers_none(tmp_path: Path) -> None:
