@@ -46,7 +46,6 @@ class WaitingLine:
     ----------
     rows : int
         That wait; 0 only when nothing waits (a request without rows counts as one).
-    requests : int
     newest : Job or None
         The job that was put last, as long as nothing has left the line since.
     closed_for : int
@@ -56,7 +55,8 @@ class WaitingLine:
     """
 
     def __init__(self, name: str, *, limits: QueueLimits) -> None:
-        self.rows = self.requests = 0
+        self.rows = 0
+        self._requests = 0
         self.newest: Job | None = None
         self.closed_for = OPEN
         self.displaced: list[Job] = []
@@ -77,7 +77,7 @@ class WaitingLine:
         return f"<WaitingLine {len(self)} requests, {self.rows} rows, {self.size_bytes} bytes | {self.pace!r}>"
 
     def __len__(self) -> int:
-        return self.requests
+        return self._requests
 
     def __iter__(self) -> Iterator[Job]:
         for queue in self._ranked.values():
@@ -118,7 +118,7 @@ class WaitingLine:
             self._normal.append(job)
         self.rows = rows
         self.size_bytes = size
-        self.requests += job.requests
+        self._requests += job.requests
         self.newest = job
 
     def grow(self, rows: int, size: int) -> bool:
@@ -129,7 +129,7 @@ class WaitingLine:
             return False
         self.rows = rows
         self.size_bytes = size
-        self.requests += 1
+        self._requests += 1
         return True
 
     def refusal(self) -> Overloaded:
@@ -157,7 +157,7 @@ class WaitingLine:
             wanted = [job for job in self._normal if job.deadline >= horizon and not job.abandoned]
             if len(wanted) == len(self._normal):
                 self._normal.clear()
-                self._let_go(self.rows, self.size_bytes, self.requests)
+                self._let_go(self.rows, self.size_bytes, self._requests)
                 return wanted, []
         batch: list[Job] = []
         late: list[Job] = []
@@ -214,7 +214,7 @@ class WaitingLine:
             self._ranked[job.rank].append(job)
         self._others = len(kept) - len(self._normal)
         self.rows = sum(job.rows or 1 for job in kept)
-        self.requests = sum(job.requests for job in kept)
+        self._requests = sum(job.requests for job in kept)
         self.size_bytes = sum(job.size for job in kept)
         return late
 
@@ -224,7 +224,7 @@ class WaitingLine:
         for queue in self._ranked.values():
             queue.clear()
         self._others = 0
-        self._let_go(self.rows, self.size_bytes, self.requests)
+        self._let_go(self.rows, self.size_bytes, self._requests)
         return left
 
     def release_at(self, delay: float) -> float:
@@ -239,7 +239,7 @@ class WaitingLine:
     def _let_go(self, rows: int, size: int, requests: int) -> None:
         self.rows -= rows
         self.size_bytes -= size
-        self.requests -= requests
+        self._requests -= requests
         self.newest = None
         self.closed_for = OPEN
 
@@ -285,7 +285,7 @@ class WaitingLine:
         self._others += sign * (job.rank != NORMAL)
         self.rows += sign * (job.rows or 1)
         self.size_bytes += sign * job.size
-        self.requests += sign * job.requests
+        self._requests += sign * job.requests
         self.newest = None
 
     def _lacking(self, job: Job) -> str | None:

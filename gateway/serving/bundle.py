@@ -16,7 +16,10 @@ from gateway.routing.table import Choice, Route
 from gateway.serving.inference import Connection, Inference
 from gateway.serving.version import ServedVersion
 
-__all__ = ("OPEN_SECONDS", "Bundle")
+__all__ = ("Bundle",)
+
+OPEN_SECONDS, OPEN_SHARE = 0.005, 0.05
+"""So long a bundle takes others in, and for no larger share of the time they have: they share the first's deadline."""
 
 
 class Standing(Connection, Protocol):
@@ -24,10 +27,6 @@ class Standing(Connection, Protocol):
 
     def replace(self, inference: Inference, another: Inference) -> None:
         """Another one is answered in the place of one that is due."""
-
-
-OPEN_SECONDS, OPEN_SHARE = 0.005, 0.05
-"""So long a bundle takes others in, and for no larger share of the time they have: they share the first's deadline."""
 
 
 class Bundle(Job):

@@ -22,9 +22,9 @@ from gateway.serving.answers import error_answer, infer_answer, status_of
 from gateway.serving.room import Held
 from gateway.serving.version import ServedVersion
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 __all__ = ("Connection", "Inference", "Prepared", "parse_pin", "path_pin")
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Connection(Protocol):
